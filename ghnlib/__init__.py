@@ -1,0 +1,6 @@
+"""ghnlib: graph hypernetworks that predict the parameters of unseen networks."""
+
+from ghnlib.graph import Graph
+from ghnlib.hypernetwork import GHN, GHNConfig
+
+__all__ = ["GHN", "GHNConfig", "Graph"]

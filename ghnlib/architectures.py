@@ -1,0 +1,225 @@
+"""Architectures of DeepNets-1M (PPUDA appendix A.1): what a network is built and a graph composed from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+import torchvision
+from torch import nn
+
+from ghnlib.compose import compose, count_parameters
+from ghnlib.graph import Graph
+from ghnlib.networks import IMAGENET_FORM, Network, Plan, plan
+
+NAMINGS = ("ghn3", "ppuda")
+
+
+class Genotype(NamedTuple):
+    """Two cells. Each operation is (name, index of the state that it reads); two consecutive ones sum to a state.
+    States 0 and 1 are the outputs of the cells before; ``*_concat``: the states that form the cell's output.
+    """
+
+    normal: tuple[tuple[str, int], ...]
+    normal_concat: tuple[int, ...]
+    reduce: tuple[tuple[str, int], ...]
+    reduce_concat: tuple[int, ...]
+
+    @classmethod
+    def from_lists(cls, normal, normal_concat, reduce, reduce_concat) -> Genotype:
+        """A genotype from any nested sequences, such as those of a JSON file."""
+        cells = [tuple((str(name), int(source)) for name, source in cell) for cell in (normal, reduce)]
+        concats = [tuple(int(state) for state in concat) for concat in (normal_concat, reduce_concat)]
+        return cls(cells[0], concats[0], cells[1], concats[1])
+
+    def cell(self, reduction: bool) -> tuple[tuple[tuple[str, int], ...], tuple[int, ...]]:
+        """Operations and concatenated states of the normal or the reduction cell."""
+        return self[2:] if reduction else self[:2]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all operations."""
+        return tuple(name for name, _ in self.normal + self.reduce)
+
+
+def _parse(cell: str) -> tuple[tuple[str, int], ...]:
+    pairs = (item.rsplit(":", 1) for item in cell.split())
+    return tuple((name, int(source)) for name, source in pairs)
+
+
+GENOTYPES = {
+    "DARTS": Genotype(
+        _parse(
+            "sep_conv_3x3:0 sep_conv_3x3:1 sep_conv_3x3:0 sep_conv_3x3:1 "
+            "sep_conv_3x3:1 skip_connect:0 skip_connect:0 dil_conv_3x3:2"
+        ),
+        (2, 3, 4, 5),
+        _parse(
+            "max_pool_3x3:0 max_pool_3x3:1 skip_connect:2 max_pool_3x3:1 "
+            "max_pool_3x3:0 skip_connect:2 skip_connect:2 max_pool_3x3:1"
+        ),
+        (2, 3, 4, 5),
+    ),
+    "PDARTS": Genotype(
+        _parse(
+            "skip_connect:0 dil_conv_3x3:1 skip_connect:0 sep_conv_3x3:1 "
+            "sep_conv_3x3:1 sep_conv_3x3:3 sep_conv_3x3:0 dil_conv_5x5:4"
+        ),
+        (2, 3, 4, 5),
+        _parse(
+            "avg_pool_3x3:0 sep_conv_5x5:1 sep_conv_3x3:0 dil_conv_5x5:2 "
+            "max_pool_3x3:0 dil_conv_3x3:1 dil_conv_3x3:1 dil_conv_5x5:3"
+        ),
+        (2, 3, 4, 5),
+    ),
+    "ViT": Genotype(_parse("none:0 msa:1"), (2,), _parse("none:0 avg_pool_3x3:1"), (2,)),
+}
+"""Published genotypes by name (DARTS, P-DARTS, and the transformer of PPUDA)."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One network of DeepNets-1M: the arguments it is built from (PPUDA appendix A.1).
+
+    Args:
+        C: channels of the first cells. C_mult: factor on them at each of the two reduction cells.
+        ks: kernel size of the first convolution. stem_type: 0 (one convolution, then max pooling if ``stem_pool``)
+            or 1 (three convolutions, the third halves the resolution); without effect on visual transformers.
+        norm: "bn" or None. preproc: whether cells project their inputs to their own width.
+        fc_layers: 1, or 2 with ``fc_dim`` hidden units. glob_avg: global average before the classifier, else flatten.
+        imagenet_stride: of the first convolution on images of 64 pixels and more.
+        naming: "ghn3" or "ppuda", how attention parameters are named.
+
+    Raises:
+        ValueError: the arguments contradict each other.
+    """
+
+    genotype: Genotype
+    C: int = 32
+    n_cells: int = 8
+    ks: int = 3
+    stem_type: int = 0
+    stem_pool: bool = False
+    norm: str | None = "bn"
+    preproc: bool = True
+    C_mult: int = 2
+    fc_layers: int = 1
+    fc_dim: int = 256
+    glob_avg: bool = True
+    imagenet_stride: int = 4
+    num_classes: int = 10
+    input_size: int = 32
+    naming: str = "ghn3"
+
+    def __post_init__(self) -> None:
+        concats = (self.genotype.normal_concat, self.genotype.reduce_concat)
+        if not self.preproc and (self.C_mult > 1 or max(map(len, concats)) > 1):
+            raise ValueError("preproc=False needs C_mult=1 and cells that output one state: widths would not agree")
+        if self.norm not in ("bn", None):
+            raise ValueError(f"norm is 'bn' or None, not {self.norm!r}")
+        if self.naming not in NAMINGS:
+            raise ValueError(f"naming is one of {NAMINGS}, not {self.naming!r}")
+
+    def __reduce__(self):
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))  # leaves cached values behind
+
+    @cached_property
+    def is_vit(self) -> bool:
+        """Whether there is attention anywhere, which makes the whole network keep one resolution."""
+        return "msa" in self.genotype.names
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Channels, strides and use of every operation. Raises ValueError where 'none' cuts the network in two."""
+        return plan(self)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph, composed from the genotype without building a module; equal to that of the traced network."""
+        return compose(self)
+
+    @cached_property
+    def num_params(self) -> int:
+        """Number of scalars in the network's parameters."""
+        return count_parameters(self)
+
+    def build(
+        self,
+        num_classes: int | None = None,
+        input_size: int | None = None,
+        device: str | torch.device | None = "meta",
+        track_running_stats: bool = False,
+        auxiliary: bool = False,
+        drop_path: float = 0.0,
+    ) -> Network:
+        """The network as a plain module: (B, 3, H, W) -> logits (B, classes).
+
+        Args:
+            num_classes, input_size: other than the architecture's own.
+            device: "meta" allocates nothing, for networks whose parameters are predicted.
+            track_running_stats: for ordinary training; otherwise batch norms use the statistics of the batch.
+            auxiliary: adds a second classifier; training mode then returns (logits, auxiliary logits).
+            drop_path: probability of dropping an operation's output, in training mode.
+        """
+        return Network(self.adapted(num_classes, input_size), device, track_running_stats, auxiliary, drop_path)
+
+    def adapted(self, num_classes: int | None = None, input_size: int | None = None) -> Architecture:
+        """The architecture for another number of classes or size of images; None leaves as is."""
+        changes = {"num_classes": num_classes or self.num_classes, "input_size": input_size or self.input_size}
+        same = all(getattr(self, name) == value for name, value in changes.items())
+        return self if same else replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class ResNet50:
+    """torchvision's ResNet-50 behind the interface of ``Architecture``.
+
+    For images below 64 pixels the first convolution is 3x3 with stride 1 and there is no max pooling.
+    """
+
+    num_classes: int = 10
+    input_size: int = 32
+
+    @property
+    def graph(self) -> Graph:
+        """The traced graph."""
+        return Graph.from_module(self.build().eval(), (3, self.input_size, self.input_size))
+
+    @property
+    def num_params(self) -> int:
+        """Number of scalars in the network's parameters."""
+        return sum(parameter.numel() for parameter in self.build().parameters())
+
+    def build(self, num_classes=None, input_size=None, device="meta", track_running_stats=False, auxiliary=False,
+              drop_path=0.0) -> nn.Module:  # fmt: skip
+        """As ``Architecture.build``. Raises ValueError for an auxiliary head or drop path, which it does not have."""
+        if auxiliary or drop_path:
+            raise ValueError("ResNet-50 has no auxiliary head and no drop path")
+        with torch.device(device or "cpu"):
+            net = torchvision.models.resnet50(num_classes=num_classes or self.num_classes)
+            size = input_size or self.input_size
+            if size < IMAGENET_FORM:
+                first = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+                first.weight = nn.Parameter(net.conv1.weight.detach()[:, :, 2:5, 2:5].clone())
+                net.conv1, net.maxpool = first, nn.Identity()
+        if not track_running_stats:
+            _stop_tracking(net)
+        net.expected_input_sz = size
+        return net
+
+
+def _stop_tracking(net: nn.Module) -> None:
+    """Make batch norms use the statistics of the batch in every mode."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+
+
+PREDEFINED = {
+    0: lambda num_classes, input_size, naming: ResNet50(num_classes, input_size),
+    1: lambda **sizes: Architecture(GENOTYPES["ViT"], C=128, n_cells=12, preproc=False, C_mult=1, **sizes),
+}
+"""The split "predefined" by index."""

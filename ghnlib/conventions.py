@@ -1,0 +1,194 @@
+"""Which parameters become nodes of a graph, and where the released hypernetworks differ from the right structure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from ghnlib.graph import Node, Role
+
+
+class Parameter(NamedTuple):
+    """A parameter of the traced network. ``op``: its primitive, "" when it has no node and ``reason`` says why.
+    ``norm_bias``: for a norm weight, the name of the bias that shares its node. ``aliases``: other names of the tensor.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    op: str = ""
+    role: Role = Role.OPERATION
+    norm_bias: str = ""
+    reason: str = ""
+    aliases: tuple[str, ...] = ()
+
+    def node(self) -> Node:
+        return Node(self.op, self.name, self.shape, self.role, self.norm_bias)
+
+    @property
+    def is_source(self) -> bool:
+        """Positional encodings and embeddings are data: nothing flows into them."""
+        return self.op == "pos_enc"
+
+
+class Convention(NamedTuple):
+    """How one family of hypernetworks was shown its graphs.
+
+    ``layers``: recognised layer kinds (keys of ``LAYERS``). ``first_output``: trace only the first output.
+    ``pool_by_keepdim``: a mean is a global pooling iff it keeps its dimensions, also inside squeeze-and-excitation.
+    ``hard_gate``: squeeze-and-excitation is seen only behind a hard activation two steps before the product.
+    ``pool_first``: SqueezeNet's pooling moves before its last convolution.
+    ``flags_by_position``: the classifier is whatever weight and bias stand at the last two positions.
+    """
+
+    layers: frozenset[str]
+    first_output: bool = False
+    pool_by_keepdim: bool = False
+    hard_gate: bool = False
+    pool_first: bool = False
+    flags_by_position: bool = False
+
+
+def _conv_op(conv: nn.Conv2d) -> str:
+    if conv.groups == 1:
+        return "conv"
+    return "dil_conv" if min(conv.dilation) > 1 else "sep_conv"
+
+
+def _always(op: str) -> Callable[[nn.Module], str]:
+    return lambda module: op
+
+
+class Layer(NamedTuple):
+    """One kind of layer: how to recognise it, its weights' primitive and role, its parameters' names and rank."""
+
+    matches: Callable[[nn.Module], bool]
+    op: Callable[[nn.Module], str]
+    role: Role
+    rank: int
+    weights: tuple[str, ...] = ("weight",)
+    biases: tuple[str, ...] = ("bias",)
+
+
+def _is(*classes: type) -> Callable[[nn.Module], bool]:
+    return lambda module: isinstance(module, classes)
+
+
+def _named(*names: str) -> Callable[[nn.Module], bool]:
+    return lambda module: any(cls.__name__ in names for cls in type(module).__mro__)
+
+
+def _looks_like_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
+ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+LAYERS = {
+    "conv": Layer(_is(nn.Conv2d), _conv_op, Role.CONV, 4),
+    "linear": Layer(_is(nn.Linear), _always("conv"), Role.LINEAR, 2),
+    "conv1d_hf": Layer(_named("Conv1D"), _always("conv"), Role.LINEAR, 2),
+    "attention": Layer(
+        _is(nn.MultiheadAttention), _always("conv"), Role.LINEAR, 2, ATTENTION_WEIGHTS, ("in_proj_bias",)
+    ),
+    "bn2d": Layer(_is(nn.BatchNorm2d), _always("bn"), Role.NORM, 1),
+    "bn": Layer(_is(_BatchNorm), _always("bn"), Role.NORM, 1),
+    "layer_norm": Layer(_is(nn.LayerNorm), _always("ln"), Role.NORM, 1),
+    "other_norm": Layer(_is(nn.GroupNorm, nn.RMSNorm, _InstanceNorm), _always("ln"), Role.NORM, 1),
+    "norm_by_name": Layer(_looks_like_norm, _always("ln"), Role.NORM, 1),
+    "embedding": Layer(_is(nn.Embedding), _always("pos_enc"), Role.LINEAR, 2, biases=()),
+    "pos_enc": Layer(_named("PosEnc"), _always("pos_enc"), Role.POSITION, 4, biases=()),
+    "vit_encoder": Layer(_named("Encoder"), _always("pos_enc"), Role.POSITION, 3, ("pos_embedding",), ()),
+}
+_PPUDA_LAYERS = frozenset({"conv", "linear", "bn2d", "layer_norm", "pos_enc"})
+_GHN3_LAYERS = _PPUDA_LAYERS | {"conv1d_hf", "attention", "embedding", "vit_encoder"}
+
+CONVENTIONS = {
+    "correct": Convention(frozenset(LAYERS)),
+    "ghn3": Convention(_GHN3_LAYERS, pool_first=True, flags_by_position=True),
+    "ppuda": Convention(_PPUDA_LAYERS, first_output=True, pool_by_keepdim=True, hard_gate=True, flags_by_position=True),
+}
+
+POSITION = re.compile(r"(^|[._])(abs_)?pos(ition)?(al)?_?(emb|enc)[a-z]*$")
+REASONS = (
+    (re.compile(r"(cls|class|dist|reg|mask)_?(token|embedding)s?$|(^|\.)(register_tokens|token)$"), "class token"),
+    (re.compile(r"layer_scale|(^|\.)(gamma(_?\d+)?|ls\d?(\.\w+)?)$"), "layer scale"),
+    (re.compile(r"rel(ative)?_(pos|h|w|height|width)|attention_bias"), "relative position bias"),
+    (re.compile(r"logit_scale|temperature|(^|\.)tau$"), "logit scale"),
+    (POSITION, "positional encoding of an unsupported layer"),
+)
+
+
+def parameters_of(net: nn.Module, convention: Convention) -> Iterator[tuple[nn.Parameter, Parameter]]:
+    """Each distinct parameter tensor with what is known of it, in registration order."""
+    owners: dict[int, list[tuple[nn.Parameter, str, str, nn.Module]]] = {}
+    for prefix, module in net.named_modules(remove_duplicate=False):
+        for attribute, tensor in module._parameters.items():
+            if tensor is not None:
+                name = f"{prefix}.{attribute}" if prefix else attribute
+                owners.setdefault(id(tensor), []).append((tensor, name, attribute, module))
+    for uses in owners.values():
+        tensor, name, attribute, module = uses[0]
+        parameter = classify(name, attribute, tuple(tensor.shape), module, convention)
+        yield tensor, parameter._replace(aliases=tuple(use[1] for use in uses[1:]))
+
+
+def classify(name: str, attribute: str, shape: tuple[int, ...], module: nn.Module, convention: Convention) -> Parameter:
+    """What a parameter becomes, decided by the layer that owns it."""
+    for kind, layer in LAYERS.items():
+        if kind not in convention.layers or not layer.matches(module):
+            continue
+        if attribute in layer.weights and len(shape) == layer.rank:
+            norm_bias = _norm_bias(name, module) if layer.role is Role.NORM else ""
+            return Parameter(name, shape, layer.op(module), layer.role, norm_bias)
+        if attribute in layer.biases and layer.role is not Role.NORM:
+            return Parameter(name, shape, "bias", Role.BIAS)
+    if "vit_encoder" in convention.layers and _is_position(name, shape, convention):
+        return Parameter(name, shape, "pos_enc", Role.POSITION)
+    return Parameter(name, shape, reason=_reason(name, shape, module))
+
+
+def _norm_bias(weight: str, module: nn.Module) -> str:
+    return weight.removesuffix("weight") + "bias" if getattr(module, "bias", None) is not None else ""
+
+
+def _is_position(name: str, shape: tuple[int, ...], convention: Convention) -> bool:
+    """Hand-written vision transformers keep a (1, tokens, channels) table beside their layers."""
+    known = not convention.flags_by_position and POSITION.search(name) and not re.search("rel", name)
+    return bool(known) and len(shape) in (3, 4) and shape[0] == 1 and min(shape[1:]) > 1
+
+
+def _reason(name: str, shape: tuple[int, ...], module: nn.Module) -> str:
+    for pattern, reason in REASONS:
+        if pattern.search(name):
+            return reason
+    return f"unsupported layer {type(module).__name__} with a parameter of shape {shape}"
+
+
+def out_of_reach(convention: str, net: nn.Module, nodes: list[Node], parents: list[set[int]]) -> str:
+    """Why the released code of a convention fails on this network; "" if it does not."""
+    return FAILURES[convention](net, nodes, parents)
+
+
+def _never(net: nn.Module, nodes: list[Node], parents: list[set[int]]) -> str:
+    return ""
+
+
+def _detached_linear(net: nn.Module, nodes: list[Node], parents: list[set[int]]) -> str:
+    """Linear layers without bias were cut off, except before a softmax and in Swin's patch merging."""
+    linear = {i for i, node in enumerate(nodes) if node.role is Role.LINEAR and node.op == "conv"}
+    for child, node in enumerate(nodes):
+        if node.op in ("bias", "msa"):
+            linear -= parents[child]
+    cut = sorted(nodes[i].name for i in linear if not nodes[i].name.endswith("reduction.weight"))
+    return f"cuts linear layers without bias off the graph ({', '.join(cut)})" if cut else ""
+
+
+def _refuses_transformer(net: nn.Module, nodes: list[Node], parents: list[set[int]]) -> str:
+    return "refuses vision transformers" if type(net).__name__ == "VisionTransformer" else ""
+
+
+FAILURES = {"correct": _never, "ghn3": _detached_linear, "ppuda": _refuses_transformer}

@@ -1,0 +1,335 @@
+"""The graph hypernetwork: one model, every paper a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ghnlib.checkpoints import CheckpointError, fill, is_official, read_official
+from ghnlib.decoder import ConvDecoder, VectorDecoder, tile, weight_scale
+from ghnlib.encoders import MLP, GatedGNN, Graphormer, NodeEmbedding
+from ghnlib.graph import CONVENTIONS, Graph, Node, Role
+
+ENCODERS = ("mlp", "gated_gnn", "graphormer")
+POSITION_SEED = 0
+
+
+@dataclass(frozen=True)
+class GHNConfig:
+    """A hypernetwork's architecture. ``PRESETS`` names those of the papers.
+
+    Attributes:
+        encoder: "mlp", "gated_gnn" (GHN-1, GHN-2) or "graphormer" (GHN-3).
+        num_classes: classes of the networks whose classifiers are predicted.
+        hid: hidden size d.
+        layers: Graphormer layers, or forward-backward sweeps T of the gated GNN.
+        heads: attention heads of the Graphormer.
+        max_shape: largest tensor decoded (out, in, S, S); larger ones are tiled.
+        weight_norm: fan-in normalisation of predicted parameters.
+        virtual_edges: distances up to 50 instead of one-hop edges only.
+        layernorm: LayerNorm on node states before decoding.
+        window: where kernels are cut from the decoded S x S map, "centre" (GHN-3) or "corner" (GHN-1, GHN-2).
+        convention: which graphs it reads: "correct", "ghn3" or "ppuda" (as the released hypernetworks expect).
+
+    Raises:
+        ValueError: an impossible value; the message names it and what is allowed.
+    """
+
+    encoder: str = "graphormer"
+    num_classes: int = 10
+    hid: int = 64
+    layers: int = 3
+    heads: int = 8
+    max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)
+    weight_norm: bool = True
+    virtual_edges: bool = True
+    layernorm: bool = True
+    window: str = "centre"
+    convention: str = "correct"
+
+    def __post_init__(self):
+        object.__setattr__(self, "max_shape", tuple(self.max_shape))
+        for name, allowed in (("encoder", ENCODERS), ("window", ("centre", "corner")), ("convention", CONVENTIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        for name in ("num_classes", "hid", "layers", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if len(self.max_shape) != 4 or min(self.max_shape) < 1 or self.max_shape[2] != self.max_shape[3]:
+            raise ValueError(f"max_shape={self.max_shape} must be (out, in, S, S) with positive sizes")
+        if self.hid % 4:
+            raise ValueError(f"hid={self.hid} must be a multiple of 4: four shape embeddings share it")
+        if self.encoder == "graphormer" and self.hid % self.heads:
+            raise ValueError(f"hid={self.hid} must be a multiple of heads={self.heads}")
+
+    @property
+    def cutoff(self) -> int:
+        """Largest distance of a virtual edge."""
+        return 50 if self.virtual_edges else 1
+
+
+def _ghn12(**changes) -> dict:
+    return {"encoder": "gated_gnn", "hid": 32, "layers": 1, "max_shape": (64, 64, 11, 11), "window": "corner", **changes}
+
+
+def _ghn3(hid: int, layers: int, heads: int) -> dict:
+    return {"hid": hid, "layers": layers, "heads": heads, "max_shape": (hid, hid, 16, 16), "num_classes": 1000}
+
+
+PRESETS: dict[str, dict] = {
+    "mlp": _ghn12(encoder="mlp"),
+    "ghn1": _ghn12(weight_norm=False, virtual_edges=False, layernorm=False),
+    "ghn2": _ghn12(),
+    "ghn3-t": _ghn3(64, 3, 8),
+    "ghn3-s": _ghn3(128, 5, 16),
+    "ghn3-l": _ghn3(256, 12, 16),
+    "ghn3-xl": _ghn3(384, 24, 16),
+}
+"""GHN-1, GHN-2 and MLP for CIFAR-10 (PPUDA appendix B), GHN-3 for ImageNet (GHN-3 Table 1)."""
+
+
+@dataclass(frozen=True)
+class InitializationReport:
+    """Which parameters ``GHN.initialize`` wrote. ``skipped``: name -> why it kept its value."""
+
+    predicted: list[str]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.predicted)} parameters predicted, {len(self.skipped)} kept"]
+        return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.skipped.items()])
+
+
+class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnlib"):
+    """A graph hypernetwork: graphs in, parameters of the networks out.
+
+    ``state = norm(encoder(embedding(nodes)))``, then one decoder for weights and one for vectors.
+    """
+
+    def __init__(self, config: GHNConfig | Mapping, **overrides):
+        """config: a GHNConfig or its fields; overrides: fields that replace those of ``config``."""
+        super().__init__()
+        fields_ = {**(asdict(config) if isinstance(config, GHNConfig) else config), **overrides}
+        _check_names(fields_)
+        self.config = c = GHNConfig(**fields_)
+        self._hub_mixin_config = asdict(c)  # what save_pretrained writes to config.json
+        self.embedding = NodeEmbedding(c.hid, c.num_classes, c.max_shape[2])
+        if c.encoder == "mlp":
+            self.encoder: nn.Module = MLP(c.hid)
+        elif c.encoder == "gated_gnn":
+            self.encoder = GatedGNN(c.hid, c.virtual_edges, c.cutoff, c.layers)
+        else:
+            self.encoder = Graphormer(c.hid, c.layers, c.heads, c.cutoff)
+        self.norm = nn.LayerNorm(c.hid) if c.layernorm else nn.Identity()
+        self.weight_decoder = ConvDecoder(c.hid, c.max_shape, c.num_classes, c.window)
+        self.vector_decoder = VectorDecoder(c.hid, max(c.max_shape[:2]), c.num_classes)
+        if c.encoder == "graphormer":
+            self._initialize_graphormer()
+
+    def _initialize_graphormer(self) -> None:
+        """Small last layers and truncated-normal embeddings, as GHN-3 starts its training."""
+        for layer in (self.vector_decoder.fc2, self.weight_decoder.conv2, self.weight_decoder.class_layer):
+            layer.weight.data.div_(5)
+            nn.init.zeros_(layer.bias)
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=module.embedding_dim**-0.5)
+
+    def encode(self, graphs: Sequence[Graph]) -> Tensor:
+        """Node states (N, d) of all graphs, one graph after the other."""
+        return self.norm(self.encoder(self.embedding(graphs), graphs))
+
+    def embed(self, networks, input_shape: tuple[int, ...] | None = None) -> Tensor:
+        """(B, d): each architecture as the mean of its node states (PPUDA section 5.2)."""
+        graphs = [self._graph(network, input_shape) for network in _as_list(networks)]
+        states = self.encode(graphs).split([len(graph) for graph in graphs])
+        return torch.stack([state.mean(0) for state in states])
+
+    def predict(
+        self,
+        networks: nn.Module | Graph | Sequence[nn.Module | Graph],
+        input_shape: tuple[int, ...] | None = None,
+        predict_class_layers: bool | None = None,
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Predict parameters, differentiable with respect to the hypernetwork.
+
+        Args:
+            networks: a network or its graph, or a meta-batch of them.
+            input_shape: of the networks' input (channels, height, width); see ``Graph.from_module``.
+            predict_class_layers: None: if the network has the hypernetwork's number of classes.
+
+        Returns:
+            Parameter name -> tensor; a list of such dicts for a meta-batch.
+        """
+        graphs = [self._graph(network, input_shape) for network in _as_list(networks)]
+        predictions = self(graphs, predict_class_layers)
+        return predictions if isinstance(networks, Sequence) else predictions[0]
+
+    def forward(self, graphs: Sequence[Graph], predict_class_layers: bool | None = None) -> list[dict[str, Tensor]]:
+        """Parameters of the networks of a meta-batch of graphs: one dict each, in the order of the nodes."""
+        states = self.encode(graphs)
+        groups: dict[tuple[Role, tuple[int, ...]], list[_Target]] = {}
+        row = 0
+        for index, graph in enumerate(graphs):
+            with_classes = self._predicts_classes(graph, predict_class_layers)
+            for node in graph.nodes:
+                if node.name and (with_classes or node.role not in (Role.CLASS_WEIGHT, Role.CLASS_BIAS)):
+                    groups.setdefault((node.role, node.shape), []).append(_Target(row, index, node))
+                row += 1
+        predictions: list[dict[str, Tensor]] = [{} for _ in graphs]
+        for targets, name_of, values in self._decode(states, groups):
+            for target, value in zip(targets, values.unbind()):
+                if name := getattr(target.node, name_of):
+                    predictions[target.index][name] = value
+        return predictions
+
+    def initialize(
+        self,
+        net: nn.Module,
+        input_shape: tuple[int, ...] | None = None,
+        predict_class_layers: bool | None = None,
+    ) -> InitializationReport:
+        """Write the prediction into ``net``; what cannot be predicted keeps its value and is reported.
+
+        Raises:
+            ValueError: ``net`` is on the meta device, so there is no storage to write to.
+        """
+        parameters = dict(net.named_parameters(remove_duplicate=False))
+        if any(p.is_meta for p in parameters.values()):
+            raise ValueError("the network is on the meta device: move it with net.to_empty(device='cpu') first")
+        graph = self._graph(net, input_shape)
+        with torch.no_grad():
+            (predicted,) = self([graph], predict_class_layers)
+            for name, value in predicted.items():
+                parameters[name].copy_(value)
+        skipped = {name: self._why_skipped(name, graph) for name in parameters if name not in predicted}
+        return InitializationReport(list(predicted), skipped)
+
+    def _why_skipped(self, name: str, graph: Graph) -> str:
+        if any(node.name == name and node.role in (Role.CLASS_WEIGHT, Role.CLASS_BIAS) for node in graph.nodes):
+            return f"class layer; the hypernetwork predicts {self.config.num_classes} classes"
+        return graph.skipped.get(name, "no node in the graph")
+
+    def _graph(self, network: nn.Module | Graph, input_shape: tuple[int, ...] | None) -> Graph:
+        if isinstance(network, Graph):
+            return network
+        return Graph.from_module(network, input_shape, convention=self.config.convention)
+
+    def _predicts_classes(self, graph: Graph, wanted: bool | None) -> bool:
+        if wanted is not None:
+            return wanted
+        classes = [node.shape[0] for node in graph.nodes if node.role in (Role.CLASS_WEIGHT, Role.CLASS_BIAS)]
+        return all(count == self.config.num_classes for count in classes)
+
+    def _decode(self, states: Tensor, groups: dict) -> Iterator[tuple[list[_Target], str, Tensor]]:
+        """Values of all tensors of one role and shape at once, and the Node field that holds their names."""
+        by_kernel: dict[tuple[int, int], list[tuple]] = {}
+        for (role, shape), targets in groups.items():
+            if role in (Role.NORM, Role.BIAS, Role.CLASS_BIAS):
+                vectors = self._vectors(role, shape, states[[target.row for target in targets]])
+                yield from ((targets, name_of, values) for name_of, values in vectors)
+            else:
+                by_kernel.setdefault(_kernel(role, shape), []).append((role, shape, targets))
+        for kernel, members in by_kernel.items():
+            features = self.weight_decoder.features(states[[t.row for *_, ts in members for t in ts]], kernel)
+            sizes = [len(targets) for *_, targets in members]
+            for (role, shape, targets), part in zip(members, features.split(sizes)):
+                yield targets, "name", self._weights(role, shape, part)
+
+    def _vectors(self, role: Role, shape: tuple[int, ...], states: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """States (n, d) -> (n, *shape) of tensors with one axis."""
+        if role == Role.CLASS_BIAS:
+            yield "name", tile(self._bounded(self.vector_decoder.class_bias(states)), shape)
+            return
+        weight, bias = self.vector_decoder(states)
+        if role == Role.NORM:
+            yield "name", tile(2 * torch.sigmoid(weight / 2) if self.config.weight_norm else weight, shape)
+        yield "name" if role == Role.BIAS else "norm_bias", tile(self._bounded(bias), shape)
+
+    def _bounded(self, bias: Tensor) -> Tensor:
+        return torch.tanh(0.2 * bias) if self.config.weight_norm else bias
+
+    def _weights(self, role: Role, shape: tuple[int, ...], features: Tensor) -> Tensor:
+        """Features (n, h, w, 8d) -> (n, *shape) of tensors with two or more axes."""
+        largest_out, largest_in = self.config.max_shape[:2]
+        if role == Role.POSITION and len(shape) == 3:
+            return self._token_positions(shape, features)
+        in_ = min(shape[1], largest_in)
+        if role == Role.CLASS_WEIGHT:
+            values = self.weight_decoder.class_weights(features, in_)
+        else:
+            values = self.weight_decoder.weights(features, min(shape[0], largest_out), in_, _kernel(role, shape))
+        if self.config.weight_norm:
+            values = values * weight_scale(shape, role == Role.POSITION)
+        return tile(values.reshape(*values.shape[:3], *shape[2:]), shape)
+
+    def _token_positions(self, shape: tuple[int, ...], features: Tensor) -> Tensor:
+        """(n, 1, tokens, c): a grid of positions decoded as a kernel; rows before it (class tokens) are drawn
+        from N(0, 0.02^2) with a generator of its own, because no hypernetwork predicts them."""
+        _, tokens, width = shape
+        kernel = _kernel(Role.POSITION, shape)
+        in_ = min(width, self.config.max_shape[1])
+        grid = self.weight_decoder.weights(features, 1, in_, kernel).flatten(3).transpose(2, 3)  # (n, 1, grid, in)
+        generator = torch.Generator().manual_seed(POSITION_SEED)
+        extra = torch.randn(len(grid), 1, tokens - grid.shape[2], in_, generator=generator) * 0.02
+        positions = torch.cat([extra.to(grid), grid], 2).transpose(1, 3)  # channels where ``tile`` repeats
+        return tile(positions, (width, tokens, 1)).transpose(1, 3)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **config_overrides) -> GHN:
+        """Load a hypernetwork.
+
+        Args:
+            source: a folder of ``save_pretrained``, a hub repository, or an official file of PPUDA or GHN-3
+                (a path, or a released name such as "ghn3tm8.pt").
+            config_overrides: fields of ``GHNConfig`` that replace what the file says or implies.
+
+        Raises:
+            CheckpointError: not a checkpoint, truncated, unsafe, or it does not fit the configuration.
+            ValueError: an unknown or impossible configuration value.
+        """
+        _check_names(config_overrides)
+        if is_official(source):
+            config, state = read_official(source)
+            return fill(cls(config, **config_overrides), state, source)
+        try:
+            return super().from_pretrained(source, strict=True, **config_overrides)
+        except (SafetensorError, HfHubHTTPError, RuntimeError, OSError) as error:
+            raise CheckpointError(f"{source} is not a hypernetwork folder or repository: {error}") from error
+
+
+class _Target(NamedTuple):
+    """A tensor to predict: its node, the node's row among the states, the network's index in the meta-batch."""
+
+    row: int
+    index: int
+    node: Node
+
+
+def _kernel(role: Role, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Kernel size that a tensor is decoded with."""
+    if role == Role.CLASS_WEIGHT or len(shape) == 2:
+        return 1, 1
+    if len(shape) == 3:
+        side = int(shape[1] ** 0.5)
+        return side, side
+    return shape[2], shape[3]
+
+
+def _as_list(networks) -> list:
+    return list(networks) if isinstance(networks, Sequence) and not isinstance(networks, nn.Module) else [networks]
+
+
+def _check_names(overrides: Mapping) -> None:
+    known = [f.name for f in fields(GHNConfig)]
+    for name in overrides:
+        if name not in known:
+            raise ValueError(f"unknown configuration key {name!r}; known keys: {', '.join(known)}")

@@ -1,0 +1,303 @@
+"""From an architecture of DeepNets-1M to a plain module (PPUDA appendix A.1).
+
+A ``Plan`` spells out channels, strides and which operations lead to the output; the module below and the composed
+graph (``ghnlib.compose``) both follow it. Shapes: B images of size H x W, C channels.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ghnlib.layers import (
+    IDENTITY, RELU, Flatten, Layer, Linear, PosEnc, conv, make_chain, make_layer, norm, pool,
+)  # fmt: skip
+from ghnlib.primitives import Spec, build
+
+if TYPE_CHECKING:
+    from ghnlib.architectures import Architecture
+
+IMAGENET_FORM = 64
+"""Images of at least this many pixels a side get the ImageNet form of a network."""
+
+
+class PlannedOp(NamedTuple):
+    """One operation of a cell: what it is, which state it reads (0, 1: the cell's inputs), whether it is used."""
+
+    name: str
+    source: int
+    spec: Spec
+    live: bool
+
+
+class PlannedCell(NamedTuple):
+    """Two preprocessing operations, two operations per state, the states to concatenate; its output's size."""
+
+    preprocess: tuple[PlannedOp, PlannedOp]
+    ops: tuple[PlannedOp, ...]
+    concat: tuple[int, ...]
+    live: bool
+    channels: int
+    side: int
+
+
+class Plan(NamedTuple):
+    """``features``: inputs of the classifier. ``stem1``: whether the second part of the stem is used."""
+
+    cells: tuple[PlannedCell, ...]
+    features: int
+    stem1: bool
+
+
+class Liveness(NamedTuple):
+    """Of one cell: which states have a value, which operations and inputs its output depends on."""
+
+    present: tuple[bool, ...]
+    ops: tuple[bool, ...]
+    inputs: tuple[bool, bool]
+
+
+@lru_cache(maxsize=4096)
+def cell_liveness(ops: tuple[tuple[str, int], ...], concat: tuple[int, ...], has_inputs: tuple[bool, bool]) -> Liveness:
+    """What is left of a cell once 'none' and absent inputs are taken out."""
+    has_value = [name != "none" for name, _ in ops]
+    present = list(has_inputs)
+    for j in range(0, len(ops), 2):
+        for k in (j, j + 1):
+            has_value[k] = has_value[k] and present[ops[k][1]]
+        present.append(has_value[j] or has_value[j + 1])
+    needed = [present[i] and i in concat for i in range(len(present))]
+    live = [False] * len(ops)
+    for j in reversed(range(len(ops))):
+        if has_value[j] and needed[j // 2 + 2]:
+            live[j] = needed[ops[j][1]] = True
+    return Liveness(tuple(present), tuple(live), (needed[0], needed[1]))
+
+
+def reduction_cells(n_cells: int) -> tuple[int, ...]:
+    """The cells that halve the resolution: a third and two thirds down the network, never the first."""
+    return tuple(sorted({n_cells // 3, 2 * n_cells // 3} - {0}))
+
+
+def _network_liveness(arch: Architecture) -> tuple[list[Liveness], list[bool]]:
+    """Per cell its liveness; per source (stem twice, then the cells) whether the output depends on it."""
+    genotype, reductions = arch.genotype, reduction_cells(arch.n_cells)
+    present, cells = [True, True], []
+    for k in range(arch.n_cells):
+        ops, concat = genotype.cell(k in reductions)
+        cells.append(cell_liveness(ops, concat, (present[k], present[k + 1])))
+        present.append(any(cells[k].present[i] for i in concat))
+    if not present[-1]:
+        raise ValueError("the last cell has no operation with a value: 'none' cuts this architecture in two")
+    needed = [False] * len(present)
+    needed[-1] = True
+    for k in reversed(range(arch.n_cells)):
+        if needed[k + 2] and present[k + 2]:
+            needed[k] |= cells[k].inputs[0]
+            needed[k + 1] |= cells[k].inputs[1]
+    return cells, [n and p for n, p in zip(needed, present)]
+
+
+def plan(arch: Architecture) -> Plan:
+    """Channels, strides and use of every operation.
+
+    Raises:
+        ValueError: the output does not depend on the input, since 'none' cuts the network in two.
+    """
+    liveness, needed = _network_liveness(arch)
+    reductions, width = reduction_cells(arch.n_cells), arch.C
+    last, side = stem_output(arch)
+    before_last, halved = last, arch.stem_type == 1 and not arch.is_vit
+    cells = []
+    for k in range(arch.n_cells):
+        stride = 2 if k in reductions and not arch.is_vit else 1
+        width *= arch.C_mult if k in reductions else 1
+        channels = (before_last, last, width)
+        cells.append(_plan_cell(arch, k in reductions, stride, halved, channels, side, liveness[k], needed[k + 2]))
+        before_last, last, side, halved = last, cells[k].channels, cells[k].side, stride == 2
+    return Plan(tuple(cells), last if arch.glob_avg else last * side * side, needed[1])
+
+
+def _plan_cell(
+    arch: Architecture, reduction: bool, stride: int, halve: bool, channels: tuple[int, int, int], side: int,
+    liveness: Liveness, live: bool,
+) -> PlannedCell:  # fmt: skip
+    """One cell. ``channels``: of its two inputs and its own. ``halve``: its first input is twice as large as its second."""
+    before_last, last, width = channels
+    ops, concat = arch.genotype.cell(reduction)
+    inner = Spec(width, width, 1, arch.norm is not None, arch.naming)
+    outer = inner._replace(c_in=width if arch.preproc else last, stride=stride)
+    planned = tuple(
+        PlannedOp(name, source, outer if source < 2 else inner, live and used)
+        for (name, source), used in zip(ops, liveness.ops)
+    )
+    preprocess = (
+        _preprocess(arch, 0, inner._replace(c_in=before_last), halve, live and liveness.inputs[0]),
+        _preprocess(arch, 1, inner._replace(c_in=last), False, live and liveness.inputs[1]),
+    )
+    return PlannedCell(preprocess, planned, concat, live, len(concat) * width, -(-side // stride))
+
+
+def _preprocess(arch: Architecture, source: int, spec: Spec, halve: bool, live: bool) -> PlannedOp:
+    """The operation that gives a cell's input the cell's width and resolution."""
+    spec = spec._replace(stride=2 if halve else 1)
+    if arch.preproc:
+        return PlannedOp("skip_connect" if halve else "conv_1x1", source, spec, live)
+    return PlannedOp("subsample", source, spec, live)
+
+
+# Stems and heads -----------------------------------------------------------------------------------------------------
+
+
+def stem_layers(arch: Architecture) -> dict[str, list[Layer]]:
+    """Layers of the stem's parts by module name; the second part, if any, continues the first."""
+    imagenet, present, width = arch.input_size >= IMAGENET_FORM, arch.norm is not None, arch.C
+    if arch.is_vit:
+        return {"stem0": [conv(3, width, 16, 16, 0) if imagenet else conv(3, width, 3, 3, 1)]}
+    if arch.stem_type == 0:
+        out = width if imagenet or not arch.preproc else 3 * width
+        first = conv(3, out, arch.ks, arch.imagenet_stride if imagenet else 1)
+        return {"stem": [first, norm(out, present), pool("max_pool", 2) if arch.stem_pool else IDENTITY]}
+    stride = 2 if imagenet else 1
+    stem0 = [conv(3, width // 2, arch.ks, stride), norm(width // 2, present), RELU]
+    stem0 += [conv(width // 2, width, 3, stride), norm(width, present)]
+    return {"stem0": stem0, "stem1": [RELU, conv(width, width, 3, 2), norm(width, present)]}
+
+
+def stem_output(arch: Architecture) -> tuple[int, int]:
+    """Channels of the stem's output, and pixels a side of the map that the first cell works on."""
+    side, channels = arch.input_size, 3
+    for layers in stem_layers(arch).values():
+        for layer in layers:
+            if layer.kind in ("conv", "max_pool"):
+                side = (side + 2 * layer.padding[0] - layer.kernel[0]) // layer.stride[0] + 1
+            channels = layer.c_out or channels
+    return channels, side
+
+
+def head_sizes(arch: Architecture, features: int) -> list[tuple[str, int, int]]:
+    """(name, inputs, outputs) of the classifier's linear layers."""
+    if arch.fc_layers == 2:
+        return [("classifier.0", features, arch.fc_dim), ("classifier.3", arch.fc_dim, arch.num_classes)]
+    return [("classifier.0", features, arch.num_classes)]
+
+
+def make_classifier(arch: Architecture, features: int, device) -> nn.Sequential:
+    """One linear layer, or two with ReLU and dropout between."""
+    linears = [Linear(a, b, device=device) for _, a, b in head_sizes(arch, features)]
+    if len(linears) == 1:
+        return nn.Sequential(*linears)
+    return nn.Sequential(linears[0], nn.ReLU(), nn.Dropout(0.5), linears[1])
+
+
+class AuxiliaryHead(nn.Module):
+    """A second classifier two thirds down the network, for training: (B, C, side, side) -> (B, classes)."""
+
+    def __init__(self, arch: Architecture, channels: int, side: int, track: bool, device):
+        super().__init__()
+        imagenet, present = arch.input_size >= IMAGENET_FORM, arch.norm is not None
+        self.resize = nn.AdaptiveAvgPool2d(8) if arch.is_vit and not imagenet else nn.Identity()
+        side = 8 if arch.is_vit and not imagenet else side
+        layers = [RELU, IDENTITY, conv(channels, 128), norm(128, present), RELU, conv(128, 768, 2, 1, 0)]
+        layers += [RELU] if imagenet else [norm(768, present), RELU]
+        self.features = make_chain(layers, track, device)
+        # DARTS' overlapping windows for its two sizes; the 2x2 map that the next convolution needs for the others
+        windows = {8: nn.AvgPool2d(5, 3), 7: nn.AvgPool2d(5, 2)}
+        self.features[1] = windows.get(side, nn.AdaptiveAvgPool2d(2))
+        self.classifier = Linear(768, arch.num_classes, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(self.resize(x)).flatten(1))
+
+
+# Network -------------------------------------------------------------------------------------------------------------
+
+
+class Cell(nn.Module):
+    """A cell: two inputs (B, C, H, W) -> their states, concatenated (B, states * width, H', W').
+
+    Operations that do not lead to the output own parameters, as in DeepNets-1M, but are never run.
+    """
+
+    def __init__(self, cell: PlannedCell, track: bool, device):
+        super().__init__()
+        self.cell = cell
+        self.preprocess0, self.preprocess1 = (build(op.name, op.spec, track, device) for op in cell.preprocess)
+        self._ops = nn.ModuleList(build(op.name, op.spec, track, device) for op in cell.ops)
+
+    def forward(self, s0: Tensor | None, s1: Tensor | None, drop_path: float = 0.0) -> Tensor:
+        first, second = self.cell.preprocess
+        states = [self.preprocess0(s0) if first.live else None, self.preprocess1(s1) if second.live else None]
+        for j in range(0, len(self._ops), 2):
+            left, right = self._apply(j, states, drop_path), self._apply(j + 1, states, drop_path)
+            states.append(right if left is None else left if right is None else left + right)
+        return self._concat([states[i] for i in self.cell.concat])
+
+    def _apply(self, j: int, states: list[Tensor | None], drop_path: float) -> Tensor | None:
+        op = self.cell.ops[j]
+        if not op.live:
+            return None
+        out = self._ops[j](states[op.source])
+        if drop_path and self.training and not (op.name == "skip_connect" and op.spec.stride == 1):
+            keep = torch.empty(len(out), 1, 1, 1, device=out.device, dtype=out.dtype).bernoulli_(1 - drop_path)
+            out = out * (keep / (1 - drop_path))
+        return out
+
+    @staticmethod
+    def _concat(states: list[Tensor | None]) -> Tensor:
+        if len(states) == 1:
+            return states[0]
+        like = next(state for state in states if state is not None)
+        return torch.cat([torch.zeros_like(like) if state is None else state for state in states], 1)
+
+
+class Network(nn.Module):
+    """An architecture of DeepNets-1M: (B, 3, H, W) -> logits (B, classes).
+
+    With ``auxiliary``, training mode returns (logits, auxiliary logits). Parameter names are those of DeepNets-1M.
+    ``drop_path``: probability of dropping an operation's output for an image, in training mode; may be changed later.
+    """
+
+    def __init__(self, arch: Architecture, device=None, track: bool = True, auxiliary: bool = False, drop_path: float = 0.0):
+        super().__init__()
+        steps = arch.plan
+        self.expected_input_sz = arch.input_size
+        self.drop_path, self.runs_stem1 = drop_path, steps.stem1
+        for name, layers in stem_layers(arch).items():
+            single = arch.is_vit  # the patch convolution has no container
+            self.add_module(name, make_layer(layers[0], device=device) if single else make_chain(layers, track, device))
+        if arch.is_vit:
+            channels, side = stem_output(arch)
+            self.pos_enc = PosEnc(channels, side, device)
+        self.cells = nn.ModuleList(Cell(cell, track, device) for cell in steps.cells)
+        self.auxiliary_after = 2 * arch.n_cells // 3
+        self.auxiliary_head = None
+        if auxiliary:
+            cell = steps.cells[self.auxiliary_after]
+            self.auxiliary_head = AuxiliaryHead(arch, cell.channels, cell.side, track, device)
+        self.global_pooling = Flatten(arch.glob_avg)
+        self.classifier = make_classifier(arch, steps.features, device)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        s0, s1 = self._stem(x)
+        auxiliary = None
+        for k, cell in enumerate(self.cells):
+            s0, s1 = s1, cell(s0, s1, self.drop_path) if cell.cell.live else None
+            if k == self.auxiliary_after and self.auxiliary_head is not None and self.training and s1 is not None:
+                auxiliary = self.auxiliary_head(s1)
+        logits = self.classifier(self.global_pooling(s1))
+        return logits if auxiliary is None else (logits, auxiliary)
+
+    def _stem(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if hasattr(self, "pos_enc"):
+            x = self.pos_enc(self.stem0(x))
+        elif hasattr(self, "stem1"):
+            x = self.stem0(x)
+            return x, self.stem1(x) if self.runs_stem1 else None
+        else:
+            x = self.stem(x)
+        return x, x
+

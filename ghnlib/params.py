@@ -1,0 +1,243 @@
+"""What params.yaml may hold: typed sections, one clear error for whatever they do not allow, overlays (profiles)."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic_core import PydanticCustomError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from ghnlib.hypernetwork import GHNConfig
+from ghnlib.training import OPTIMIZERS, Recipe
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+"""Lower case, digits, dots and dashes: it becomes part of file names."""
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Seeds = Annotated[tuple[Count, ...], Field(min_length=1)]
+Rates = Annotated[tuple[Rate, ...], Field(min_length=1)]
+
+
+class ParamsError(Exception):
+    """Parameters that cannot be used; the message names key, value and what is allowed."""
+
+
+class Section(BaseModel):
+    """A mapping of params.yaml with these keys and no others."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """Images, see ``ghnlib.data.load_images``."""
+
+    source: Literal["digits", "cifar10", "cifar100", "imagenet", "folder"]
+    root: str | None
+    image_size: Positive | None
+    val_share: Share
+    test_share: Share
+    shift: Count
+    flip: bool
+    download: bool
+
+
+class DeepNets(Section):
+    """Design space and number of architectures of each split."""
+
+    scale: Literal["small", "paper"]
+    train_pool: Positive
+    val: Positive
+    test: Positive
+    ood: Positive
+
+
+# What the fields of GHNConfig and Recipe may hold beyond their types; GHNConfig checks the rest itself.
+_LIMITS: dict[str, Any] = {
+    "optimizer": Literal[tuple(OPTIMIZERS)],
+    "schedule": Literal["cosine", "cosine-epochs", "multistep"],
+    "betas": tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]],
+    "max_shape": tuple[Positive, Positive, Positive, Positive],
+    "milestones": tuple[Share, ...],
+    "warmup": NonNegative,
+    "label_smoothing": Annotated[float, Field(ge=0, lt=1)],
+    **dict.fromkeys(("lr", "clip"), Rate),
+    **dict.fromkeys(("weight_decay", "gamma"), NonNegative),
+    **dict.fromkeys(("hid", "layers", "heads", "steps", "batch_size", "meta_batch", "max_nodes"), Positive),
+    **dict.fromkeys(("log_every", "validate_every", "checkpoint_every"), Positive),
+}
+_FROM_DATA = {"num_classes"}
+
+
+def _fields_of(cls: type) -> dict[str, Any]:
+    """A dataclass's fields as pydantic fields, so that each option is declared once."""
+    hints = get_type_hints(cls)
+    return {f.name: (_LIMITS.get(f.name, hints[f.name]), f.default) for f in fields(cls) if f.name not in _FROM_DATA}
+
+
+GHNSection = create_model("GHNSection", __base__=Section, **_fields_of(GHNConfig))
+RecipeSection = create_model("RecipeSection", __base__=Section, **_fields_of(Recipe))
+Variant = create_model("Variant", __base__=Section, **_fields_of(GHNConfig), **_fields_of(Recipe))
+"""What a variant changes: any key of ``train.ghn`` or ``train.recipe``."""
+
+
+class Train(Section):
+    """Hypernetworks: what they share, and for each variant what it changes."""
+
+    threads: Positive
+    ghn: GHNSection
+    recipe: RecipeSection
+    variants: Annotated[dict[Name, Variant], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _possible_hypernetworks(self) -> Train:
+        for name in self.variants:
+            try:
+                GHNConfig(**self.variant(name)["ghn"])
+            except ValueError as error:
+                text = f"variants.{name}: {error}"
+                raise PydanticCustomError("impossible", "{text}", {"text": text}) from None
+        return self
+
+    def variant(self, name: str) -> dict[str, Any]:
+        """``ghn`` (of GHNConfig) and ``recipe`` (of Recipe) of a variant, and what all variants share."""
+        changes = self.variants[name].model_dump(mode="json", exclude_unset=True)
+        merged = self.model_dump(mode="json", exclude={"variants"})
+        for section in "ghn", "recipe":
+            merged[section] |= {key: value for key, value in changes.items() if key in merged[section]}
+        return merged
+
+
+class Evaluate(Section):
+    """Accuracy without fine-tuning, and the yardsticks trained from random initialisation."""
+
+    batch_size: Positive
+    random_networks: Positive
+    trained_networks: Positive
+    epochs: Positive
+    lr: Rate
+
+
+class FineTune(Section):
+    """SGD from random, orthogonal and predicted initialisation."""
+
+    networks: Positive
+    seeds: Seeds
+    steps: Positive
+    epochs: Positive
+    batch_size: Positive
+    lrs: Rates
+
+
+class Transfer(Section):
+    """A hypernetwork trained on some classes, networks fine-tuned on few images of the others."""
+
+    variant: Name
+    source_classes: Positive
+    per_class: Positive
+    train_steps: Positive
+    networks: Positive
+    seeds: Seeds
+    steps: Positive
+    batch_size: Positive
+    lrs: Rates
+
+
+class Analysis(Section):
+    """Diversity, sparsity, variance by depth, graph embeddings."""
+
+    networks: Positive
+    images: Positive
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    profile: Name
+    seed: Count
+    data: Data
+    deepnets: DeepNets
+    train: Train
+    evaluate: Evaluate
+    finetune: FineTune
+    transfer: Transfer
+    analysis: Analysis
+
+    @model_validator(mode="after")
+    def _known_variant(self) -> Params:
+        if self.transfer.variant not in self.train.variants:
+            text = f"transfer.variant = {self.transfer.variant!r}: must be one of {', '.join(self.train.variants)}"
+            raise PydanticCustomError("impossible", "{text}", {"text": text})
+        return self
+
+
+def validate(raw: Any, where: str = "params.yaml") -> Params:
+    """Typed parameters of parsed YAML, or one ``ParamsError`` that lists everything wrong with it."""
+    try:
+        # By way of JSON: there a list stands for a tuple, and nothing else is converted.
+        return Params.model_validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        raise ParamsError("\n".join(f"{where}: {_describe(e)}" for e in error.errors())) from None
+
+
+def _describe(error: Mapping[str, Any]) -> str:
+    *section, last = path = [str(part) for part in error["loc"] if part != "[key]"] or [""]
+    key = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        allowed = _keys_of(section)
+        near = difflib.get_close_matches(last, allowed, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"unknown key {key} (value {error['input']!r}): {hint}allowed here: {', '.join(allowed)}"
+    if error["type"] == "impossible":
+        return f"{key}.{error['msg']}".lstrip(".")
+    if error["type"] == "missing":
+        return f"{key}: this key is missing"
+    return f"{key} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _keys_of(section: list[str]) -> list[str]:
+    if section[:2] == ["train", "variants"]:
+        return list(Variant.model_fields)
+    model = Params
+    for part in section:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)
+
+
+def load_params(path: str | Path = "params.yaml", overlay: str | Path | None = None) -> Params:
+    """Parameters of a file, with an overlay (``profiles/NAME.yaml``) merged over it."""
+    return validate(read_merged(path, overlay), str(overlay or path))
+
+
+def read_merged(path: str | Path, overlay: str | Path | None = None) -> dict[str, Any]:
+    """The same, not yet validated."""
+    return merge(read_yaml(path), read_yaml(overlay)) if overlay else read_yaml(path)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML 1.2 mapping, as DVC reads it (1e-3 is a number)."""
+    try:
+        values = YAML(typ="safe", pure=True).load(Path(path))
+    except YAMLError as error:
+        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ParamsError(f"{path} holds {values!r}: must be a mapping of keys to values")
+    return values
+
+
+def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``overlay``, mappings merged key by key."""
+    merged = dict(base)
+    for key, value in overlay.items():
+        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        merged[key] = merge(base[key], value) if both else value
+    return merged

@@ -1,0 +1,277 @@
+"""One forward pass of a network on the meta device, recorded by autograd: no arithmetic, no memory for weights.
+
+Autograd sees functional code as well as modules (PPUDA appendix A), and a function's place in the recording is its
+place in the forward pass.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+BATCH = 2  # batch normalisation in training mode refuses a single value per channel
+ACCUMULATE = "torch::autograd::AccumulateGrad"
+
+
+class TraceError(RuntimeError):
+    """A network cannot be turned into a graph; the message names the module and says what to do."""
+
+
+class Step(NamedTuple):
+    """One recorded function. ``kind``: "Add" for AddBackward0. ``inputs``: positions of earlier steps, None: constant."""
+
+    kind: str
+    function: Any
+    inputs: tuple[int | None, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the function's first result."""
+        return tuple(self.function._input_metadata[0].shape)
+
+
+class Recording(NamedTuple):
+    """A forward pass. ``image``: the input, a leaf. ``steps``: every function behind an output, after its inputs.
+    ``output``: position of the step that made the first output.
+    """
+
+    network: nn.Module
+    image: Tensor
+    steps: list[Step]
+    output: int
+
+
+def record(net: nn.Module, input_shape: tuple[int, ...] | None = None, first_output: bool = False) -> Recording:
+    """Run a copy of a network once. The network, its mode and the random state stay as they are.
+
+    Args:
+        input_shape: of one image, (channels, height, width); None: ``default_input_shape``.
+        first_output: leave out what only other outputs (auxiliary heads) need.
+
+    Raises:
+        TraceError: the forward pass fails, or no output depends on a parameter.
+    """
+    shadow = meta_copy(net)
+    image, outputs = _run(shadow, input_shape)
+    steps = recorded_steps(outputs[:1] if first_output else outputs)
+    output = next(i for i, step in enumerate(steps) if step.function is outputs[0].grad_fn)
+    return Recording(shadow, image, steps, output)
+
+
+def default_input_shape(net: nn.Module) -> tuple[int, ...]:
+    """(channels, height, width) that a network is made for."""
+    size = getattr(net, "expected_input_sz", 299 if type(net).__name__ == "Inception3" else 224)
+    return (3, size, size) if isinstance(size, int) else tuple(size)
+
+
+# --- the copy --------------------------------------------------------------------------------------------------------
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def meta_copy(net: nn.Module) -> nn.Module:
+    """A copy without weights, without the caller's hooks, all of it trainable.
+
+    Raises:
+        TraceError: a lazy module has no shapes yet, or a module cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    for name, module in net.named_modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
+            if isinstance(tensor, Tensor):
+                memo[id(tensor)] = _on_meta(tensor, name, module)
+    try:
+        shadow = copy.deepcopy(net, memo)
+    except Exception as error:
+        raise TraceError(f"{type(net).__name__} cannot be traced because copy.deepcopy fails on it: {error}") from error
+    for module in shadow.modules():
+        for hooks in HOOKS:
+            _drop_foreign(getattr(module, hooks))
+    return shadow
+
+
+def _on_meta(tensor: Tensor, name: str, module: nn.Module) -> Tensor:
+    if nn.parameter.is_lazy(tensor):
+        raise TraceError(
+            f"module {name!r} ({type(module).__name__}) is lazy and has no shapes yet: run the network once before tracing"
+        )
+    with torch.inference_mode(False):
+        twin = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    if not isinstance(tensor, nn.Parameter):
+        return twin
+    return nn.Parameter(twin, requires_grad=tensor.is_floating_point() or tensor.is_complex())
+
+
+def _drop_foreign(hooks: dict) -> None:
+    """Hooks of torch.nn.utils compute weights (weight norm, pruning); any other may write into the caller's state."""
+    for key, hook in list(hooks.items()):
+        if not type(hook).__module__.startswith("torch.nn.utils"):
+            del hooks[key]
+
+
+# --- the forward pass ------------------------------------------------------------------------------------------------
+
+
+def _run(shadow: nn.Module, input_shape: tuple[int, ...] | None) -> tuple[Tensor, list[Tensor]]:
+    """One forward pass: the input and the differentiable outputs."""
+    shape = tuple(input_shape or default_input_shape(shadow))
+    dtype = next((p.dtype for p in shadow.parameters() if p.is_floating_point()), torch.float32)
+    with _random_state_kept(), torch.inference_mode(False), torch.enable_grad():
+        image = torch.empty(BATCH, *shape, dtype=dtype, device="meta", requires_grad=True)
+        try:
+            with Shortcuts():
+                result = shadow(image.clone())  # a leaf would not stand an in-place first layer
+        except Exception as error:
+            raise TraceError(_failure(shadow, shape, input_shape is not None, error)) from error
+    outputs = [tensor for tensor in _tensors(result) if tensor.grad_fn is not None]
+    if not outputs:
+        raise TraceError(
+            f"{type(shadow).__name__} cannot be traced: no output depends on its parameters through autograd. Its "
+            "forward must return a tensor, or tensors in a tuple or dictionary, that nothing detaches"
+        )
+    return image, outputs
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def _tensors(result: Any) -> Iterator[Tensor]:
+    """The tensors within nested tuples, lists, mappings and plain result objects, in order."""
+    if isinstance(result, Tensor):
+        yield result
+        return
+    if isinstance(result, dict):
+        result = result.values()
+    elif not isinstance(result, (list, tuple)):
+        result = vars(result).values() if hasattr(result, "__dict__") else ()
+    for part in result:
+        yield from _tensors(part)
+
+
+def _failure(shadow: nn.Module, shape: tuple[int, ...], given: bool, error: Exception) -> str:
+    names = {id(module): name for name, module in shadow.named_modules()}
+    name, frame = "", error.__traceback__
+    while frame is not None:
+        name = names.get(id(frame.tb_frame.f_locals.get("self")), name)
+        frame = frame.tb_next
+    where = f"module {name!r} ({type(shadow.get_submodule(name)).__name__})" if name else "its own forward"
+    image = f"an input of shape {shape}" if given else f"the default input shape {shape}"
+    return (
+        f"{type(shadow).__name__} cannot be traced on {image}: {where} fails with: {error}. If the network takes other "
+        "inputs, pass input_shape=(channels, height, width). If its forward decides by the values of tensors, there "
+        "are none while tracing: take that decision out of the forward pass"
+    )
+
+
+# --- shortcuts -------------------------------------------------------------------------------------------------------
+
+
+class _Shortcut(torch.autograd.Function):
+    """Stands for a function whose kernel on the meta device is written in Python and takes milliseconds."""
+
+    @staticmethod
+    def forward(ctx, shape, x, *parameters):
+        return x.new_empty(shape)
+
+
+class Norm(_Shortcut):
+    """(x, weight, bias) -> like x."""
+
+
+class Linear(_Shortcut):
+    """(x, weight, bias) -> (..., out)."""
+
+
+class Activation(_Shortcut):
+    """x -> like x."""
+
+
+class HardActivation(_Shortcut):
+    """x -> like x."""
+
+
+class Attention(_Shortcut):
+    """(query, key, value, bias of the scores) -> (..., queries, value channels)."""
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if x.shape[-1] != weight.shape[-1]:
+        raise RuntimeError(f"a weight of shape {tuple(weight.shape)} cannot be applied to an input of {tuple(x.shape)}")
+    return Linear.apply((*x.shape[:-1], *weight.shape[:-1]), x, weight, bias)
+
+
+def _batch_norm(x: Tensor, mean: Any, variance: Any, weight: Tensor | None = None, bias: Tensor | None = None, *rest, **kw):
+    return Norm.apply(x.shape, x, weight, bias)
+
+
+def _layer_norm(x: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, *rest, **options):
+    return Norm.apply(x.shape, x, weight, bias)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest, **options) -> Tensor:
+    return Attention.apply((*query.shape[:-1], value.shape[-1]), query, key, value, attn_mask)
+
+
+def _like(function: type[_Shortcut]) -> Callable[..., Tensor]:
+    return lambda x, *rest, **options: function.apply(x.shape, x)
+
+
+SHORTCUTS: dict[Callable, Callable] = {
+    F.linear: _linear,
+    F.batch_norm: _batch_norm,
+    F.layer_norm: _layer_norm,
+    F.group_norm: _layer_norm,
+    F.scaled_dot_product_attention: _attention,
+    **dict.fromkeys((F.relu, F.relu6, F.hardtanh, F.gelu, F.dropout), _like(Activation)),
+    **dict.fromkeys((F.hardswish, F.hardsigmoid), _like(HardActivation)),
+}
+
+
+class Shortcuts(TorchFunctionMode):
+    """Replaces the functions of ``SHORTCUTS`` while it is entered; a ResNet-50 then takes 20 ms instead of 100."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return SHORTCUTS.get(function, function)(*args, **(kwargs or {}))
+
+
+# --- the recording ---------------------------------------------------------------------------------------------------
+
+
+def recorded_steps(outputs: list[Tensor]) -> list[Step]:
+    """All functions behind the outputs, each after those it depends on (explicit stack: networks are deep)."""
+    position: dict[Any, int] = {}
+    steps: list[Step] = []
+    stack = [output.grad_fn for output in reversed(outputs)]
+    while stack:
+        function = stack[-1]
+        if function in position:
+            stack.pop()
+            continue
+        inputs = [edge[0] for edge in function.next_functions]
+        waiting = [f for f in inputs if f is not None and f not in position]
+        if waiting:
+            stack.extend(reversed(waiting))
+            continue
+        stack.pop()
+        position[function] = len(steps)
+        name = function.name()
+        kind = name if name == ACCUMULATE else name.split("Backward")[0]
+        steps.append(Step(kind, function, tuple(None if f is None else position[f] for f in inputs)))
+    return steps

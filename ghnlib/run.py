@@ -1,0 +1,234 @@
+"""Runs one stage of the pipeline: ``python -m ghnlib.run STAGE[@variant]``.
+
+A stage is a notebook executed with the validated parameters of params.yaml. The executed notebook goes to
+reports/PROFILE/, its HTML to site/PROFILE/. ``sources`` and ``metrics`` are the first and the last stage.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbconvert
+import nbformat
+import papermill
+from dvc.api import params_show
+from dvc.exceptions import DvcException, NotDvcRepoError
+from ipykernel.kernelspec import write_kernel_spec
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from ghnlib import notebooks
+from ghnlib.notebooks import NotebookError
+from ghnlib.params import Params, ParamsError, read_yaml, validate
+
+NOTEBOOKS = {
+    "architectures": "1_architectures",
+    "train": "2_train",
+    "evaluate": "3_evaluate",
+    "finetune": "4_finetune",
+    "transfer": "5_transfer",
+    "analysis": "6_analysis",
+}
+SOURCES = Path(".sources")
+# Errors whose message is written for the reader: no traceback is shown.
+CLEAR_ERRORS = ("DataError", "TrainingError", "CheckpointError", "ParamsError", "DatasetError")
+
+
+class StageError(Exception):
+    """A stage that cannot be run or has failed; the message says why."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a stage; the exit status is 0, 1 (failed), 2 (bad parameters or stage), 130 (Ctrl-C) or 143 (SIGTERM)."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if "DVC_STAGE" in os.environ:
+        _stop_with_parent()
+    stage, _, variant = (arguments[0] if len(arguments) == 1 else "").partition("@")
+    try:
+        _run(stage, variant, _read_params())
+    except (ParamsError, NotebookError, StageError) as error:
+        return _fail(stage, str(error), 1 if isinstance(error, StageError) else 2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _fail(stage, _disk_full(str(error)), 1)
+    except KeyboardInterrupt:
+        return _fail(stage, "interrupted; started again, it resumes.", 130)
+    return 0
+
+
+def _fail(stage: str, message: str, status: int) -> int:
+    print(f"\n{stage}: {message}" if stage else message, file=sys.stderr)
+    return status
+
+
+def _run(stage: str, variant: str, params: Params) -> None:
+    if stage == "sources":
+        write_sources()
+    elif stage == "metrics":
+        merge_metrics(params)
+    elif stage not in NOTEBOOKS:
+        raise ParamsError(f"no stage named {stage!r}; there are sources, {', '.join(NOTEBOOKS)}, metrics")
+    elif (stage == "train") != bool(variant) or (variant and variant not in params.train.variants):
+        names = ", ".join(f"train@{name}" for name in params.train.variants)
+        raise ParamsError(f"no stage named {stage}{'@' * bool(variant)}{variant}; a variant is trained by {names}")
+    else:
+        run_notebook(stage, variant, params)
+
+
+def _read_params() -> Params:
+    try:
+        return validate(params_show("params.yaml"))
+    except NotDvcRepoError:
+        return validate(read_yaml("params.yaml"))
+    except FileNotFoundError:
+        raise ParamsError("there is no params.yaml here: run stages in the root of the repository") from None
+    except DvcException as error:
+        raise ParamsError(f"params.yaml: {error}") from None
+
+
+def write_sources(folder: Path = Path("notebooks")) -> None:
+    """Notebooks as the stages depend on them: saving one in Jupyter changes nothing here."""
+    for name in NOTEBOOKS.values():
+        notebooks.write(notebooks.clean(notebooks.read(folder / f"{name}.ipynb")), SOURCES / f"{name}.ipynb")
+
+
+def label(stage: str, variant: str = "") -> str:
+    """Name of a stage's metrics and run folder: "evaluate", "train-ghn3"."""
+    return f"{stage}-{variant}" if variant else stage
+
+
+def available(stage: str, variant: str, params: Params) -> dict[str, Any]:
+    """Everything a notebook may ask for in its parameters cell."""
+    values = params.model_dump(mode="json", exclude={"train"})
+    values["variants"] = {name: params.train.variant(name) for name in params.train.variants}
+    values["folder"] = f".training/{params.profile}/{label(stage, variant)}"
+    return values | ({"variant": variant, "train": values["variants"][variant]} if variant else {})
+
+
+def parameters_for(stage: str, variant: str, params: Params, source: Path) -> dict[str, Any]:
+    """The values of the names in the notebook's parameters cell, as plain Python."""
+    values = available(stage, variant, params)
+    names = papermill.inspect_notebook(str(source))
+    unknown = sorted(set(names) - set(values))
+    missing = sorted({"profile", "seed", stage if stage in values else "seed"} - set(names))
+    if unknown or missing:
+        raise NotebookError(
+            f"{source}: the cell tagged 'parameters' has unknown names ({', '.join(unknown) or 'none'}) or lacks some "
+            f"({', '.join(missing) or 'none'}); there are {', '.join(sorted(values))}."
+        )
+    return {name: values[name] for name in names}
+
+
+def run_notebook(stage: str, variant: str, params: Params) -> None:
+    """Execute a stage's notebook; its report replaces the earlier one only if it succeeds."""
+    root, started = Path.cwd(), time.monotonic()
+    source = SOURCES / f"{NOTEBOOKS[stage]}.ipynb"
+    name = label(NOTEBOOKS[stage], variant)
+    site, reports = Path("site", params.profile), Path("reports", params.profile)
+    values = parameters_for(stage, variant, params, source)
+    for folder in site, reports / "metrics":
+        folder.mkdir(parents=True, exist_ok=True)
+    executed = _execute(source, site / f"{name}.ipynb", values)
+    report = notebooks.normalise(executed, root)
+    seconds = time.monotonic() - started
+    notebooks.write(report, reports / f"{name}.ipynb")
+    notebooks.write_text(_html(report, seconds), site / f"{name}.html")
+    _record_seconds(reports / "timing.json", label(stage, variant), seconds)
+    # A finished stage has nothing to resume: what starts next is a new run.
+    shutil.rmtree(available(stage, variant, params)["folder"], ignore_errors=True)
+
+
+def _execute(source: Path, progress: Path, values: dict[str, Any]) -> nbformat.NotebookNode:
+    with _own_kernel():
+        try:
+            return papermill.execute_notebook(
+                str(source), str(progress), values, kernel_name="python3", cwd=str(Path.cwd()), progress_bar=False,
+                stdout_file=sys.stdout, stderr_file=sys.stderr, shutdown_kernel="immediate",
+            )  # fmt: skip
+        except PapermillExecutionError as error:
+            raise StageError(_explain(error, progress)) from None
+        except DeadKernelError:
+            raise StageError("the notebook's process died (out of memory?); started again, it resumes.") from None
+
+
+def _explain(error: PapermillExecutionError, progress: Path) -> str:
+    if "No space left on device" in error.evalue or "Disk quota exceeded" in error.evalue:
+        return _disk_full(error.evalue)
+    if error.ename in CLEAR_ERRORS:
+        return error.evalue
+    trace = "\n".join(error.traceback)
+    return f"{trace}\n\n{error.ename}: {error.evalue} (in cell {error.exec_count}; the notebook so far: {progress})"
+
+
+def _disk_full(message: str) -> str:
+    return f"the disk is full ({message}). Earlier reports are intact; free some space and start again."
+
+
+@contextmanager
+def _own_kernel() -> Iterator[None]:
+    """A python3 kernel that is this interpreter and sees this folder's ghnlib, whatever else is installed."""
+    environment = dict(os.environ)
+    with tempfile.TemporaryDirectory() as folder:
+        write_kernel_spec(str(Path(folder, "kernels", "python3")))
+        paths = filter(None, [str(Path.cwd()), environment.get("PYTHONPATH")])
+        os.environ |= {"JUPYTER_PATH": folder, "IPYTHONDIR": folder, "PYTHONPATH": os.pathsep.join(paths)}
+        os.environ |= {"PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(environment)
+
+
+def _stop_with_parent() -> None:
+    """Started by DVC, a runner must not survive it: nobody would record what it makes."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _html(report: nbformat.NotebookNode, seconds: float) -> str:
+    note = nbformat.v4.new_markdown_cell(f"*This stage took {seconds:.0f} seconds.*", id="seconds")
+    shown = nbformat.from_dict({**report, "cells": [*report.cells, note]})
+    return nbconvert.HTMLExporter().from_notebook_node(shown)[0]
+
+
+def _record_seconds(path: Path, name: str, seconds: float) -> None:
+    times = json.loads(path.read_text()) if path.exists() else {}
+    notebooks.write_text(json.dumps(times | {name: round(seconds, 1)}, indent=1, sort_keys=True) + "\n", path)
+
+
+def merge_metrics(params: Params) -> None:
+    """reports/PROFILE/metrics.json: what each stage measured, under the stage's name."""
+    reports = Path("reports", params.profile)
+    stages = [
+        label(stage, name) for stage in NOTEBOOKS for name in (params.train.variants if stage == "train" else [""])
+    ]
+    files = {stage: reports / "metrics" / f"{stage}.json" for stage in stages}
+    missing = [str(path) for path in files.values() if not path.exists()]
+    if missing:
+        raise StageError(f"these metrics are missing: {', '.join(missing)}; the notebooks write them.")
+    merged = {stage: json.loads(path.read_text()) for stage, path in files.items()}
+    notebooks.write_text(json.dumps(merged, indent=1) + "\n", reports / "metrics.json")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

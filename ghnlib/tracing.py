@@ -1,0 +1,359 @@
+"""From any network to its graph: the functions that one forward pass recorded, reduced to primitives.
+
+Every recorded function is visited once, inputs before outputs. It either becomes a node, or hands on the nodes that
+produced its inputs, which contracts reshapes, activations and all else that has no primitive.
+"""
+
+from __future__ import annotations
+
+import heapq
+import warnings
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ghnlib.conventions import CONVENTIONS, Convention, Parameter, out_of_reach, parameters_of
+from ghnlib.graph import Graph, Node, Role
+from ghnlib.recording import ACCUMULATE, Recording, Step, TraceError, record
+
+__all__ = ["TraceError", "trace"]
+
+
+def trace(net: nn.Module, input_shape: tuple[int, ...] | None = None, convention: str = "correct") -> Graph:
+    """Trace a network into its graph. The network, its mode and the random state stay as they are.
+
+    Args:
+        net: any module whose forward pass autograd can follow, on any device, in either mode (auxiliary heads that
+            run in training mode only are traced in that mode only).
+        input_shape: of one image, (channels, height, width). None: the module's ``expected_input_sz``, 299 pixels for
+            Inception-v3, else 224.
+        convention: "correct", or "ghn3" / "ppuda" for the graphs that the released hypernetworks expect. Where the
+            released code fails, the correct graph with a warning.
+
+    Raises:
+        TraceError: the forward pass fails, or its output does not depend on any parameter.
+        ValueError: unknown convention.
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(f"convention is {convention!r}; it must be one of {', '.join(CONVENTIONS)}")
+    rules = CONVENTIONS[convention]
+    recording = record(net, input_shape, rules.first_output)
+    reduction = Reduction(recording, rules)
+    problem = out_of_reach(convention, net, reduction.nodes, reduction.parents)
+    if problem:
+        warnings.warn(f"{type(net).__name__}: the code of convention {convention!r} {problem}; this is the correct graph")
+        return trace(net, input_shape)
+    return reduction.graph()
+
+
+class Value(NamedTuple):
+    """What flows out of a step. ``nodes``: its producers after contraction. ``pending``: parameters that have not met
+    data yet. ``softmax``, ``pooled``: the attention map or global pooling it comes from (0: none; node 0 is the input).
+    """
+
+    nodes: frozenset[int] = frozenset()
+    pending: tuple[Parameter, ...] = ()
+    is_data: bool = False
+    softmax: int = 0
+    pooled: int = 0
+
+
+CONSTANT = Value()
+WEIGHT_SLOT = {"Norm": 1, "Linear": 1, "Convolution": 1, "Addmm": 2, "Mm": 1}
+POOLS = {"MaxPool2DWithIndices": "max_pool", "AvgPool2D": "avg_pool"}
+MERGES = {"Add": "sum", "Addcmul": "sum", "Cat": "concat"}
+
+
+class Reduction:
+    """The growing graph. ``parents[i]`` are the producers of node i; ``keys[i]`` its place in the forward pass;
+    ``dropped``: nodes to contract at the end, because what they turn out to be is known only later.
+    """
+
+    def __init__(self, recording: Recording, rules: Convention):
+        self.recording, self.rules = recording, rules
+        known = dict(parameters_of(recording.network, rules))
+        self.parameters = {id(tensor): parameter for tensor, parameter in known.items()}
+        self.nodes: list[Node] = [Node("input")]
+        self.parents: list[set[int]] = [set()]
+        self.keys: list[tuple[int, int]] = [(-1, 0)]
+        self.node_of: dict[str, int] = {}
+        self.seen: set[str] = set()
+        self.repeated: set[str] = set()
+        self.dropped: set[int] = set()
+        self.values: list[Value] = []
+        for step in recording.steps:
+            self.values.append(self.visit(step))
+        self.parents.append(set(self.values[recording.output].nodes))  # the output takes part in contractions
+        for node in sorted(self.dropped):
+            self.contract(node)
+        self.final = self.parents.pop()
+        if rules.pool_first and type(recording.network).__name__ == "SqueezeNet":
+            self.pool_before_classifier()
+        self.kept = [i for i in range(len(self.nodes)) if i not in self.dropped]
+        for i in self.kept[1:]:
+            if not self.parents[i] and self.nodes[i].op != "pos_enc":
+                self.parents[i] = {0}
+
+    # --- growing
+
+    def visit(self, step: Step) -> Value:
+        if step.kind == ACCUMULATE:
+            return self.leaf(step.function.variable)
+        inputs = [CONSTANT if i is None else self.values[i] for i in step.inputs]
+        data = [value for value in inputs if value.is_data]
+        pending = tuple(dict.fromkeys(p for value in inputs for p in value.pending))
+        if not data and not _applies_layer(step.kind, inputs):
+            return Value(pending=pending)
+        value = HANDLERS.get(step.kind, Reduction.pass_on)(self, step, data)
+        if not pending:
+            return value
+        return value._replace(nodes=self.consume(pending, value.nodes, step.function._sequence_nr()))
+
+    def leaf(self, tensor: Tensor) -> Value:
+        if tensor is self.recording.image:
+            return Value(frozenset({0}), is_data=True)
+        parameter = self.parameters.get(id(tensor))
+        if parameter is None:
+            return CONSTANT
+        self.seen.add(parameter.name)
+        if parameter.is_source:
+            return Value(self.consume((parameter,), frozenset(), 0), is_data=True)
+        return Value(pending=(parameter,))
+
+    def add(self, node: Node, parents: frozenset[int], order: int) -> frozenset[int]:
+        self.nodes.append(node)
+        self.parents.append(set(parents))
+        self.keys.append((order, len(self.nodes)))
+        return frozenset({len(self.nodes) - 1})
+
+    def consume(self, pending: tuple[Parameter, ...], producers: frozenset[int], order: int) -> frozenset[int]:
+        """Chain the parameters that meet data here: weights, then biases."""
+        for parameter in sorted(pending, key=lambda p: p.role is Role.BIAS):
+            if not parameter.op:
+                continue
+            node = self.node_of.get(parameter.name)
+            if node is None:
+                producers = self.add(parameter.node(), producers, order)
+                (self.node_of[parameter.name],) = producers
+            elif node in self.ancestors(producers):
+                self.repeated.add(parameter.name)
+            else:
+                self.parents[node] |= producers
+                producers = frozenset({node})
+        return producers
+
+    def ancestors(self, nodes: frozenset[int]) -> set[int]:
+        found, stack = set(nodes), list(nodes)
+        while stack:
+            for parent in self.parents[stack.pop()] - found:
+                found.add(parent)
+                stack.append(parent)
+        return found
+
+    # --- one method per kind of step; ``data``: the inputs that are not constants or parameters
+
+    def pass_on(self, step: Step, data: list[Value]) -> Value:
+        """Contraction. A pooled vector stays one through unary steps; an attention map until it is mixed."""
+        pooled = max((value.pooled for value in data), default=0)
+        if pooled and step.kind not in ("Expand", "Repeat") and not _is_vector(step.shape):
+            pooled = 0
+        if len(data) == 1:
+            return data[0] if data[0].pooled == pooled else data[0]._replace(pooled=pooled)
+        return Value(_producers(data), is_data=True, pooled=pooled)
+
+    def merge(self, step: Step, data: list[Value]) -> Value:
+        value = self.pass_on(step, data)
+        if len(data) < 2 or len(value.nodes) < 2:
+            return value
+        return value._replace(nodes=self.operation(step, MERGES[step.kind], value.nodes))
+
+    def operation(self, step: Step, op: str, parents: frozenset[int], shape: tuple[int, ...] | None = None):
+        return self.add(Node(op, shape=shape), parents, step.function._sequence_nr())
+
+    def pool(self, step: Step, data: list[Value]) -> Value:
+        shape = (1, 1, *(tuple(step.function._saved_kernel_size) or (3, 3)))
+        return Value(self.operation(step, POOLS[step.kind], data[0].nodes, shape), is_data=True)
+
+    def global_pool(self, step: Step, data: list[Value]) -> Value:
+        nodes = self.operation(step, "glob_avg", _producers(data))
+        return Value(nodes, is_data=True, pooled=max(nodes))
+
+    def mean(self, step: Step, data: list[Value]) -> Value:
+        if not _is_spatial(step.function):
+            return self.pass_on(step, data)
+        value = self.global_pool(step, data)
+        if self.rules.pool_by_keepdim and not step.function._saved_keepdim:
+            self.dropped.add(value.pooled)
+        return value
+
+    def softmax(self, step: Step, data: list[Value]) -> Value:
+        nodes = self.operation(step, "msa", _producers(data))
+        self.dropped |= nodes  # until a matrix product applies the map
+        return Value(nodes, is_data=True, softmax=max(nodes))
+
+    def fused_attention(self, step: Step, data: list[Value]) -> Value:
+        return Value(self.operation(step, "msa", _producers(data)), is_data=True)
+
+    def matmul(self, step: Step, data: list[Value]) -> Value:
+        """An attention map times values: the values flow into the map's node, and only that flows on."""
+        if len(data) != 2 or data[0].softmax == data[1].softmax:
+            return self.pass_on(step, data)
+        content, attention = sorted(data, key=lambda value: value.softmax)
+        node = attention.softmax
+        if node in self.ancestors(content.nodes):
+            return self.pass_on(step, data)
+        self.dropped.discard(node)
+        self.parents[node] |= content.nodes
+        return Value(attention.nodes, is_data=True)
+
+    def multiply(self, step: Step, data: list[Value]) -> Value:
+        """x (B, C, H, W) times a vector over channels that depends on a spatial mean of x: squeeze-and-excitation."""
+        if len(data) != 2 or bool(data[0].pooled) == bool(data[1].pooled) or not self.is_gate_seen(step):
+            return self.pass_on(step, data)
+        x, gate = sorted(data, key=lambda value: value.pooled)
+        if not x.nodes & self.parents[gate.pooled]:
+            return self.pass_on(step, data)
+        if not self.rules.pool_by_keepdim:
+            self.dropped.add(gate.pooled)
+        return Value(self.operation(step, "cse", _producers(data)), is_data=True)
+
+    def is_gate_seen(self, step: Step) -> bool:
+        if not self.rules.hard_gate:
+            return True
+        steps = self.recording.steps
+        (gate,) = (i for i in step.inputs if self.values[i].pooled)
+        before = steps[gate].inputs[0]
+        return before is not None and steps[before].kind.startswith("Hard")
+
+    # --- finishing
+
+    def contract(self, node: int) -> None:
+        """Wire a node's parents straight into its children."""
+        for parents in self.parents:
+            if node in parents:
+                parents.discard(node)
+                parents |= self.parents[node]
+        self.parents[node] = set()
+
+    def pool_before_classifier(self) -> None:
+        (pool,) = self.final
+        (bias,) = self.final = self.parents[pool]
+        (weight,) = self.parents[bias]
+        self.parents[pool], self.parents[weight] = self.parents[weight], {pool}
+
+    def graph(self) -> Graph:
+        self.warn()
+        classifier = self.classifier()
+        order = self.sorted(classifier)
+        position = {node: i for i, node in enumerate(order)}
+        edges = sorted((position[parent], position[i]) for i in self.kept for parent in self.parents[i])
+        nodes = [self.nodes[i] for i in order]
+        for i, role in self.class_roles(nodes, [position[i] for i in classifier]):
+            nodes[i] = nodes[i]._replace(role=role)
+        return Graph(nodes, edges, self.skipped())
+
+    def warn(self) -> None:
+        title = type(self.recording.network).__name__
+        if self.repeated:
+            warnings.warn(f"{title} applies {', '.join(sorted(self.repeated))} repeatedly: one node, at the first use")
+        tied = [f"{p.name} = {' = '.join(p.aliases)}" for p in self.parameters.values() if p.aliases]
+        if tied:
+            warnings.warn(f"{title} ties weights ({'; '.join(tied)}): one node under the first name")
+
+    def classifier(self) -> list[int]:
+        """The weight, and the bias if any, that produce the first output; pooling of it may follow."""
+        nodes, bias = self.final, []
+        while len(nodes) == 1:
+            (node,) = nodes
+            role = self.nodes[node].role
+            if role in (Role.CONV, Role.LINEAR):
+                return [node, *bias]
+            if bias or node == 0 or role not in (Role.BIAS, Role.OPERATION):
+                return []
+            bias = [node] if role is Role.BIAS else []
+            nodes = self.parents[node]
+        return []
+
+    def sorted(self, classifier: list[int]) -> list[int]:
+        """Topological order by forward execution; a classifier that nothing follows comes last."""
+        children: dict[int, list[int]] = {i: [] for i in self.kept}
+        missing = {i: len(self.parents[i]) for i in self.kept}
+        for i in self.kept:
+            for parent in self.parents[i]:
+                children[parent].append(i)
+        for i in self.kept[1:]:
+            if not self.parents[i]:  # a positional encoding stands where it is first used
+                self.keys[i] = (min(self.keys[child][0] for child in children[i]), 0)
+        late = set(classifier) if classifier and not children[classifier[-1]] else set()
+        ready = [(i in late, self.keys[i], i) for i in self.kept if not missing[i]]
+        heapq.heapify(ready)
+        order = []
+        while ready:
+            node = heapq.heappop(ready)[-1]
+            order.append(node)
+            for child in children[node]:
+                missing[child] -= 1
+                if not missing[child]:
+                    heapq.heappush(ready, (child in late, self.keys[child], child))
+        return order
+
+    def class_roles(self, nodes: list[Node], classifier: list[int]) -> Iterator[tuple[int, Role]]:
+        if not self.rules.flags_by_position:
+            for i in classifier:
+                if nodes[i].role is Role.BIAS:
+                    yield i, Role.CLASS_BIAS
+                elif all(side == 1 for side in nodes[i].shape[2:]):
+                    yield i, Role.CLASS_WEIGHT
+            return
+        if nodes[-2].role in (Role.CONV, Role.LINEAR) and ".weight" in nodes[-2].name:
+            yield len(nodes) - 2, Role.CLASS_WEIGHT
+        if nodes[-1].role is Role.BIAS and ".bias" in nodes[-1].name:
+            yield len(nodes) - 1, Role.CLASS_BIAS
+
+    def skipped(self) -> dict[str, str]:
+        predicted = set(self.node_of) | {self.nodes[i].norm_bias for i in self.node_of.values()}
+        result = {}
+        for parameter in self.parameters.values():
+            if parameter.name not in predicted:
+                result[parameter.name] = parameter.reason if parameter.name in self.seen else "not used in the forward pass"
+            result |= dict.fromkeys(parameter.aliases, f"tied to {parameter.name}")
+        return result
+
+
+def _producers(data: list[Value]) -> frozenset[int]:
+    return frozenset().union(*(value.nodes for value in data))
+
+
+def _applies_layer(kind: str, inputs: list[Value]) -> bool:
+    """A layer on a constant, such as coordinates: its weight meets no data."""
+    slot = WEIGHT_SLOT.get(kind, len(inputs))
+    return slot < len(inputs) and any(parameter.op for parameter in inputs[slot].pending)
+
+
+def _is_vector(shape: tuple[int, ...]) -> bool:
+    return sum(side > 1 for side in shape[1:]) <= 1
+
+
+def _is_spatial(mean) -> bool:
+    """A mean of (B, C, H, W), (B, H, W, C), (B, tokens, C) or (B, C, positions), not one inside a normalisation."""
+    shape = getattr(mean, "_saved_self_sym_sizes", ())
+    dims = {dim % 2**64 for dim in getattr(mean, "_saved_dim", ())}
+    dims = {dim - 2**64 + len(shape) if dim >= 2**63 else dim for dim in dims}
+    if 0 in dims or len(shape) < 3:
+        return False
+    if len(shape) == 3:
+        return len(dims) == 1 and (dims == {1} or not mean._saved_keepdim)
+    return len(dims) == len(shape) - 2
+
+
+HANDLERS: dict[str, Callable[[Reduction, Step, list[Value]], Value]] = {
+    **dict.fromkeys(MERGES, Reduction.merge),
+    **dict.fromkeys(POOLS, Reduction.pool),
+    **dict.fromkeys(("Softmax", "SafeSoftmax"), Reduction.softmax),
+    **dict.fromkeys(("Bmm", "Mm"), Reduction.matmul),
+    "Attention": Reduction.fused_attention,
+    "AdaptiveAvgPool2D": Reduction.global_pool,
+    "Mean": Reduction.mean,
+    "Mul": Reduction.multiply,
+}

@@ -76,7 +76,7 @@ def read_official(source: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
     for name, value in state.items():
         if not isinstance(value, Tensor | np.ndarray):
             raise CheckpointError(f"{source}: entry {name!r} is a {type(value).__name__}, not a tensor")
-    state = {_our_name(name): torch.as_tensor(value) for name, value in state.items()}
+    state = {our_name(name): torch.as_tensor(value) for name, value in state.items()}
     # PPUDA keeps the decoder's 1x1 convolutions as such; here they are linear layers.
     state = {name: value.flatten(1) if value.ndim == 4 else value for name, value in state.items()}
     return _configuration(state, content.get("config"), source), state
@@ -98,7 +98,8 @@ def fill(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> nn.M
     return model
 
 
-def _our_name(name: str) -> str:
+def our_name(name: str) -> str:
+    """The name in ``GHN.state_dict`` of a tensor of an official file."""
     for pattern, replacement in _NAMES:
         name = re.sub(pattern, replacement, name)
     return name
@@ -133,7 +134,9 @@ def _read(path: Path) -> Any:
 
 def _reason(error: Exception) -> str:
     wanted = re.search(r"GLOBAL (\S+)", str(error))
-    return f"it wants to load {wanted[1]}, which is not tensor data" if wanted else str(error).splitlines()[0][:200]
+    if wanted:
+        return f"it wants to load {wanted[1]}, which is not tensor data"
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 def _torch_load(source: Path | io.BytesIO) -> Any:

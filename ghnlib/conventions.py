@@ -112,11 +112,11 @@ CONVENTIONS = {
     "ppuda": Convention(_PPUDA_LAYERS, first_output=True, pool_by_keepdim=True, hard_gate=True, flags_by_position=True),
 }
 
-POSITION = re.compile(r"(^|[._])(abs_)?pos(ition)?(al)?_?(emb|enc)[a-z]*$")
+POSITION = re.compile(r"(^|[._])(abs_)?pos(ition)?(al)?_?(emb|enc)[a-z]*(_?\d+)?$")
 REASONS = (
     (re.compile(r"(cls|class|dist|reg|mask)_?(token|embedding)s?$|(^|\.)(register_tokens|token)$"), "class token"),
     (re.compile(r"layer_scale|(^|\.)(gamma(_?\d+)?|ls\d?(\.\w+)?)$"), "layer scale"),
-    (re.compile(r"rel(ative)?_(pos|h|w|height|width)|attention_bias"), "relative position bias"),
+    (re.compile(r"rel(ative)?_(pos|h|w|height|width)|(height|width)_rel|attention_bias"), "relative position bias"),
     (re.compile(r"logit_scale|temperature|(^|\.)tau$"), "logit scale"),
     (POSITION, "positional encoding of an unsupported layer"),
 )
@@ -148,7 +148,7 @@ def classify(name: str, attribute: str, shape: tuple[int, ...], module: nn.Modul
             return Parameter(name, shape, "bias", Role.BIAS)
     if "vit_encoder" in convention.layers and _is_position(name, shape, convention):
         return Parameter(name, shape, "pos_enc", Role.POSITION)
-    return Parameter(name, shape, reason=_reason(name, shape, module))
+    return Parameter(name, shape, reason=_reason(name, module))
 
 
 def _norm_bias(weight: str, module: nn.Module) -> str:
@@ -161,11 +161,12 @@ def _is_position(name: str, shape: tuple[int, ...], convention: Convention) -> b
     return bool(known) and len(shape) in (3, 4) and shape[0] == 1 and min(shape[1:]) > 1
 
 
-def _reason(name: str, shape: tuple[int, ...], module: nn.Module) -> str:
+def _reason(name: str, module: nn.Module) -> str:
     for pattern, reason in REASONS:
         if pattern.search(name):
             return reason
-    return f"unsupported layer {type(module).__name__} with a parameter of shape {shape}"
+    known = any(layer.matches(module) for layer in LAYERS.values())
+    return f"unsupported {'parameter of' if known else 'layer'} {type(module).__name__}"
 
 
 def out_of_reach(convention: str, net: nn.Module, nodes: list[Node], parents: list[set[int]]) -> str:

@@ -3,6 +3,7 @@
 Shapes: n images, s pixels a side.
 """
 
+# torchvision and scikit-learn are imported where they are used: they take seconds, and few stages need them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -14,9 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
+from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision import datasets, transforms
 
 from ghnlib.images import Augment, DataError, ImageFiles, Images, ImageSet, decode, mix
 
@@ -107,6 +107,8 @@ def stratified_split(labels: np.ndarray, shares: Sequence[float], seed: int) -> 
 
 
 def _digits(root: Path, seed: int, size: int | None, val: float, test: float, download: bool) -> ImageSplits:
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
     grey = torch.from_numpy(bunch.images).float()[:, None] * (255 / bunch.images.max())
     grey = F.interpolate(grey, (size or 16,) * 2, mode="bilinear", align_corners=False)
@@ -134,7 +136,7 @@ def _statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _cifar(
-    which: type[datasets.CIFAR10],
+    which: str,
     root: Path,
     seed: int,
     size: int | None,
@@ -142,11 +144,14 @@ def _cifar(
     test: float,
     download: bool,
 ) -> ImageSplits:
+    from torchvision import datasets
+
+    kind = getattr(datasets, which)
     try:
-        train, held_out = (which(root, train=part, download=download) for part in (True, False))
+        train, held_out = (kind(root, train=part, download=download) for part in (True, False))
     except RuntimeError:
         raise DataError(
-            f"{which.__name__} is not in {root}: expected the folder {root / which.base_folder} (the python "
+            f"{which} is not in {root}: expected the folder {root / kind.base_folder} (the python "
             f"version of https://www.cs.toronto.edu/~kriz/cifar.html, unpacked). data.download: true fetches it. "
             f"{NO_DOWNLOAD}"
         ) from None
@@ -155,7 +160,7 @@ def _cifar(
         sets = [(_resize(pixels, size), labels) for pixels, labels in sets]
     (x, y), tested = [(pixels.contiguous(), labels) for pixels, labels in sets]
     last = -CIFAR_VALIDATION
-    statistics = CIFAR10_STATISTICS if which is datasets.CIFAR10 else None
+    statistics = CIFAR10_STATISTICS if which == "CIFAR10" else None
     return _resident([(x[:last], y[:last]), (x[last:], y[last:]), tested], tuple(train.classes), statistics)
 
 
@@ -213,8 +218,10 @@ def _folder_files(root: Path, seed: int, val: float, test: float) -> tuple[list[
 
 
 def _tree(root: Path) -> tuple[Files, tuple[str, ...]]:
+    from torchvision.datasets import ImageFolder
+
     try:
-        folder = datasets.ImageFolder(str(root))
+        folder = ImageFolder(str(root))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"no images in {root}: expected a folder per class, each with images ({error}). Point data.root at an "
@@ -233,15 +240,15 @@ def _read(paths: Sequence[str], size: int) -> Tensor:
 
 def _square(path: str, size: int) -> np.ndarray:
     image = decode(path)
-    if image.size != (size, size):
-        image = transforms.functional.center_crop(transforms.functional.resize(image, size), size)
-    return np.asarray(image)
+    return np.asarray(
+        image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    )
 
 
 SOURCES: dict[str, Callable[..., ImageSplits]] = {
     "digits": _digits,
-    "cifar10": partial(_cifar, datasets.CIFAR10),
-    "cifar100": partial(_cifar, datasets.CIFAR100),
+    "cifar10": partial(_cifar, "CIFAR10"),
+    "cifar100": partial(_cifar, "CIFAR100"),
     "imagenet": _imagenet,
     "folder": _folder,
 }

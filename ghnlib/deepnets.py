@@ -10,11 +10,14 @@ from ghnlib.architectures import GENOTYPES, PREDEFINED, Architecture, Genotype, 
 from ghnlib.deepnets_files import OfficialFile
 from ghnlib.designspace import SPACES, SPLITS, DesignSpace, resolve_space, sample, sample_stored
 
-__all__ = ["GENOTYPES", "PREDEFINED", "SPACES", "SPLITS", "Architecture", "DeepNets", "DesignSpace", "Genotype", "ResNet50"]
+__all__ = ["GENOTYPES", "SPACES", "SPLITS", "Architecture", "DeepNets", "DesignSpace", "Genotype", "ResNet50"]
 
 
 class DeepNets:
     """A split of DeepNets-1M: ``dataset[i]`` is a function of (split, seed, i), whatever was read before.
+
+    That includes the widths of training networks, which PPUDA draws anew at each visit. In the evaluation splits of
+    the paper's space, networks are as wide as it takes to have 2.5 million parameters.
 
     Args:
         split: a key of ``SPLITS``: "train", "val", "test", "wide", "deep", "dense", "bnfree", "search" or

@@ -79,9 +79,9 @@ class OfficialFile:
         if split not in meta:
             raise ValueError(f"{meta_path} has no split {split!r}, only {', '.join(meta)}")
         self._nets = meta[split]["nets"]
-        self._ops, self._names = (
-            {int(i): name for i, name in meta[split]["meta"][key].items()} for key in ("primitives_ext", "unique_op_names")
-        )
+        tables = meta[split]["meta"]
+        self._ops = {int(i): name for i, name in tables["primitives_ext"].items()}
+        self._names = {int(i): name for i, name in tables["unique_op_names"].items()}
         self._open: tuple[int, Any] | None = None
 
     def __len__(self) -> int:
@@ -101,7 +101,8 @@ class OfficialFile:
         where = f"network {index} of {self.path} ({self.split})"
         n = len(nodes)
         if adjacency.shape != (n, n) or nodes.shape[1:] != (3,) or net.get("num_nodes", n) != n:
-            raise ValueError(f"{where}: {n} nodes, adjacency {adjacency.shape}, but {net.get('num_nodes')} are described")
+            described = net.get("num_nodes")
+            raise ValueError(f"{where}: {n} nodes and an adjacency {adjacency.shape}, but {described} are described")
         if np.tril(adjacency).any():
             raise ValueError(f"{where}: edges that point backwards")
         try:

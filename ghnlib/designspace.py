@@ -143,8 +143,8 @@ SMALL = DesignSpace(
     input_size=16,
     variations={
         "wide": {"width_factor": (2, 2)},
-        "deep": {"cells": (8, 12), "no_norm": 0.0},
-        "dense": {"steps": (2, 5, 5), "max_params": 4_000_000},
+        "deep": {"cells": (8, 12), "max_params": 10_000_000},
+        "dense": {"steps": (2, 5, 5), "max_params": 10_000_000},
         "bnfree": _WITHOUT_NORM,
         "search": {"steps": (1, 3, 3), "no_norm": 0.0, "preproc": (0.8, 0.2)},
     },
@@ -268,7 +268,7 @@ def _draw_cell(candidates: tuple[str, ...], steps: int, draws: Draws) -> tuple[t
 
 
 def is_wanted(genotype: Genotype) -> bool:
-    """Whether the mixture of operations is one that DeepNets-1M keeps: something to learn, not too much of the heavy."""
+    """Whether the mixture of operations is one that DeepNets-1M keeps: something to learn, little of the heavy."""
     names = genotype.names
     has_conv = any("conv" in name for name in names)
     if not has_conv and ("cse" in names or "msa" not in names):
@@ -334,7 +334,7 @@ def set_width(arch: Architecture, space: DesignSpace, draws: Draws, input_size: 
 
 
 def widen(arch: Architecture, min_params: int) -> Architecture:
-    """The narrowest version, in steps of 16 channels, with at least ``min_params`` parameters (10 classes, 32 pixels)."""
+    """The narrowest version, in steps of 16 channels, with at least ``min_params`` parameters."""
     while arch.num_params < min_params:
         arch = replace(arch, C=arch.C + 16)
     return arch

@@ -23,6 +23,11 @@ def sparsity(weight: Tensor, threshold: float = 0.05) -> float:
     return float((weight.detach().abs() < threshold).float().mean())
 
 
+def first_weight(parameters: dict[str, Tensor]) -> Tensor:
+    """The first convolution's weight of a network."""
+    return next(p for name, p in parameters.items() if name.startswith("stem") and p.ndim == 4)
+
+
 def most_common_shape(predictions: Sequence[dict[str, Tensor]], axes: int = 4) -> tuple[int, ...]:
     """The shape that most networks have at least one tensor of, among shapes with that many axes and a 3x3 kernel."""
     counts: dict[tuple[int, ...], int] = defaultdict(int)

@@ -118,37 +118,60 @@ class GatedGNN(nn.Module):
     def forward(self, x: Tensor, graphs: Sequence[Graph]) -> Tensor:
         """(N, d) -> (N, d)."""
         distances = torch.block_diag(*(truncated_distances(graph, self.cutoff) for graph in graphs))
-        for _ in range(self.steps):
-            x = self._sweep(x, distances, _levels(graphs, forward=True))
-            x = self._sweep(x, distances.T, _levels(graphs, forward=False))
+        sweeps = [_Sweep(distances, _levels(graphs, forward=True), self.mlp_ve is not None)]
+        sweeps += [_Sweep(distances.T, _levels(graphs, forward=False), self.mlp_ve is not None)]
+        for sweep in sweeps * self.steps:
+            x = self._run(sweep, x)
         return x
 
-    def _sweep(self, x: Tensor, distances: Tensor, levels: np.ndarray) -> Tensor:
-        order = torch.from_numpy(np.argsort(levels, kind="stable"))
-        receivers = self._message_weights(distances.T[order][:, order]).to(x.device, x.dtype)
-        order = order.to(x.device)
-        x = x[order]
-        states, messages, done = [], x.new_zeros(0, x.shape[1]), 0
-        for size in np.bincount(levels).tolist():
-            received = receivers[done : done + size, : len(messages)] @ messages
-            states.append(self.gru(received, x[done : done + size]))
-            messages = torch.cat([messages, self._messages(states[-1])])
-            done += size
-        return torch.cat(states)[torch.argsort(order)]
+    def _run(self, sweep: _Sweep, x: Tensor) -> Tensor:
+        """Update all nodes, level by level; each level sends its messages to all later ones at once."""
+        x = x[sweep.order]
+        gates = F.linear(x, self.gru.weight_hh, self.gru.bias_hh).split(sweep.sizes)
+        inbox = torch.zeros_like(x)
+        updated, columns = [], sweep.weights.to(x).split([size * sweep.kinds for size in sweep.sizes], 1)
+        for size, state, gate, weights in zip(sweep.sizes, x.split(sweep.sizes), gates, columns):
+            received, inbox = inbox.split([size, len(inbox) - size])
+            updated.append(self._gru(received, state, gate))
+            if len(inbox):
+                inbox = torch.addmm(inbox, weights[-len(inbox) :], self._messages(updated[-1]))
+        return torch.cat(updated)[sweep.inverse]
+
+    def _gru(self, received: Tensor, state: Tensor, state_gates: Tensor) -> Tensor:
+        """GRU cell, with the gates of the state (reset, update, new) computed for all levels at once."""
+        d = state.shape[1]
+        gates = F.linear(received, self.gru.weight_ih, self.gru.bias_ih)
+        reset, update = torch.sigmoid(gates[:, : 2 * d] + state_gates[:, : 2 * d]).chunk(2, 1)
+        new = torch.tanh(torch.addcmul(gates[:, 2 * d :], reset, state_gates[:, 2 * d :]))
+        return torch.lerp(new, state, update)
 
     def _messages(self, states: Tensor) -> Tensor:
-        """(n, d) -> (n, d), or (2n, d) with the message along virtual edges after each one-hop message."""
+        """(n, d) -> (n, d), or (2n, d): messages along edges, then those along virtual edges."""
         if self.mlp_ve is None:
             return self.mlp(states)
-        return torch.stack([self.mlp(states), self.mlp_ve(states)], 1).flatten(0, 1)
+        return torch.cat([self.mlp(states), self.mlp_ve(states)])
 
-    def _message_weights(self, distances: Tensor) -> Tensor:
-        """(N, N) distances receiver x sender -> weights of the messages, (N, N) or (N, 2N) as in ``_messages``."""
-        direct = (distances == 1).float()
-        if self.mlp_ve is None:
-            return direct
-        virtual = torch.where(distances > 0, 1 / distances.float(), 0.0)
-        return torch.stack([direct, virtual], 2).flatten(1)
+
+class _Sweep:
+    """What one direction needs: nodes sorted by level and the weights of messages between them.
+
+    Args:
+        distances: (N, N), sender x receiver.
+        levels: (N,) of each node.
+        virtual: whether there are messages along virtual edges, weighted by 1 / distance.
+    """
+
+    def __init__(self, distances: Tensor, levels: np.ndarray, virtual: bool):
+        self.sizes = np.bincount(levels).tolist()
+        self.order = torch.from_numpy(np.argsort(levels, kind="stable"))
+        self.inverse = torch.argsort(self.order)
+        distances = distances.T[self.order][:, self.order]
+        self.kinds = 2 if virtual else 1
+        self.weights = (distances == 1).float()  # (N, N), or (N, 2N) with the two kinds side by side for each level
+        if virtual:
+            inverse = torch.where(distances > 0, 1 / distances.float(), 0.0)
+            pairs = zip(self.weights.split(self.sizes, 1), inverse.split(self.sizes, 1))
+            self.weights = torch.cat([part for pair in pairs for part in pair], 1)
 
 
 def _levels(graphs: Sequence[Graph], forward: bool) -> np.ndarray:

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
+from scipy import stats
 from torch import Tensor, nn
 
 from ghnlib.images import ImageSet
-from ghnlib.deepnets import Architecture
+from ghnlib.architectures import Architecture
 from ghnlib.hypernetwork import GHN
 
 
@@ -33,29 +34,33 @@ def accuracy(net: nn.Module, images: ImageSet, batch_size: int = 64, parameters:
 
 
 def evaluate_predictions(
-    ghn: GHN, architectures: Sequence[Architecture], images: ImageSet, batch_size: int = 64, threads: int = 1
+    ghn: GHN, architectures: Sequence[Architecture], images: ImageSet, batch_size: int = 64, processes: int = 1
 ) -> pd.DataFrame:
-    """Accuracy with predicted parameters, without fine-tuning: one row an architecture (``index``, ``accuracy``)."""
+    """Accuracy with predicted parameters, without fine-tuning, in processes of one core each.
 
-    def evaluate(architecture: Architecture) -> float:
-        with torch.no_grad():
-            (parameters,) = ghn([architecture.graph], predict_class_layers=True)
-        return accuracy(architecture.build(device="meta"), images, batch_size, parameters)
+    Returns:
+        One row an architecture: ``index``, ``accuracy`` (percent).
+    """
+    tasks = (delayed(_evaluate)(ghn, architecture, images, batch_size) for architecture in architectures)
+    values = Parallel(processes)(tasks)
+    return pd.DataFrame({"index": range(len(values)), "accuracy": values})
 
-    values = Parallel(threads, backend="threading")(delayed(evaluate)(a) for a in architectures)
-    return pd.DataFrame({"index": range(len(architectures)), "accuracy": values})
+
+@torch.no_grad()
+def _evaluate(ghn: GHN, architecture: Architecture, images: ImageSet, batch_size: int) -> float:
+    torch.set_num_threads(1)
+    (parameters,) = ghn([architecture.graph], predict_class_layers=True)
+    return accuracy(architecture.build(device="meta"), images, batch_size, parameters)
 
 
 def mean_and_error(values: Iterable[float]) -> dict[str, float]:
     """Number, mean and standard error (population deviation / sqrt(n), as PPUDA reports it)."""
     values = np.asarray(list(values), dtype=float)
-    return {"n": len(values), "mean": values.mean(), "standard_error": values.std() / len(values) ** 0.5}
+    return {"n": len(values), "mean": float(values.mean()), "standard_error": float(values.std() / len(values) ** 0.5)}
 
 
 def paired_interval(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> dict[str, float]:
     """Mean of a - b over paired observations, with its Student-t confidence interval."""
-    from scipy import stats
-
     difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     low, high = stats.t.interval(confidence, len(difference) - 1, difference.mean(), stats.sem(difference))
-    return {"n": len(difference), "mean": difference.mean(), "low": float(low), "high": float(high)}
+    return {"n": len(difference), "mean": float(difference.mean()), "low": float(low), "high": float(high)}

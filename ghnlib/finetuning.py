@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -15,9 +15,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from ghnlib.images import Augment, ImageSet
-from ghnlib.deepnets import Architecture
+from ghnlib.architectures import Architecture
 from ghnlib.evaluation import accuracy
-from ghnlib.initialization import orthogonalize
+from ghnlib.hypernetwork import GHN
+from ghnlib.initialization import add_noise, orthogonalize
+
+NOISE = 3e-5
+"""Scale of the noise before orthogonal post-processing (GHN-orth section 4)."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +45,15 @@ class SGDRecipe:
 
 @dataclass(frozen=True)
 class Run:
-    """One network trained once. ``parameters``: initial values by name, over random (or, with ``orthogonal``,
-    orthogonal) initialisation, which ``seed`` decides together with the order of images. ``labels``: columns of the
-    result that tell this run from others."""
+    """One network trained once. ``parameters``: initial values by name over random initialisation, which ``seed``
+    decides together with the order of images. ``orthogonal``: whether weights are then post-processed as in GHN-orth
+    (noise that breaks the symmetry of predicted weights, orthogonal factor). ``labels``: columns of the result."""
 
     architecture: Architecture
     recipe: SGDRecipe
     seed: int
     parameters: dict[str, Tensor] | None = None
-    orthogonal_from: int | None = None
+    orthogonal: bool = False
     labels: tuple[tuple[str, object], ...] = ()
 
 
@@ -99,6 +103,40 @@ def reestimate_batch_norm(net: nn.Module, images: ImageSet, recipe: SGDRecipe, s
         update_bn(batches, net)
 
 
+def initial_runs(
+    architectures: Sequence[Architecture],
+    recipe: SGDRecipe,
+    seeds: Sequence[int],
+    hypernetworks: Mapping[str, GHN],
+    lrs: Mapping[str, float] | None = None,
+    class_layers: bool | None = None,
+    orthogonal_ghn: bool = False,
+) -> list[Run]:
+    """Runs of each architecture and seed from random, orthogonal and predicted parameters.
+
+    Args:
+        hypernetworks: by name.
+        lrs: learning rate of each initialisation, instead of the recipe's.
+        class_layers: whether classification layers are predicted; None: if the class counts agree.
+        orthogonal_ghn: adds "NAME-orth", predicted parameters with GHN-orth post-processing.
+
+    Returns:
+        Runs labelled ``initialisation`` ("random", "orthogonal", a name, "NAME-orth") and ``network`` (index).
+    """
+    sides: list[tuple[str, GHN | None, bool]] = [("random", None, False), ("orthogonal", None, True)]
+    for name, ghn in hypernetworks.items():
+        sides += [(name, ghn, False)] + [(f"{name}-orth", ghn, True)] * orthogonal_ghn
+    runs = []
+    for name, ghn, orthogonal in sides:
+        own = recipe if lrs is None else replace(recipe, lr=lrs[name])
+        for network, architecture in enumerate(architectures):
+            labels = (("initialisation", name), ("network", network))
+            with torch.no_grad():
+                parameters = ghn.predict(architecture.graph, predict_class_layers=class_layers) if ghn else None
+            runs += [Run(architecture, own, seed, parameters, orthogonal, labels) for seed in seeds]
+    return runs
+
+
 def run_all(
     runs: Sequence[Run], train: ImageSet, test: ImageSet, checkpoints: Sequence[int] = (), processes: int = 1
 ) -> pd.DataFrame:
@@ -141,6 +179,8 @@ def initial_network(run: Run) -> nn.Module:
     with torch.no_grad():
         for name, value in (run.parameters or {}).items():
             own[name].copy_(value)
-    if run.orthogonal_from is not None:
-        orthogonalize(net, run.orthogonal_from)
+    if run.orthogonal:
+        if run.parameters:
+            add_noise(net, NOISE, torch.Generator().manual_seed(run.seed))
+        orthogonalize(net)
     return net

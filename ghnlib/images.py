@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 
 Plan = Iterable[tuple[Tensor, int]]
 """What to load: for each batch the indices of its images and the seed of its augmentation."""
@@ -163,6 +162,8 @@ class _Decoded(Dataset):
 
 def _file_transform(files: ImageFiles, augment: Augment | None) -> Callable[[Image.Image], Tensor]:
     """The papers' ImageNet pipeline: a random crop in training, the central one (7/8 of the side) otherwise."""
+    from torchvision import transforms  # here, because it takes more than a second and few stages need it
+
     if augment:
         steps = [transforms.RandomResizedCrop(files.image_size), transforms.ColorJitter(0.4, 0.4, 0.4, 0.2)]
         steps += [transforms.RandomHorizontalFlip()] if augment.flip else []

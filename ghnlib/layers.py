@@ -117,7 +117,7 @@ def _pair(side) -> tuple[int, int]:
 
 
 def clone_meta(module: nn.Module) -> nn.Module:
-    """A copy of a module on the meta device with parameters and buffers of its own; five times faster than building it."""
+    """A copy of a module on the meta device with its own parameters and buffers; much faster than building one."""
     copy = module.__class__.__new__(module.__class__)
     state = dict(module.__dict__)
     for key, value in state.items():

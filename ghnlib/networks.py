@@ -13,9 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from ghnlib.layers import (
-    IDENTITY, RELU, Flatten, Layer, Linear, PosEnc, conv, make_chain, make_layer, norm, pool,
+    IDENTITY,
+    RELU,
+    Flatten,
+    Layer,
+    Linear,
+    PosEnc,
+    conv,
+    make_chain,
+    make_layer,
+    norm,
+    pool,
 )  # fmt: skip
-from ghnlib.primitives import Spec, build
+from ghnlib.primitives import Spec, build, primitive
 
 if TYPE_CHECKING:
     from ghnlib.architectures import Architecture
@@ -34,7 +44,9 @@ class PlannedOp(NamedTuple):
 
 
 class PlannedCell(NamedTuple):
-    """Two preprocessing operations, two operations per state, the states to concatenate; its output's size."""
+    """Two preprocessing operations, two operations per state, the states to concatenate; ``channels`` and ``side`` of
+    the output; ``size``: number of scalars in the parameters. Equal cells of a network are one object.
+    """
 
     preprocess: tuple[PlannedOp, PlannedOp]
     ops: tuple[PlannedOp, ...]
@@ -42,6 +54,7 @@ class PlannedCell(NamedTuple):
     live: bool
     channels: int
     side: int
+    size: int
 
 
 class Plan(NamedTuple):
@@ -98,7 +111,7 @@ def _network_liveness(arch: Architecture) -> tuple[list[Liveness], list[bool]]:
         if needed[k + 2] and present[k + 2]:
             needed[k] |= cells[k].inputs[0]
             needed[k + 1] |= cells[k].inputs[1]
-    return cells, [n and p for n, p in zip(needed, present)]
+    return cells, [n and p for n, p in zip(needed, present, strict=True)]
 
 
 def plan(arch: Architecture) -> Plan:
@@ -111,42 +124,49 @@ def plan(arch: Architecture) -> Plan:
     reductions, width = reduction_cells(arch.n_cells), arch.C
     last, side = stem_output(arch)
     before_last, halved = last, arch.stem_type == 1 and not arch.is_vit
-    cells = []
+    cells: list[PlannedCell] = []
+    memo: dict[tuple, PlannedCell] = {}
     for k in range(arch.n_cells):
-        stride = 2 if k in reductions and not arch.is_vit else 1
-        width *= arch.C_mult if k in reductions else 1
-        channels = (before_last, last, width)
-        cells.append(_plan_cell(arch, k in reductions, stride, halved, channels, side, liveness[k], needed[k + 2]))
-        before_last, last, side, halved = last, cells[k].channels, cells[k].side, stride == 2
+        reduction = k in reductions
+        width *= arch.C_mult if reduction else 1
+        key = (reduction, halved, (before_last, last, width), side, (liveness[k], needed[k + 2]))
+        if key not in memo:
+            memo[key] = _plan_cell(arch, *key)
+        cell = memo[key]
+        cells.append(cell)
+        before_last, last, side, halved = last, cell.channels, cell.side, reduction and not arch.is_vit
     return Plan(tuple(cells), last if arch.glob_avg else last * side * side, needed[1])
 
 
 def _plan_cell(
-    arch: Architecture, reduction: bool, stride: int, halve: bool, channels: tuple[int, int, int], side: int,
-    liveness: Liveness, live: bool,
-) -> PlannedCell:  # fmt: skip
-    """One cell. ``channels``: of its two inputs and its own. ``halve``: its first input is twice as large as its second."""
+    arch: Architecture,
+    reduction: bool,
+    halve: bool,
+    channels: tuple[int, int, int],
+    side: int,
+    use: tuple[Liveness, bool],
+) -> PlannedCell:
+    """One cell. ``channels``: of its two inputs and its own. ``halve``: its first input has twice the side.
+    ``use``: its liveness, and whether the network uses the cell.
+    """
     before_last, last, width = channels
+    liveness, live = use
+    stride = 2 if reduction and not arch.is_vit else 1
     ops, concat = arch.genotype.cell(reduction)
-    inner = Spec(width, width, 1, arch.norm is not None, arch.naming)
-    outer = inner._replace(c_in=width if arch.preproc else last, stride=stride)
+    rest = (arch.norm is not None, arch.naming)
+    inner, outer = Spec(width, width, 1, *rest), Spec(width if arch.preproc else last, width, stride, *rest)
     planned = tuple(
         PlannedOp(name, source, outer if source < 2 else inner, live and used)
-        for (name, source), used in zip(ops, liveness.ops)
+        for (name, source), used in zip(ops, liveness.ops, strict=True)
     )
+    project, shrink = ("conv_1x1", "skip_connect") if arch.preproc else ("subsample", "subsample")
+    first = Spec(before_last, width, 2 if halve else 1, *rest)
     preprocess = (
-        _preprocess(arch, 0, inner._replace(c_in=before_last), halve, live and liveness.inputs[0]),
-        _preprocess(arch, 1, inner._replace(c_in=last), False, live and liveness.inputs[1]),
+        PlannedOp(shrink if halve else project, 0, first, live and liveness.inputs[0]),
+        PlannedOp(project, 1, Spec(last, width, 1, *rest), live and liveness.inputs[1]),
     )
-    return PlannedCell(preprocess, planned, concat, live, len(concat) * width, -(-side // stride))
-
-
-def _preprocess(arch: Architecture, source: int, spec: Spec, halve: bool, live: bool) -> PlannedOp:
-    """The operation that gives a cell's input the cell's width and resolution."""
-    spec = spec._replace(stride=2 if halve else 1)
-    if arch.preproc:
-        return PlannedOp("skip_connect" if halve else "conv_1x1", source, spec, live)
-    return PlannedOp("subsample", source, spec, live)
+    size = sum([primitive(op.name, op.spec).block.size for op in (*preprocess, *planned)])
+    return PlannedCell(preprocess, planned, concat, live, len(concat) * width, -(-side // stride), size)
 
 
 # Stems and heads -----------------------------------------------------------------------------------------------------
@@ -261,7 +281,9 @@ class Network(nn.Module):
     ``drop_path``: probability of dropping an operation's output for an image, in training mode; may be changed later.
     """
 
-    def __init__(self, arch: Architecture, device=None, track: bool = True, auxiliary: bool = False, drop_path: float = 0.0):
+    def __init__(
+        self, arch: Architecture, device=None, track: bool = True, auxiliary: bool = False, drop_path: float = 0.0
+    ):
         super().__init__()
         steps = arch.plan
         self.expected_input_sz = arch.input_size
@@ -300,4 +322,3 @@ class Network(nn.Module):
         else:
             x = self.stem(x)
         return x, x
-

@@ -73,7 +73,7 @@ _LIMITS: dict[str, Any] = {
     **dict.fromkeys(("lr", "clip"), Rate),
     **dict.fromkeys(("weight_decay", "gamma"), NonNegative),
     **dict.fromkeys(("hid", "layers", "heads", "steps", "batch_size", "meta_batch", "max_nodes"), Positive),
-    **dict.fromkeys(("log_every", "validate_every", "checkpoint_every"), Positive),
+    **dict.fromkeys(("log_every", "validate_every"), Positive),
 }
 _FROM_DATA = {"num_classes"}
 

@@ -17,15 +17,30 @@ from torch.nn import functional as F
 
 from ghnlib.graph import Node, Role
 from ghnlib.layers import (
-    RELU, Block, Layer, LayerNorm, Linear, bias, chain_block, clone_meta, conv, layer_node, make_block, make_chain,
-    make_layer, norm, norm_node, pool, weight,
+    RELU,
+    Block,
+    Layer,
+    LayerNorm,
+    Linear,
+    bias,
+    chain_block,
+    clone_meta,
+    conv,
+    layer_node,
+    make_block,
+    make_chain,
+    make_layer,
+    norm,
+    norm_node,
+    pool,
+    weight,
 )  # fmt: skip
 
 HEADS = 8
 
 
 class Spec(NamedTuple):
-    """What an operation must know: channels in and out, stride, whether it normalises, how attention names its layers."""
+    """What an operation must know: channels in and out, stride, whether to normalise, names of attention layers."""
 
     c_in: int
     c_out: int
@@ -197,7 +212,8 @@ def _cse(spec: Spec) -> Primitive:
     a, half = spec.c_in, spec.c_in // 2
     linear = partial(weight, role=Role.LINEAR)
     nodes = [linear("fc1", half, a), bias("fc1", half), linear("fc2", a, half), bias("fc2", a), Node("cse")]
-    return Primitive(make_block(nodes, [(-1, 0), (0, 1), (1, 2), (2, 3), (3, 4), (-1, 4)]), partial(SqueezeExcitation, spec))
+    edges = [(-1, 0), (0, 1), (1, 2), (2, 3), (3, 4), (-1, 4)]
+    return Primitive(make_block(nodes, edges), partial(SqueezeExcitation, spec))
 
 
 class SelfAttention(nn.Module):
@@ -265,7 +281,12 @@ def _msa(spec: Spec) -> Primitive:
     attention = "attn." if spec.naming == "ghn3" else ""
     linear = partial(weight, role=Role.LINEAR)
     nodes = [norm_node("ln1", a, "ln"), linear(f"{attention}to_qkv", 3 * a, a), Node("msa")]
-    nodes += [linear(f"{attention}to_out.0", a, a), bias(f"{attention}to_out.0", a), Node("sum"), norm_node("ln2", a, "ln")]
+    nodes += [
+        linear(f"{attention}to_out.0", a, a),
+        bias(f"{attention}to_out.0", a),
+        Node("sum"),
+        norm_node("ln2", a, "ln"),
+    ]
     nodes += [linear("ff.net.0", b, a), bias("ff.net.0", b), linear("ff.net.3", a, b), bias("ff.net.3", a), Node("sum")]
     edges = [(i - 1, i) for i in range(len(nodes))] + [(-1, 5), (5, 11)]
     return Primitive(make_block(nodes, edges), partial(Transformer if attention else PPUDATransformer, spec))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ class TraceError(RuntimeError):
 
 
 class Step(NamedTuple):
-    """One recorded function. ``kind``: "Add" for AddBackward0. ``inputs``: positions of earlier steps, None: constant."""
+    """One recorded function. ``kind``: "Add" for AddBackward0. ``inputs``: places of earlier steps, None: constant."""
 
     kind: str
     function: Any
@@ -37,6 +37,24 @@ class Step(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         """Of the function's first result."""
         return tuple(self.function._input_metadata[0].shape)
+
+    @property
+    def is_vector(self) -> bool:
+        """At most one number per channel: (B, C, 1, 1), (B, C) and the like."""
+        return sum(side > 1 for side in self.shape[1:]) <= 1
+
+    @property
+    def is_spatial_mean(self) -> bool:
+        """A mean of (B, C, H, W), (B, H, W, C), (B, tokens, C) or (B, C, positions), not one inside a normalisation."""
+        shape = getattr(self.function, "_saved_self_sym_sizes", ())
+        keeps_dims = getattr(self.function, "_saved_keepdim", False)
+        dims = getattr(self.function, "_saved_dim", ())
+        dims = {dim - 2**64 + len(shape) if dim >= 2**63 else dim for dim in dims}  # autograd reads -1 as unsigned
+        if len(shape) < 3 or 0 in dims:
+            return False
+        if len(shape) == 3:
+            return len(dims) == 1 and (dims == {1} or not keeps_dims)
+        return len(dims) == len(shape) - 2
 
 
 class Recording(NamedTuple):
@@ -60,8 +78,9 @@ def record(net: nn.Module, input_shape: tuple[int, ...] | None = None, first_out
     Raises:
         TraceError: the forward pass fails, or no output depends on a parameter.
     """
-    shadow = meta_copy(net)
-    image, outputs = _run(shadow, input_shape)
+    with torch.inference_mode(False), torch.enable_grad():
+        shadow = meta_copy(net)
+        image, outputs = _run(shadow, input_shape)
     steps = recorded_steps(outputs[:1] if first_output else outputs)
     output = next(i for i, step in enumerate(steps) if step.function is outputs[0].grad_fn)
     return Recording(shadow, image, steps, output)
@@ -102,10 +121,9 @@ def meta_copy(net: nn.Module) -> nn.Module:
 def _on_meta(tensor: Tensor, name: str, module: nn.Module) -> Tensor:
     if nn.parameter.is_lazy(tensor):
         raise TraceError(
-            f"module {name!r} ({type(module).__name__}) is lazy and has no shapes yet: run the network once before tracing"
+            f"module {name!r} ({type(module).__name__}) is lazy and has no shapes yet: run the network once, then trace"
         )
-    with torch.inference_mode(False):
-        twin = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    twin = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     if not isinstance(tensor, nn.Parameter):
         return twin
     return nn.Parameter(twin, requires_grad=tensor.is_floating_point() or tensor.is_complex())
@@ -125,11 +143,10 @@ def _run(shadow: nn.Module, input_shape: tuple[int, ...] | None) -> tuple[Tensor
     """One forward pass: the input and the differentiable outputs."""
     shape = tuple(input_shape or default_input_shape(shadow))
     dtype = next((p.dtype for p in shadow.parameters() if p.is_floating_point()), torch.float32)
-    with _random_state_kept(), torch.inference_mode(False), torch.enable_grad():
+    with _random_state_kept():
         image = torch.empty(BATCH, *shape, dtype=dtype, device="meta", requires_grad=True)
         try:
-            with Shortcuts():
-                result = shadow(image.clone())  # a leaf would not stand an in-place first layer
+            result = _forward(shadow, image)
         except Exception as error:
             raise TraceError(_failure(shadow, shape, input_shape is not None, error)) from error
     outputs = [tensor for tensor in _tensors(result) if tensor.grad_fn is not None]
@@ -139,6 +156,16 @@ def _run(shadow: nn.Module, input_shape: tuple[int, ...] | None) -> tuple[Tensor
             "forward must return a tensor, or tensors in a tuple or dictionary, that nothing detaches"
         )
     return image, outputs
+
+
+def _forward(shadow: nn.Module, image: Tensor) -> Any:
+    try:
+        with Shortcuts():
+            return shadow(image.clone())  # a leaf would not stand an in-place first layer
+    except Exception:
+        with suppress(Exception), torch.device("meta"), Shortcuts():  # a forward that makes tensors on the CPU
+            return shadow(image.clone())
+        raise
 
 
 @contextmanager
@@ -217,11 +244,11 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return Linear.apply((*x.shape[:-1], *weight.shape[:-1]), x, weight, bias)
 
 
-def _batch_norm(x: Tensor, mean: Any, variance: Any, weight: Tensor | None = None, bias: Tensor | None = None, *rest, **kw):
+def _batch_norm(x: Tensor, mean, variance, weight: Tensor | None = None, bias: Tensor | None = None, *rest, **options):
     return Norm.apply(x.shape, x, weight, bias)
 
 
-def _layer_norm(x: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, *rest, **options):
+def _layer_norm(x: Tensor, shape, weight: Tensor | None = None, bias: Tensor | None = None, *rest, **options):
     return Norm.apply(x.shape, x, weight, bias)
 
 
@@ -233,6 +260,14 @@ def _like(function: type[_Shortcut]) -> Callable[..., Tensor]:
     return lambda x, *rest, **options: function.apply(x.shape, x)
 
 
+# the kinds of step that attention is recorded as: our own shortcut, and torch's kernels where they are called directly
+FUSED_ATTENTION = (
+    "Attention",
+    "ScaledDotProductFlashAttention",
+    "ScaledDotProductFlashAttentionForCpu",
+    "ScaledDotProductEfficientAttention",
+    "ScaledDotProductCudnnAttention",
+)
 SHORTCUTS: dict[Callable, Callable] = {
     F.linear: _linear,
     F.batch_norm: _batch_norm,

@@ -24,7 +24,7 @@ import nbconvert
 import nbformat
 import papermill
 from dvc.api import params_show
-from dvc.exceptions import DvcException, NotDvcRepoError
+from dvc.exceptions import DvcException
 from ipykernel.kernelspec import write_kernel_spec
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
@@ -89,14 +89,12 @@ def _run(stage: str, variant: str, params: Params) -> None:
 
 
 def _read_params() -> Params:
+    if not Path("params.yaml").exists():
+        raise ParamsError("there is no params.yaml here: run stages in the root of the repository")
     try:
-        return validate(params_show("params.yaml"))
-    except NotDvcRepoError:
-        return validate(read_yaml("params.yaml"))
-    except FileNotFoundError:
-        raise ParamsError("there is no params.yaml here: run stages in the root of the repository") from None
+        return validate(params_show("params.yaml") if Path(".dvc").exists() else read_yaml("params.yaml"))
     except DvcException as error:
-        raise ParamsError(f"params.yaml: {error}") from None
+        raise ParamsError(f"params.yaml: {error.__cause__ or error}") from None
 
 
 def write_sources(folder: Path = Path("notebooks")) -> None:
@@ -182,7 +180,7 @@ def _own_kernel() -> Iterator[None]:
     """A python3 kernel that is this interpreter and sees this folder's ghnlib, whatever else is installed."""
     environment = dict(os.environ)
     with tempfile.TemporaryDirectory() as folder:
-        write_kernel_spec(str(Path(folder, "kernels", "python3")))
+        write_kernel_spec(str(Path(folder, "kernels", "python3")), extra_arguments=["--log-level=40"])
         paths = filter(None, [str(Path.cwd()), environment.get("PYTHONPATH")])
         os.environ |= {"JUPYTER_PATH": folder, "IPYTHONDIR": folder, "PYTHONPATH": os.pathsep.join(paths)}
         os.environ |= {"PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ghnlib.conventions import CONVENTIONS, Convention, Parameter, out_of_reach, parameters_of
 from ghnlib.graph import Graph, Node, Role
-from ghnlib.recording import ACCUMULATE, Recording, Step, TraceError, record
+from ghnlib.recording import ACCUMULATE, FUSED_ATTENTION, Recording, Step, TraceError, record
 
 __all__ = ["TraceError", "trace"]
 
@@ -42,7 +42,8 @@ def trace(net: nn.Module, input_shape: tuple[int, ...] | None = None, convention
     reduction = Reduction(recording, rules)
     problem = out_of_reach(convention, net, reduction.nodes, reduction.parents)
     if problem:
-        warnings.warn(f"{type(net).__name__}: the code of convention {convention!r} {problem}; this is the correct graph")
+        text = f"{type(net).__name__}: the released code of {convention} {problem}; this is the correct graph"
+        warnings.warn(text, stacklevel=2)
         return trace(net, input_shape)
     return reduction.graph()
 
@@ -60,6 +61,8 @@ class Value(NamedTuple):
 
 
 CONSTANT = Value()
+IMAGE = Value(frozenset({0}), is_data=True)
+# where a layer's function takes its weight; the data come just before
 WEIGHT_SLOT = {"Norm": 1, "Linear": 1, "Convolution": 1, "Addmm": 2, "Mm": 1}
 POOLS = {"MaxPool2DWithIndices": "max_pool", "AvgPool2D": "avg_pool"}
 MERGES = {"Add": "sum", "Addcmul": "sum", "Cat": "concat"}
@@ -112,7 +115,7 @@ class Reduction:
 
     def leaf(self, tensor: Tensor) -> Value:
         if tensor is self.recording.image:
-            return Value(frozenset({0}), is_data=True)
+            return IMAGE
         parameter = self.parameters.get(id(tensor))
         if parameter is None:
             return CONSTANT
@@ -156,7 +159,7 @@ class Reduction:
     def pass_on(self, step: Step, data: list[Value]) -> Value:
         """Contraction. A pooled vector stays one through unary steps; an attention map until it is mixed."""
         pooled = max((value.pooled for value in data), default=0)
-        if pooled and step.kind not in ("Expand", "Repeat") and not _is_vector(step.shape):
+        if pooled and step.kind not in ("Expand", "Repeat") and not step.is_vector:
             pooled = 0
         if len(data) == 1:
             return data[0] if data[0].pooled == pooled else data[0]._replace(pooled=pooled)
@@ -180,7 +183,7 @@ class Reduction:
         return Value(nodes, is_data=True, pooled=max(nodes))
 
     def mean(self, step: Step, data: list[Value]) -> Value:
-        if not _is_spatial(step.function):
+        if not step.is_spatial_mean:
             return self.pass_on(step, data)
         value = self.global_pool(step, data)
         if self.rules.pool_by_keepdim and not step.function._saved_keepdim:
@@ -219,12 +222,15 @@ class Reduction:
         return Value(self.operation(step, "cse", _producers(data)), is_data=True)
 
     def is_gate_seen(self, step: Step) -> bool:
+        """The released PPUDA code looks for a hard activation two steps before the product: a reshape lies between."""
         if not self.rules.hard_gate:
             return True
         steps = self.recording.steps
         (gate,) = (i for i in step.inputs if self.values[i].pooled)
-        before = steps[gate].inputs[0]
-        return before is not None and steps[before].kind.startswith("Hard")
+        reshaped = gate
+        while steps[reshaped].kind in ("View", "Unsqueeze", "Slice", "Expand"):
+            reshaped = steps[reshaped].inputs[0]
+        return reshaped != gate and steps[reshaped].kind.startswith("Hard")
 
     # --- finishing
 
@@ -256,10 +262,12 @@ class Reduction:
     def warn(self) -> None:
         title = type(self.recording.network).__name__
         if self.repeated:
-            warnings.warn(f"{title} applies {', '.join(sorted(self.repeated))} repeatedly: one node, at the first use")
-        tied = [f"{p.name} = {' = '.join(p.aliases)}" for p in self.parameters.values() if p.aliases]
+            which = ", ".join(sorted(self.repeated))
+            warnings.warn(f"{title} applies {which} repeatedly: one node, at the first use", stacklevel=4)
+        tied = [f"{p.name} = {p.aliases[0]}" for p in self.parameters.values() if p.aliases]
         if tied:
-            warnings.warn(f"{title} ties weights ({'; '.join(tied)}): one node under the first name")
+            which = ", ".join(tied[:3])
+            warnings.warn(f"{title} ties {len(tied)} weights ({which}...): one node, the first name", stacklevel=4)
 
     def classifier(self) -> list[int]:
         """The weight, and the bias if any, that produce the first output; pooling of it may follow."""
@@ -299,24 +307,23 @@ class Reduction:
         return order
 
     def class_roles(self, nodes: list[Node], classifier: list[int]) -> Iterator[tuple[int, Role]]:
-        if not self.rules.flags_by_position:
-            for i in classifier:
-                if nodes[i].role is Role.BIAS:
-                    yield i, Role.CLASS_BIAS
-                elif all(side == 1 for side in nodes[i].shape[2:]):
-                    yield i, Role.CLASS_WEIGHT
-            return
-        if nodes[-2].role in (Role.CONV, Role.LINEAR) and ".weight" in nodes[-2].name:
-            yield len(nodes) - 2, Role.CLASS_WEIGHT
-        if nodes[-1].role is Role.BIAS and ".bias" in nodes[-1].name:
-            yield len(nodes) - 1, Role.CLASS_BIAS
+        """Of the classifier; for released hypernetworks, of the last two nodes if their names say weight and bias."""
+        if self.rules.flags_by_position:
+            last = len(nodes) - 1
+            classifier = [i for i, part in ((last - 1, ".weight"), (last, ".bias")) if part in nodes[i].name]
+        for i in classifier:
+            if nodes[i].role is Role.BIAS:
+                yield i, Role.CLASS_BIAS
+            elif nodes[i].role in (Role.CONV, Role.LINEAR) and all(side == 1 for side in nodes[i].shape[2:]):
+                yield i, Role.CLASS_WEIGHT
 
     def skipped(self) -> dict[str, str]:
         predicted = set(self.node_of) | {self.nodes[i].norm_bias for i in self.node_of.values()}
         result = {}
         for parameter in self.parameters.values():
             if parameter.name not in predicted:
-                result[parameter.name] = parameter.reason if parameter.name in self.seen else "not used in the forward pass"
+                used = parameter.name in self.seen
+                result[parameter.name] = parameter.reason if used else "not used in the forward pass"
             result |= dict.fromkeys(parameter.aliases, f"tied to {parameter.name}")
         return result
 
@@ -328,23 +335,11 @@ def _producers(data: list[Value]) -> frozenset[int]:
 def _applies_layer(kind: str, inputs: list[Value]) -> bool:
     """A layer on a constant, such as coordinates: its weight meets no data."""
     slot = WEIGHT_SLOT.get(kind, len(inputs))
-    return slot < len(inputs) and any(parameter.op for parameter in inputs[slot].pending)
+    return slot < len(inputs) and _has_node(inputs[slot]) and not _has_node(inputs[slot - 1])
 
 
-def _is_vector(shape: tuple[int, ...]) -> bool:
-    return sum(side > 1 for side in shape[1:]) <= 1
-
-
-def _is_spatial(mean) -> bool:
-    """A mean of (B, C, H, W), (B, H, W, C), (B, tokens, C) or (B, C, positions), not one inside a normalisation."""
-    shape = getattr(mean, "_saved_self_sym_sizes", ())
-    dims = {dim % 2**64 for dim in getattr(mean, "_saved_dim", ())}
-    dims = {dim - 2**64 + len(shape) if dim >= 2**63 else dim for dim in dims}
-    if 0 in dims or len(shape) < 3:
-        return False
-    if len(shape) == 3:
-        return len(dims) == 1 and (dims == {1} or not mean._saved_keepdim)
-    return len(dims) == len(shape) - 2
+def _has_node(value: Value) -> bool:
+    return any(parameter.op for parameter in value.pending)
 
 
 HANDLERS: dict[str, Callable[[Reduction, Step, list[Value]], Value]] = {
@@ -352,7 +347,7 @@ HANDLERS: dict[str, Callable[[Reduction, Step, list[Value]], Value]] = {
     **dict.fromkeys(POOLS, Reduction.pool),
     **dict.fromkeys(("Softmax", "SafeSoftmax"), Reduction.softmax),
     **dict.fromkeys(("Bmm", "Mm"), Reduction.matmul),
-    "Attention": Reduction.fused_attention,
+    **dict.fromkeys(FUSED_ATTENTION, Reduction.fused_attention),
     "AdaptiveAvgPool2D": Reduction.global_pool,
     "Mean": Reduction.mean,
     "Mul": Reduction.multiply,

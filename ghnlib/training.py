@@ -26,7 +26,7 @@ from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
 from ghnlib.images import Augment, ImageSet, mix
-from ghnlib.deepnets import Architecture
+from ghnlib.architectures import Architecture
 from ghnlib.hypernetwork import GHN
 
 
@@ -141,7 +141,7 @@ class MetaTrainer:
                 [p for k in finite for p in predictions[k].values()],
                 [leaf.grad / m for k in finite for leaf in leaves[k].values()],
             )
-        sums = torch.tensor([[1.0, *results[k]] for k in finite]).reshape(-1, 4).sum(0)
+        sums = torch.tensor([[1.0, *results[k]] for k in finite]).reshape(-1, 4).sum(0).to(images.device)
         self._sum_over_ranks(sums)
         grad_norm = float(nn.utils.clip_grad_norm_(self.ghn.parameters(), self.recipe.clip))
         if sums[0] and math.isfinite(grad_norm):

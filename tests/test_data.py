@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Generator
+from torchvision import datasets
 
 from ghnlib import data as data_module
 from ghnlib.data import load_images, stratified_split
@@ -158,12 +159,13 @@ def test_folders_that_differ_in_classes_are_refused(tree):
 
 
 def test_the_cifar_batches_keep_the_papers_validation_images(tmp_path, monkeypatch):
-    class Tiny(data_module.datasets.CIFAR10):
+    class Tiny(datasets.CIFAR10):
         def __init__(self, root, train, download):
             n = 5_020 if train else 30
             self.data = (np.arange(n) % 256).astype(np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8)
             self.targets, self.classes = (np.arange(n) % 10).tolist(), list("abcdefghij")
 
-    splits = data_module._cifar(Tiny, tmp_path, 0, None, 0.2, 0.2, False)
+    monkeypatch.setattr(datasets, "CIFAR10", Tiny)
+    splits = load_images("cifar10", tmp_path)
     assert len(splits.train) == 20 and len(splits.val) == 5_000
     assert splits.val.pixels[0, 0, 0, 0] == 20 and splits.val.labels[:3].tolist() == [0, 1, 2]

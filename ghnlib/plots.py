@@ -1,0 +1,66 @@
+"""Figures that several notebooks share."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import matplotlib.pyplot as plt
+import networkx as nx
+import pandas as pd
+import seaborn as sns
+from matplotlib.lines import Line2D
+
+from ghnlib.graph import PRIMITIVES, Graph
+
+PRIMITIVE_COLOURS = dict(zip(PRIMITIVES, sns.color_palette("tab20", len(PRIMITIVES))))
+SPLIT_ORDER = ("train", "val", "test", "wide", "deep", "dense", "bnfree")
+
+
+def use_style() -> None:
+    """The look of all figures."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="deep")
+    plt.rcParams.update({"figure.dpi": 80, "savefig.dpi": 80, "figure.constrained_layout.use": True, "font.size": 10})
+
+
+def draw_graph(graph: Graph, ax=None):
+    """Draw a graph in layers from the input, coloured by primitive (PPUDA Fig. 1 and 5). Returns the axes."""
+    network = graph.to_networkx()
+    layers = _layers(network)
+    if ax is None:
+        _, ax = plt.subplots(figsize=(min(16, 2 + 0.16 * max(layers.values())), 3.2))
+    colours = [PRIMITIVE_COLOURS[node.op] for node in graph.nodes]
+    positions = _layered_positions(network, layers)
+    nx.draw_networkx_edges(network, positions, ax=ax, width=0.7, arrowsize=5, node_size=24, edge_color="0.6")
+    nx.draw_networkx_nodes(network, positions, ax=ax, node_size=24, node_color=colours)
+    present = [op for op in PRIMITIVES if any(node.op == op for node in graph.nodes)]
+    handles = [Line2D([], [], marker="o", linestyle="", color=PRIMITIVE_COLOURS[op], label=op) for op in present]
+    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=8, frameon=False, fontsize=8)
+    ax.axis("off")
+    return ax
+
+
+def _layers(network: nx.DiGraph) -> dict[int, int]:
+    """Longest path from a source, per node."""
+    layers: dict[int, int] = {}
+    for node in nx.topological_sort(network):
+        layers[node] = 1 + max((layers[sender] for sender in network.predecessors(node)), default=-1)
+    return layers
+
+
+def _layered_positions(network: nx.DiGraph, layers: dict[int, int]) -> dict[int, tuple[float, float]]:
+    """x: layer; y: in the order of the senders' heights, spread around the middle of the layer."""
+    members = defaultdict(list)
+    for node, layer in layers.items():
+        members[layer].append(node)
+    positions: dict[int, tuple[float, float]] = {}
+    for layer in sorted(members):
+        heights = {n: [positions[s][1] for s in network.predecessors(n)] or [0.0] for n in members[layer]}
+        order = sorted(members[layer], key=lambda n: (sum(heights[n]) / len(heights[n]), n))
+        for rank, node in enumerate(order):
+            positions[node] = (float(layer), rank - (len(order) - 1) / 2)
+    return positions
+
+
+def with_standard_error(values: pd.Series) -> str:
+    """``mean ± standard error``, in the unit of the values."""
+    return f"{values.mean():.1f} ± {values.std(ddof=0) / len(values) ** 0.5:.1f}"

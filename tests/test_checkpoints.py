@@ -1,0 +1,132 @@
+"""Reading and writing hypernetworks, ours and the official formats, and refusing what is broken or unsafe."""
+
+import argparse
+import os
+import pickle
+
+import joblib
+import pytest
+import torch
+
+from ghnlib import GHN, GHNConfig
+from ghnlib.checkpoints import CheckpointError
+from tests.test_hypernetwork import tiny
+
+
+def official_names(ghn):
+    """The state dict under the names of the ghn3 training code."""
+    names = {
+        "norm.": "ln.", "embedding.op.": "embed.", "embedding.": "shape_enc.embed_", "encoder.in_degree.": "gnn.0.centrality_embed_in.",
+        "encoder.out_degree.": "gnn.0.centrality_embed_out.", "encoder.input_distance.": "gnn.0.input_dist_embed.",
+        "encoder.edge.": "gnn.0.attn.edge_embed.embed.", "encoder.edge_bias.": "gnn.0.attn.proj_e.",
+        "weight_decoder.fc.": "decoder.fc.0.", "weight_decoder.conv1.": "decoder.conv.0.", "weight_decoder.conv2.": "decoder.conv.2.",
+        "weight_decoder.class_layer.": "decoder.class_layer_predictor.1.", "vector_decoder.fc1.": "decoder_1d.fc.0.",
+        "vector_decoder.fc2.": "decoder_1d.fc.2.", "vector_decoder.class_layer.": "bias_class.1.",
+    }  # fmt: skip
+    layer = {"norm1": "ln1", "norm2": "ln2", "qkv": "attn.to_qkv", "out": "attn.to_out.0", "feed_forward.0": "ff.net.0", "feed_forward.2": "ff.net.3"}
+    state = {}
+    for name, value in ghn.state_dict().items():
+        if name.startswith("encoder.layers."):
+            _, _, index, rest = name.split(".", 3)
+            module, leaf = rest.rsplit(".", 1)
+            state[f"gnn.{index}.{layer[module]}.{leaf}"] = value
+        else:
+            ours = next(prefix for prefix in names if name.startswith(prefix))
+            state[names[ours] + name.removeprefix(ours)] = value
+    return state
+
+
+CONFIG = {"max_shape": (16, 16, 11, 11), "num_classes": 10, "hypernet": "gatedgnn", "decoder": "conv", "weight_norm": True, "ve": True,
+          "layernorm": True, "hid": 16, "layers": 2, "heads": 2, "is_ghn2": False}  # fmt: skip
+
+
+def assert_equal(a, b):
+    torch.testing.assert_close(a.state_dict(), b.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "gated_gnn", "graphormer"])
+def test_save_and_load_keep_everything(tmp_path, encoder):
+    ghn = tiny(encoder, convention="ghn3")
+    ghn.save_pretrained(tmp_path / "saved")
+    loaded = GHN.from_pretrained(tmp_path / "saved")
+    assert loaded.config == ghn.config
+    assert_equal(loaded, ghn)
+
+
+def test_overrides_replace_the_stored_configuration(tmp_path):
+    tiny().save_pretrained(tmp_path / "saved")
+    assert GHN.from_pretrained(tmp_path / "saved", convention="ppuda").config.convention == "ppuda"
+    with pytest.raises(ValueError, match="unknown configuration key 'hidden'"):
+        GHN.from_pretrained(tmp_path / "saved", hidden=3)
+
+
+def test_ghn3_training_files(tmp_path):
+    ghn = tiny()
+    content = {"state_dict": official_names(ghn), "config": CONFIG, "epoch": 3, "args": argparse.Namespace(lr=0.1, name="run")}
+    torch.save(content, tmp_path / "ghn.pt")
+    loaded = GHN.from_pretrained(tmp_path / "ghn.pt")
+    assert loaded.config == GHNConfig(hid=16, layers=2, heads=2, max_shape=(16, 16, 11, 11), convention="ghn3")
+    assert_equal(loaded, ghn)
+
+
+def test_hub_files_are_read_with_inferred_configuration(tmp_path):
+    ghn = tiny()
+    state = official_names(ghn)
+    for leaf in ("centrality_embed_in", "centrality_embed_out", "input_dist_embed"):
+        state[f"{leaf}.weight"] = state.pop(f"gnn.0.{leaf}.weight")
+    joblib.dump(state, tmp_path / "ghn3.pt")
+    loaded = GHN.from_pretrained(tmp_path / "ghn3.pt", heads=2)
+    assert_equal(loaded, ghn)
+    with pytest.raises(CheckpointError, match="edge_bias.2.weight has shape"):
+        GHN.from_pretrained(tmp_path / "ghn3.pt")  # heads are not in the file: 8 are assumed
+
+
+class Attack:
+    def __reduce__(self):
+        return os.system, ("touch attacked",)
+
+
+@pytest.mark.parametrize("dump", [
+    lambda value, path: torch.save(value, path), lambda value, path: joblib.dump(value, path),
+    lambda value, path: path.write_bytes(pickle.dumps(value)),
+])  # fmt: skip
+def test_files_that_run_code_are_refused_by_name(tmp_path, monkeypatch, dump):
+    monkeypatch.chdir(tmp_path)
+    dump({"state_dict": Attack()}, tmp_path / "attack.pt")
+    with pytest.raises(CheckpointError, match="system"):
+        GHN.from_pretrained(tmp_path / "attack.pt")
+    assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize("dump", [torch.save, joblib.dump])
+def test_truncated_files_are_refused(tmp_path, dump):
+    dump(official_names(tiny()), tmp_path / "whole.pt")
+    data = (tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "part.pt").write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match="truncated"):
+        GHN.from_pretrained(tmp_path / "part.pt")
+
+
+def test_missing_tensors_are_named(tmp_path):
+    state = official_names(tiny())
+    del state["gnn.1.ln2.weight"]
+    torch.save({"state_dict": state, "config": CONFIG}, tmp_path / "ghn.pt")
+    with pytest.raises(CheckpointError, match="missing encoder.layers.1.norm2.weight"):
+        GHN.from_pretrained(tmp_path / "ghn.pt")
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "text.pt").write_text("not a checkpoint")
+    with pytest.raises(CheckpointError):
+        GHN.from_pretrained(tmp_path / "text.pt")
+    torch.save({"state_dict": {"conv1.weight": torch.zeros(3)}}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="not a hypernetwork"):
+        GHN.from_pretrained(tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="no such file"):
+        GHN.from_pretrained(tmp_path / "nothing.pt")
+
+
+def test_released_names_offline_say_where_to_put_the_file(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="put it in"):
+        GHN.from_pretrained("ghn3tm8.pt")

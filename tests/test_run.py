@@ -1,0 +1,251 @@
+import ast
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from ruamel.yaml import YAML
+
+from ghnlib import notebooks, profiles, run
+from ghnlib.notebooks import NotebookError
+from ghnlib.params import ParamsError, read_yaml
+
+ROOT = Path(__file__).parent.parent
+PIPELINE = read_yaml(ROOT / "dvc.yaml")["stages"]
+PARAMETERS = "profile = ''\nseed = 0\nfinetune = {}"
+
+
+def notebook(*sources):
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A folder with parameters and a finetune notebook to be written by the test."""
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def write(*sources):
+        notebooks.write(notebooks.clean(notebook(*sources)), Path(".sources/4_finetune.ipynb"))
+        return tmp_path
+
+    return write
+
+
+REPORT = Path("reports/digits/4_finetune.ipynb")
+
+
+def test_a_stage_gets_typed_parameters_and_leaves_a_normalised_report(tree, capfd):
+    root = tree(
+        PARAMETERS,
+        "assert finetune['lrs'][0] == 0.003 and seed == 0 and profile == 'digits'",
+        "import sys, os; sys.stderr.write('bar'); print(os.getcwd()); print('\\rhalf\\rdone'); object()",
+        f"assert sys.executable == {sys.executable!r}",
+        "open('reports/digits/metrics/finetune.json', 'w').write('{}')",
+    )
+    assert run.main(["finetune"]) == 0
+    first = REPORT.read_bytes()
+    report = json.loads(first)
+    texts = json.dumps(report["cells"][3]["outputs"])
+    assert str(root) not in texts and "bar" not in texts and "half" not in texts and "at 0x..." in texts
+    assert "papermill" not in json.dumps(report["metadata"])
+    assert str(root) in capfd.readouterr().out
+    assert "seconds" in Path("site/digits/4_finetune.html").read_text()
+    assert json.loads(Path("reports/digits/timing.json").read_text())["finetune"] > 0
+    assert run.main(["finetune"]) == 0
+    assert REPORT.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("from ghnlib.images import DataError; raise DataError('no images in here')", "finetune: no images in here\n"),
+        ("raise OSError(28, 'No space left on device')", "the disk is full"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("import os; os.kill(os.getpid(), 9)", "process died"),
+    ],
+)
+def test_a_failing_notebook_says_why_and_leaves_the_earlier_report(tree, capfd, source, said):
+    tree(PARAMETERS, source)
+    notebooks.write_text("earlier", REPORT)
+    assert run.main(["finetune"]) == 1
+    assert said in capfd.readouterr().err
+    assert REPORT.read_text() == "earlier" and not list(REPORT.parent.glob("*.new"))
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [(PARAMETERS + "\nlearning_rate = 1", "learning_rate"), ("profile = ''\nseed = 0", "lacks some (finetune)")],
+)
+def test_names_that_no_parameter_has_are_refused(tree, capfd, cell, said):
+    tree(cell)
+    assert run.main(["finetune"]) == 2
+    assert said in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["finetun"], ["train"], ["train@ghn9"], ["evaluate@ghn3"], ["a", "b"]])
+def test_unknown_stages_are_refused(tree, capfd, arguments):
+    tree(PARAMETERS)
+    assert run.main(arguments) == 2
+    assert "no stage named" in capfd.readouterr().err
+
+
+def test_bad_parameters_are_one_message_and_status_2(tree):
+    root = tree(PARAMETERS)
+    path = root / "params.yaml"
+    path.write_text(path.read_text().replace("seed: 0", "seed: zero", 1))
+    done = subprocess.run(
+        [sys.executable, "-m", "ghnlib.run", "finetune"],
+        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.search(r"^finetune: params.yaml: seed = 'zero': .*integer", done.stderr.strip())
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_stopped_runner_takes_its_kernel_along(tree, sent, status):
+    root = tree(PARAMETERS, "import os, time; open('pid', 'w').write(str(os.getpid()))", "time.sleep(60)")
+    runner = subprocess.Popen(
+        [sys.executable, "-m", "ghnlib.run", "finetune"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_for(lambda: (root / "pid").exists() and (root / "pid").read_text())
+    kernel = int((root / "pid").read_text())
+    runner.send_signal(sent)
+    assert runner.wait(20) == status
+    wait_for(lambda: not alive(kernel))
+    assert not REPORT.exists()
+
+
+def wait_for(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_metrics_are_merged_in_the_order_of_the_stages(tree, capfd):
+    root = tree(PARAMETERS)
+    assert run.main(["metrics"]) == 1
+    assert "reports/digits/metrics/train-ghn3.json" in capfd.readouterr().err
+    names = ["architectures", *(f"train-{name}" for name in read_yaml(root / "params.yaml")["train"]["variants"])]
+    names += ["evaluate", "finetune", "transfer", "analysis"]
+    for name in [*names, "train-removed"]:
+        notebooks.write_text(json.dumps({"of": name}), Path(f"reports/digits/metrics/{name}.json"))
+    assert run.main(["metrics"]) == 0
+    merged = json.loads(Path("reports/digits/metrics.json").read_text())
+    assert list(merged) == names and merged["finetune"] == {"of": "finetune"}
+
+
+def test_cleaning_removes_what_jupyter_adds_and_nothing_else():
+    original = notebook("a = 1", "print(a)")
+    opened = nbformat.from_dict(json.loads(json.dumps(original)))
+    opened.metadata["language_info"] = {"name": "python", "version": "3.99"}
+    opened.cells[1].outputs = [nbformat.v4.new_output("stream", text="1")]
+    opened.cells[1].execution_count = 7
+    opened.cells[1].id = "zzz"
+    opened.cells[1].metadata = {"collapsed": True, "execution": {"iopub.status.busy": "now"}}
+    assert notebooks.clean(opened) == notebooks.clean(original)
+    assert notebooks.clean(opened).cells[0].metadata.tags == ["parameters"]
+
+
+def test_normalising_joins_prints_and_renames_styled_tables(tmp_path):
+    def executed(name, cuts):
+        cell = nbformat.v4.new_code_cell("x")
+        cell.outputs = [nbformat.v4.new_output("stream", text=text) for text in cuts]
+        html = f'<style>#T_{name} th {{}} #T_{name}_row0 {{}}</style><table id="T_{name}">'
+        cell.outputs.append(nbformat.v4.new_output("display_data", {"text/html": html, "image/png": f"T_{name}"}))
+        return notebooks.normalise(nbformat.v4.new_notebook(cells=[cell]), tmp_path)
+
+    one, other = executed("0a1b2", ["a\nb", "c\n"]), executed("fffff", ["a\n", "bc\n"])
+    assert one.cells[0].outputs[1].data["text/html"] == other.cells[0].outputs[1].data["text/html"]
+    assert one.cells[0].outputs[0] == other.cells[0].outputs[0]
+    assert other.cells[0].outputs[1].data["image/png"] == "T_fffff"
+
+
+def test_a_broken_notebook_is_named(tmp_path):
+    (tmp_path / "x.ipynb").write_text("{")
+    with pytest.raises(NotebookError, match="x.ipynb"):
+        notebooks.read(tmp_path / "x.ipynb")
+
+
+# The pipeline itself: dvc.yaml, the notebooks and the code agree.
+
+
+def stage_of(name):
+    return PIPELINE[name].get("do", PIPELINE[name])
+
+
+def imported_modules(source):
+    """Modules of ghnlib that a piece of code imports, itself or through others."""
+    found, todo = set(), [source]
+    while todo:
+        for name in _direct_imports(todo.pop()) - found:
+            found.add(name)
+            todo.append((ROOT / "ghnlib" / f"{name}.py").read_text())
+    return found
+
+
+def _direct_imports(source):
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    ours = {name.removeprefix("ghnlib").removeprefix(".") or "__init__" for name in names if name.startswith("ghnlib")}
+    return {name for name in ours | ({"__init__"} if ours else set()) if (ROOT / "ghnlib" / f"{name}.py").exists()}
+
+
+@pytest.mark.parametrize("stage", run.NOTEBOOKS)
+def test_stages_depend_on_what_their_notebook_imports_and_reads(stage):
+    path = ROOT / "notebooks" / f"{run.NOTEBOOKS[stage]}.ipynb"
+    code = "\n".join(
+        re.sub(r"^[%!].*", "", cell.source, flags=re.M)
+        for cell in notebooks.read(path).cells
+        if cell.cell_type == "code"
+    )
+    needed = {f"ghnlib/{name}.py" for name in imported_modules(code)}
+    assert needed <= set(stage_of(stage)["deps"]), f"missing: {sorted(needed - set(stage_of(stage)['deps']))}"
+    declared = {name.split(".")[0] for name in stage_of(stage)["params"]}
+    read = {"train" if name == "variants" else name for name in run.papermill.inspect_notebook(str(path))}
+    assert read - {"folder", "variant"} <= declared
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_are_committed_clean(path):
+    ours = notebooks.read(path)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in ours.cells)
+    assert ours.metadata.kernelspec.name == "python3" and "language_info" in ours.metadata
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in ours.cells) == 1
+
+
+def test_a_profile_gets_a_folder_with_merged_parameters_and_its_own_dvc(tmp_path):
+    for name in "ghnlib", "notebooks", "profiles", "params.yaml", "dvc.yaml":
+        (tmp_path / name).symlink_to(ROOT / name)
+    folder = profiles.run_folder(tmp_path, "cifar10-small")
+    folder.mkdir(parents=True)
+    profiles.prepare(tmp_path, folder)
+    params = YAML(typ="safe", pure=True).load(folder / "params.yaml")
+    assert params["profile"] == "cifar10-small" and params["data"]["root"] == "../../datasets/cifar10"
+    assert "no_scm = true" in (folder / ".dvc" / "config").read_text()
+    assert (folder / "ghnlib" / "run.py").exists() and not (folder / "ghnlib").is_symlink()
+    with pytest.raises(ParamsError, match="there are .*tiny"):
+        profiles.run_folder(tmp_path, "tony")

@@ -1,4 +1,4 @@
-"""What predicted parameters look like: diversity, sparsity, variance of activations (PPUDA appendix C, GHN-3 Table 9)."""
+"""What predicted parameters look like: diversity, sparsity, variance of activations (PPUDA appendix C)."""
 
 from __future__ import annotations
 

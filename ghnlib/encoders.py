@@ -265,5 +265,3 @@ class GraphormerLayer(nn.Module):
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, k, P, d / k)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3) + bias
         return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
-
-

@@ -11,13 +11,15 @@ from joblib import Parallel, delayed
 from scipy import stats
 from torch import Tensor, nn
 
-from ghnlib.images import ImageSet
 from ghnlib.architectures import Architecture
 from ghnlib.hypernetwork import GHN
+from ghnlib.images import ImageSet
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module, images: ImageSet, batch_size: int = 64, parameters: dict[str, Tensor] | None = None) -> float:
+def accuracy(
+    net: nn.Module, images: ImageSet, batch_size: int = 64, parameters: dict[str, Tensor] | None = None
+) -> float:
     """Top-1 accuracy in percent, images in their order.
 
     Args:

@@ -44,14 +44,12 @@ def architectures_of(deepnets: Mapping, split: str, images: ImageSplits, seed: i
     """A split of the ``deepnets`` section, for the images' classes and size."""
     size = {"train": deepnets["train_pool"], "predefined": None}.get(split, deepnets.get(split, deepnets["ood"]))
     side = next(images.val.batches(1))[0].shape[-1]
-    return DeepNets(
-        split, seed, space=deepnets["scale"], num_classes=len(images.classes), input_size=side, size=size
-    )
+    return DeepNets(split, seed, space=deepnets["scale"], num_classes=len(images.classes), input_size=side, size=size)
 
 
 def split_statistics(split: str, architectures: DeepNets) -> pd.DataFrame:
     """One row an architecture: ``split``, ``index``, ``nodes``, mean ``degree`` (undirected, 2E/N), ``depth`` (longest
-    path), ``parameters``, ``bn_free``, ``attention``, ``squeeze_excitation``, and the number of nodes of each primitive.
+    path), ``parameters``, ``bn_free``, ``attention``, ``squeeze_excitation``, and the number of each primitive.
     """
     rows = []
     for index, architecture in enumerate(architectures):
@@ -67,9 +65,14 @@ def split_statistics(split: str, architectures: DeepNets) -> pd.DataFrame:
 
 
 def train_from_random(
-    architectures: Sequence[Architecture], images: ImageSplits, data: Mapping, evaluate: Mapping, seed: int, processes: int
+    architectures: Sequence[Architecture],
+    images: ImageSplits,
+    data: Mapping,
+    evaluate: Mapping,
+    seed: int,
+    processes: int,
 ) -> pd.DataFrame:
-    """Yardsticks of the ``evaluate`` section on the first test architectures: random parameters, one epoch, all epochs.
+    """Yardsticks of the ``evaluate`` section on the first test architectures: random parameters, one epoch, all.
 
     Returns:
         Rows like those of ``evaluate_predictions``, with ``method`` and ``split``.
@@ -81,10 +84,10 @@ def train_from_random(
         ("SGD, 1 epoch", evaluate["trained_networks"], 1),
         (f"SGD, {evaluate['epochs']} epochs", evaluate["trained_networks"], evaluate["epochs"]),
     ):
-        recipe = SGDRecipe(
-            epochs * epoch, evaluate["lr"], evaluate["train_batch_size"], augment=augmentation_of(data)
-        )
-        runs = [Run(a, recipe, seed, labels=(("method", name), ("index", i))) for i, a in enumerate(architectures[:count])]
+        recipe = SGDRecipe(epochs * epoch, evaluate["lr"], evaluate["train_batch_size"], augment=augmentation_of(data))
+        runs = [
+            Run(a, recipe, seed, labels=(("method", name), ("index", i))) for i, a in enumerate(architectures[:count])
+        ]
         results.append(run_all(runs, images.train, images.test, processes=processes))
     return pd.concat(results)[["method", "index", "accuracy"]].assign(split="test")
 
@@ -112,8 +115,8 @@ def train_variant(job: Mapping) -> GHN:
     """Train one hypernetwork from plain values, on every rank; the first writes it to ``job["folder"]/model``.
 
     Args:
-        job: ``data``, ``deepnets``, ``seed``; ``classes`` (indices of the classes to train on, None for all); ``ghn`` and
-            ``recipe`` (fields of ``GHNConfig`` and ``Recipe``); ``folder``.
+        job: ``data``, ``deepnets``, ``seed``; ``classes`` (indices of the classes to train on, None for all);
+            ``ghn`` and ``recipe`` (fields of ``GHNConfig`` and ``Recipe``); ``folder``.
     """
     images = images_of(job["data"], job["seed"])
     if job["classes"] is not None:

@@ -14,10 +14,10 @@ from joblib import Parallel, delayed
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from ghnlib.images import Augment, ImageSet
 from ghnlib.architectures import Architecture
 from ghnlib.evaluation import accuracy
 from ghnlib.hypernetwork import GHN
+from ghnlib.images import Augment, ImageSet
 from ghnlib.initialization import add_noise, orthogonalize
 
 NOISE = 3e-5

@@ -69,10 +69,15 @@ class Graph:
         self.nodes = tuple(nodes)
         self.edges = np.asarray(edges, dtype=np.int64).reshape(-1, 2)
         self.skipped = dict(skipped or {})
-        if len(self.edges) and not (
-            (0 <= self.edges[:, 0]) & (self.edges[:, 0] < self.edges[:, 1]) & (self.edges[:, 1] < len(self.nodes))
-        ).all():
-            raise ValueError("every edge must go from an earlier node to a later one: sort the nodes topologically first")
+        if (
+            len(self.edges)
+            and not (
+                (self.edges[:, 0] >= 0) & (self.edges[:, 0] < self.edges[:, 1]) & (self.edges[:, 1] < len(self.nodes))
+            ).all()
+        ):
+            raise ValueError(
+                "every edge must go from an earlier node to a later one: sort the nodes topologically first"
+            )
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -81,7 +86,9 @@ class Graph:
         return f"Graph({len(self)} nodes, {len(self.edges)} edges)"
 
     @classmethod
-    def from_module(cls, net: nn.Module, input_shape: tuple[int, ...] | None = None, convention: str = "correct") -> Graph:
+    def from_module(
+        cls, net: nn.Module, input_shape: tuple[int, ...] | None = None, convention: str = "correct"
+    ) -> Graph:
         """Trace any network on the meta device (spec A.3, A.10).
 
         Args:

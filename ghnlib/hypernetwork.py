@@ -18,7 +18,12 @@ from ghnlib.decoder import ConvDecoder, VectorDecoder, tile, weight_scale
 from ghnlib.encoders import MLP, GatedGNN, Graphormer, NodeEmbedding
 from ghnlib.graph import CONVENTIONS, Graph, Node, Role
 
-ENCODERS = ("mlp", "gated_gnn", "graphormer")
+CHOICES = {
+    "encoder": ("mlp", "gated_gnn", "graphormer"),
+    "window": ("centre", "corner"),
+    "initialization": ("framework", "ghn3"),
+    "convention": CONVENTIONS,
+}
 POSITION_SEED = 0
 
 
@@ -37,6 +42,7 @@ class GHNConfig:
         virtual_edges: distances up to 50 instead of one-hop edges only.
         layernorm: LayerNorm on node states before decoding.
         window: where kernels are cut from the decoded S x S map, "centre" (GHN-3) or "corner" (GHN-1, GHN-2).
+        initialization: before training, "framework" (GHN-1, GHN-2) or "ghn3" (small last layers and embeddings).
         convention: which graphs it reads: "correct", "ghn3" or "ppuda" (as the released hypernetworks expect).
 
     Raises:
@@ -53,11 +59,12 @@ class GHNConfig:
     virtual_edges: bool = True
     layernorm: bool = True
     window: str = "centre"
+    initialization: str = "framework"
     convention: str = "correct"
 
     def __post_init__(self):
         object.__setattr__(self, "max_shape", tuple(self.max_shape))
-        for name, allowed in (("encoder", ENCODERS), ("window", ("centre", "corner")), ("convention", CONVENTIONS)):
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
         for name in ("num_classes", "hid", "layers", "heads"):
@@ -77,11 +84,19 @@ class GHNConfig:
 
 
 def _ghn12(**changes) -> dict:
-    return {"encoder": "gated_gnn", "hid": 32, "layers": 1, "max_shape": (64, 64, 11, 11), "window": "corner", **changes}
+    return {
+        "encoder": "gated_gnn",
+        "hid": 32,
+        "layers": 1,
+        "max_shape": (64, 64, 11, 11),
+        "window": "corner",
+        **changes,
+    }
 
 
 def _ghn3(hid: int, layers: int, heads: int) -> dict:
-    return {"hid": hid, "layers": layers, "heads": heads, "max_shape": (hid, hid, 16, 16), "num_classes": 1000}
+    size = {"hid": hid, "layers": layers, "heads": heads, "max_shape": (hid, hid, 16, 16), "num_classes": 1000}
+    return {**size, "initialization": "ghn3"}
 
 
 PRESETS: dict[str, dict] = {
@@ -131,10 +146,10 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         self.norm = nn.LayerNorm(c.hid) if c.layernorm else nn.Identity()
         self.weight_decoder = ConvDecoder(c.hid, c.max_shape, c.num_classes, c.window)
         self.vector_decoder = VectorDecoder(c.hid, max(c.max_shape[:2]), c.num_classes)
-        if c.encoder == "graphormer":
-            self._initialize_graphormer()
+        if c.initialization == "ghn3":
+            self._initialize_as_ghn3()
 
-    def _initialize_graphormer(self) -> None:
+    def _initialize_as_ghn3(self) -> None:
         """Small last layers and truncated-normal embeddings, as GHN-3 starts its training."""
         for layer in (self.vector_decoder.fc2, self.weight_decoder.conv2, self.weight_decoder.class_layer):
             layer.weight.data.div_(5)

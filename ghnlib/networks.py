@@ -244,20 +244,20 @@ class Cell(nn.Module):
 
     def __init__(self, cell: PlannedCell, track: bool, device):
         super().__init__()
-        self.cell = cell
+        self.plan = cell
         self.preprocess0, self.preprocess1 = (build(op.name, op.spec, track, device) for op in cell.preprocess)
         self._ops = nn.ModuleList(build(op.name, op.spec, track, device) for op in cell.ops)
 
     def forward(self, s0: Tensor | None, s1: Tensor | None, drop_path: float = 0.0) -> Tensor:
-        first, second = self.cell.preprocess
+        first, second = self.plan.preprocess
         states = [self.preprocess0(s0) if first.live else None, self.preprocess1(s1) if second.live else None]
         for j in range(0, len(self._ops), 2):
             left, right = self._apply(j, states, drop_path), self._apply(j + 1, states, drop_path)
             states.append(right if left is None else left if right is None else left + right)
-        return self._concat([states[i] for i in self.cell.concat])
+        return self._concat([states[i] for i in self.plan.concat])
 
     def _apply(self, j: int, states: list[Tensor | None], drop_path: float) -> Tensor | None:
-        op = self.cell.ops[j]
+        op = self.plan.ops[j]
         if not op.live:
             return None
         out = self._ops[j](states[op.source])
@@ -277,7 +277,8 @@ class Cell(nn.Module):
 class Network(nn.Module):
     """An architecture of DeepNets-1M: (B, 3, H, W) -> logits (B, classes).
 
-    With ``auxiliary``, training mode returns (logits, auxiliary logits). Parameter names are those of DeepNets-1M.
+    With ``auxiliary``, training mode returns (logits, auxiliary logits), unless no operation of the output's path is
+    in the cell that the auxiliary head reads. Parameter names are those of DeepNets-1M.
     ``drop_path``: probability of dropping an operation's output for an image, in training mode; may be changed later.
     """
 
@@ -307,7 +308,7 @@ class Network(nn.Module):
         s0, s1 = self._stem(x)
         auxiliary = None
         for k, cell in enumerate(self.cells):
-            s0, s1 = s1, cell(s0, s1, self.drop_path) if cell.cell.live else None
+            s0, s1 = s1, cell(s0, s1, self.drop_path) if cell.plan.live else None
             if k == self.auxiliary_after and self.auxiliary_head is not None and self.training and s1 is not None:
                 auxiliary = self.auxiliary_head(s1)
         logits = self.classifier(self.global_pooling(s1))

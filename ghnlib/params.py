@@ -93,7 +93,6 @@ Variant = create_model("Variant", __base__=Section, **_fields_of(GHNConfig), **_
 class Train(Section):
     """Hypernetworks: what they share, and for each variant what it changes."""
 
-    threads: Positive
     ghn: GHNSection
     recipe: RecipeSection
     variants: Annotated[dict[Name, Variant], Field(min_length=1)]
@@ -121,6 +120,7 @@ class Evaluate(Section):
     """Accuracy without fine-tuning, and the yardsticks trained from random initialisation."""
 
     batch_size: Positive
+    train_batch_size: Positive
     random_networks: Positive
     trained_networks: Positive
     epochs: Positive
@@ -130,7 +130,9 @@ class Evaluate(Section):
 class FineTune(Section):
     """SGD from random, orthogonal and predicted initialisation."""
 
+    variants: Annotated[tuple[Name, ...], Field(min_length=1)]
     networks: Positive
+    tuning_networks: Positive
     seeds: Seeds
     steps: Positive
     epochs: Positive
@@ -146,6 +148,7 @@ class Transfer(Section):
     per_class: Positive
     train_steps: Positive
     networks: Positive
+    tuning_networks: Positive
     seeds: Seeds
     steps: Positive
     batch_size: Positive
@@ -157,6 +160,8 @@ class Analysis(Section):
 
     networks: Positive
     images: Positive
+    trained_steps: Positive
+    lr: Rate
 
 
 class Params(Section):
@@ -164,6 +169,7 @@ class Params(Section):
 
     profile: Name
     seed: Count
+    processes: Positive
     data: Data
     deepnets: DeepNets
     train: Train
@@ -173,10 +179,15 @@ class Params(Section):
     analysis: Analysis
 
     @model_validator(mode="after")
-    def _known_variant(self) -> Params:
-        if self.transfer.variant not in self.train.variants:
-            text = f"transfer.variant = {self.transfer.variant!r}: must be one of {', '.join(self.train.variants)}"
-            raise PydanticCustomError("impossible", "{text}", {"text": text})
+    def _known_variants(self) -> Params:
+        used = [
+            ("transfer.variant", self.transfer.variant),
+            *(("finetune.variants", v) for v in self.finetune.variants),
+        ]
+        for key, name in used:
+            if name not in self.train.variants:
+                text = f"{key} = {name!r}: must be one of {', '.join(self.train.variants)}"
+                raise PydanticCustomError("impossible", "{text}", {"text": text})
         return self
 
 

@@ -13,7 +13,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from papermill.exceptions import PapermillExecutionError
 from ghnlib import notebooks
 from ghnlib.notebooks import NotebookError
 from ghnlib.params import Params, ParamsError, read_yaml, validate
+from ghnlib.processes import stop_with
 
 NOTEBOOKS = {
     "architectures": "1_architectures",
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run a stage; the exit status is 0, 1 (failed), 2 (bad parameters or stage), 130 (Ctrl-C) or 143 (SIGTERM)."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if "DVC_STAGE" in os.environ:
-        _stop_with_parent()
+        stop_with(os.getppid())  # nobody would record what a runner makes after DVC has gone
     stage, _, variant = (arguments[0] if len(arguments) == 1 else "").partition("@")
     try:
         _run(stage, variant, _read_params())
@@ -111,7 +111,8 @@ def label(stage: str, variant: str = "") -> str:
 def available(stage: str, variant: str, params: Params) -> dict[str, Any]:
     """Everything a notebook may ask for in its parameters cell."""
     values = params.model_dump(mode="json", exclude={"train"})
-    values["variants"] = {name: params.train.variant(name) for name in params.train.variants}
+    own = {"processes": params.processes}
+    values["variants"] = {name: params.train.variant(name) | own for name in params.train.variants}
     values["folder"] = f".training/{params.profile}/{label(stage, variant)}"
     return values | ({"variant": variant, "train": values["variants"][variant]} if variant else {})
 
@@ -168,7 +169,7 @@ def _explain(error: PapermillExecutionError, progress: Path) -> str:
     if error.ename in CLEAR_ERRORS:
         return error.evalue
     trace = "\n".join(error.traceback)
-    return f"{trace}\n\n{error.ename}: {error.evalue} (in cell {error.exec_count}; the notebook so far: {progress})"
+    return f"{trace}\n(in cell {error.exec_count}; the notebook so far: {progress})"
 
 
 def _disk_full(message: str) -> str:
@@ -189,18 +190,6 @@ def _own_kernel() -> Iterator[None]:
         finally:
             os.environ.clear()
             os.environ.update(environment)
-
-
-def _stop_with_parent() -> None:
-    """Started by DVC, a runner must not survive it: nobody would record what it makes."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _html(report: nbformat.NotebookNode, seconds: float) -> str:

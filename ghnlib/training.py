@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
-from ghnlib.images import Augment, ImageSet, mix
 from ghnlib.architectures import Architecture
 from ghnlib.hypernetwork import GHN
+from ghnlib.images import Augment, ImageSet, mix
 
 
 class TrainingError(RuntimeError):
@@ -51,6 +51,7 @@ class Recipe:
         clip: largest norm of the gradient.
         gamma: weight of the norms of predicted parameters (GHN-3 eq. 10).
         label_smoothing: of the cross-entropy.
+        dropout: whether the networks' own dropout is active.
         max_nodes: meta-batches with more nodes than this share times ``meta_batch`` are passed over.
         log_every, validate_every: intervals; a checkpoint is written with every log line.
     """
@@ -68,6 +69,7 @@ class Recipe:
     clip: float = 5.0
     gamma: float = 0.0
     label_smoothing: float = 0.0
+    dropout: bool = True
     max_nodes: int = 275
     log_every: int = 50
     validate_every: int = 250
@@ -110,13 +112,15 @@ class MetaTrainer:
     def __init__(self, ghn: GHN, recipe: Recipe, steps_per_epoch: int):
         self.ghn, self.recipe = ghn, recipe
         self.optimizer = OPTIMIZERS[recipe.optimizer](
-            ghn.parameters(), lr=recipe.lr, betas=tuple(recipe.betas), weight_decay=recipe.weight_decay
+            ghn.parameters(), lr=recipe.lr, betas=tuple(recipe.betas), weight_decay=recipe.weight_decay, fused=True
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(recipe, step, steps_per_epoch)
         )
 
-    def step(self, architectures: Sequence[Architecture], images: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
+    def step(
+        self, architectures: Sequence[Architecture], images: Tensor, labels: Tensor, seed: int
+    ) -> dict[str, float]:
         """One update.
 
         Args:
@@ -149,12 +153,22 @@ class MetaTrainer:
         self.schedule.step()
         loss, correct, norm = (sums[1:] / sums[0].clamp(min=1)).tolist()
         skipped = m - int(sums[0]) if math.isfinite(grad_norm) else m
-        return {"loss": loss, "accuracy": 100 * correct, "parameter_norm": norm, "grad_norm": grad_norm, "skipped": skipped}
+        return {
+            "loss": loss,
+            "accuracy": 100 * correct,
+            "parameter_norm": norm,
+            "grad_norm": grad_norm,
+            "skipped": skipped,
+        }
 
-    def _run_child(self, architecture, leaves: dict[str, Tensor], images, labels, seed: int) -> tuple[float, float, float]:
-        """Loss, share of images classified correctly and norm of parameters; gradients go to the leaves."""
+    def _run_child(
+        self, architecture, leaves: dict[str, Tensor], images, labels, seed: int
+    ) -> tuple[float, float, float]:
+        """Loss, share of images classified correctly, norm of parameters; gradients go to the leaves."""
         torch.manual_seed(seed)
-        logits = torch.func.functional_call(_network(architecture), leaves, (images,))
+        # Without running statistics, training mode differs from evaluation in dropout alone.
+        net = _network(architecture).train(self.recipe.dropout)
+        logits = torch.func.functional_call(net, leaves, (images,))
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         norm = torch.stack(torch._foreach_norm(list(leaves.values()))).sum()
         (loss + self.recipe.gamma * norm).backward()
@@ -183,7 +197,7 @@ class MetaTrainer:
 
 @lru_cache(maxsize=1024)
 def _network(architecture: Architecture) -> nn.Module:
-    return architecture.build(device="meta").train()
+    return architecture.build(device="meta")
 
 
 def is_first_rank() -> bool:
@@ -211,14 +225,16 @@ def sample_meta_batch(
     many nodes are passed over, as in the papers.
     """
     if len(architectures) < recipe.meta_batch:
-        raise TrainingError(f"meta_batch={recipe.meta_batch} needs as many architectures, there are {len(architectures)}")
+        raise TrainingError(
+            f"meta_batch={recipe.meta_batch} needs as many architectures, there are {len(architectures)}"
+        )
     per_pass = len(architectures) // recipe.meta_batch
-    for position in range(position, position + 1000):
-        order = _permutation(len(architectures), seed, position // per_pass)
-        start = position % per_pass * recipe.meta_batch
+    for candidate in range(position, position + 1000):
+        order = _permutation(len(architectures), seed, candidate // per_pass)
+        start = candidate % per_pass * recipe.meta_batch
         chosen = [architectures[i] for i in order[start : start + recipe.meta_batch]]
         if recipe.meta_batch == 1 or sum(len(a.graph) for a in chosen) <= recipe.max_nodes * recipe.meta_batch:
-            return chosen, position + 1
+            return chosen, candidate + 1
     raise TrainingError(
         f"1000 meta-batches in a row have more than max_nodes={recipe.max_nodes} nodes a network: raise the limit"
     )

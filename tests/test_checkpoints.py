@@ -23,7 +23,14 @@ def official_names(ghn):
         "weight_decoder.class_layer.": "decoder.class_layer_predictor.1.", "vector_decoder.fc1.": "decoder_1d.fc.0.",
         "vector_decoder.fc2.": "decoder_1d.fc.2.", "vector_decoder.class_layer.": "bias_class.1.",
     }  # fmt: skip
-    layer = {"norm1": "ln1", "norm2": "ln2", "qkv": "attn.to_qkv", "out": "attn.to_out.0", "feed_forward.0": "ff.net.0", "feed_forward.2": "ff.net.3"}
+    layer = {
+        "norm1": "ln1",
+        "norm2": "ln2",
+        "qkv": "attn.to_qkv",
+        "out": "attn.to_out.0",
+        "feed_forward.0": "ff.net.0",
+        "feed_forward.2": "ff.net.3",
+    }
     state = {}
     for name, value in ghn.state_dict().items():
         if name.startswith("encoder.layers."):
@@ -62,7 +69,12 @@ def test_overrides_replace_the_stored_configuration(tmp_path):
 
 def test_ghn3_training_files(tmp_path):
     ghn = tiny()
-    content = {"state_dict": official_names(ghn), "config": CONFIG, "epoch": 3, "args": argparse.Namespace(lr=0.1, name="run")}
+    content = {
+        "state_dict": official_names(ghn),
+        "config": CONFIG,
+        "epoch": 3,
+        "args": argparse.Namespace(lr=0.1, name="run"),
+    }
     torch.save(content, tmp_path / "ghn.pt")
     loaded = GHN.from_pretrained(tmp_path / "ghn.pt")
     assert loaded.config == GHNConfig(hid=16, layers=2, heads=2, max_shape=(16, 16, 11, 11), convention="ghn3")

@@ -26,7 +26,10 @@ class Residual(nn.Module):
     def __init__(self, width=8, blocks=2, classes=10):
         super().__init__()
         self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()) for _ in range(blocks))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+            for _ in range(blocks)
+        )
         self.fc = nn.Linear(width, classes)
 
     def forward(self, x):

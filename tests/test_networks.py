@@ -9,7 +9,7 @@ from torch.func import functional_call
 from ghnlib.architectures import GENOTYPES, PREDEFINED, Architecture, Genotype
 from ghnlib.layers import Layer, make_layer
 from ghnlib.networks import Cell, cell_liveness, plan, reduction_cells
-from ghnlib.primitives import REGISTRY, FactorizedReduce, Spec, build, primitive
+from ghnlib.primitives import REGISTRY, FactorizedReduce, Spec, build, primitive, register
 
 
 def genotype(normal: str, reduce: str, concat: tuple[int, ...]) -> Genotype:
@@ -167,6 +167,15 @@ def test_every_operation_keeps_its_promises(name, stride):
         assert out.shape == (2, 16, -(-side // stride), -(-side // stride))
 
 
+def test_one_registered_function_adds_an_operation(monkeypatch):
+    monkeypatch.setitem(REGISTRY, "conv_9x9", None)
+    register("conv_9x9", kernel=9)(REGISTRY["conv_1x1"].func)
+    arch = Architecture(genotype("conv_9x9:0 conv_1x1:1", "conv_9x9:0 conv_1x1:1", (2,)), C=16, n_cells=3)
+    weight = "cells.0._ops.0.op.1.weight"
+    assert dict(arch.build().named_parameters())[weight].shape == (16, 16, 9, 9)
+    assert weight in [node.name for node in arch.graph.nodes]
+
+
 def test_squeeze_and_excitation_gates_channels():
     net = build("cse", Spec(4, 4), device="cpu")
     x = torch.randn(3, 4, 5, 5)
@@ -284,6 +293,6 @@ def test_mistakes_are_explained():
     with pytest.raises(ValueError, match="naming"):
         Architecture(CONVS, naming="ghn")
     with pytest.raises(KeyError, match="unknown operation"):
-        Architecture(genotype("conv_9x9:0 conv_1x1:1", "conv_1x1:0 conv_1x1:1", (2,))).build()
+        Architecture(genotype("conv_0x0:0 conv_1x1:1", "conv_1x1:0 conv_1x1:1", (2,))).build()
     with pytest.raises(ValueError, match="unknown layer"):
         make_layer(Layer("dense"))

@@ -66,7 +66,9 @@ def test_predictions_agree(case):
     assert_same_prediction(ghn.predict(network(model, ghn.config.num_classes)), read(case))
 
 
-@pytest.mark.parametrize(("case", "class_layers"), [("resnet18_10classes", True), ("resnet18_10classes_noclass", False)])
+@pytest.mark.parametrize(
+    ("case", "class_layers"), [("resnet18_10classes", True), ("resnet18_10classes_noclass", False)]
+)
 @torch.no_grad()
 def test_other_class_counts_agree(case, class_layers):
     ghn = load("ghn3_tiny_imagenet")
@@ -100,4 +102,6 @@ def test_gradients_agree(case):
     for name, gradient in gradients.items():
         assert float(gradient.norm()) == pytest.approx(expected[name]["l2"], rel=1e-4, abs=1e-8), name
         first = gradient.flatten()[:8].tolist()
-        assert first == pytest.approx(expected[name]["first8"], rel=1e-3, abs=1e-8 + 1e-4 * float(gradient.abs().max())), name
+        assert first == pytest.approx(
+            expected[name]["first8"], rel=1e-3, abs=1e-8 + 1e-4 * float(gradient.abs().max())
+        ), name

@@ -100,16 +100,11 @@ def test_unknown_stages_are_refused(tree, capfd, arguments):
     assert "no stage named" in capfd.readouterr().err
 
 
-def test_bad_parameters_are_one_message_and_status_2(tree):
-    root = tree(PARAMETERS)
-    path = root / "params.yaml"
+def test_bad_parameters_are_one_message_and_status_2(tree, capfd):
+    path = tree(PARAMETERS) / "params.yaml"
     path.write_text(path.read_text().replace("seed: 0", "seed: zero", 1))
-    done = subprocess.run(
-        [sys.executable, "-m", "ghnlib.run", "finetune"],
-        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert re.search(r"^finetune: params.yaml: seed = 'zero': .*integer", done.stderr.strip())
+    assert run.main(["finetune"]) == 2
+    assert re.fullmatch(r"finetune: params.yaml: seed = 'zero': .*integer", capfd.readouterr().err.strip())
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
@@ -217,13 +212,12 @@ def _direct_imports(source):
 @pytest.mark.parametrize("stage", run.NOTEBOOKS)
 def test_stages_depend_on_what_their_notebook_imports_and_reads(stage):
     path = ROOT / "notebooks" / f"{run.NOTEBOOKS[stage]}.ipynb"
-    code = "\n".join(
-        re.sub(r"^[%!].*", "", cell.source, flags=re.M)
-        for cell in notebooks.read(path).cells
-        if cell.cell_type == "code"
-    )
-    needed = {f"ghnlib/{name}.py" for name in imported_modules(code)}
-    assert needed <= set(stage_of(stage)["deps"]), f"missing: {sorted(needed - set(stage_of(stage)['deps']))}"
+    cells = [cell.source for cell in notebooks.read(path).cells if cell.cell_type == "code"]
+    modules = imported_modules(re.sub(r"^[%!].*", "", "\n".join(cells), flags=re.M))
+    if stage == "train":
+        modules -= {"plots"}  # an edit to the figures retrains nothing
+    missing = {f"ghnlib/{name}.py" for name in modules} - set(stage_of(stage)["deps"])
+    assert not missing
     declared = {name.split(".")[0] for name in stage_of(stage)["params"]}
     read = {"train" if name == "variants" else name for name in run.papermill.inspect_notebook(str(path))}
     assert read - {"folder", "variant"} <= declared

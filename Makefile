@@ -1,0 +1,47 @@
+# make repro            the default pipeline, from nothing: environment, training, executed reports
+# make repro PROFILE=x  the same at another scale (profiles/x.yaml), in runs/x, reports in reports/x
+# make test             the tests; make lab: JupyterLab; make env: the environment alone
+# make clean            removes what the pipeline made, reports too (not .venv): after it a run is cold
+#
+# Needs python3 (3.11 or newer; or PYTHON=...) and make.
+
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+DONE := .venv/.installed
+# Only there while an installation runs: an environment that still has it was left half-made.
+HALF := .venv/.installing
+
+export PATH := $(BIN):$(PATH)
+
+.PHONY: env repro test lab clean
+
+env: $(DONE)
+
+$(DONE): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@if [ -e $(HALF) ]; then echo "An earlier installation was interrupted: starting anew."; rm -rf .venv; fi
+	@mkdir -p .venv && touch $(HALF) && rm -f $(DONE)
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing the locked environment into .venv (about 2.5 minutes the first time)"
+	@{ $(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . ; } || \
+		{ echo "The installation failed, see above (network? disk full?). Run the same command again."; exit 1; }
+	@rm -f $(HALF) && touch $(DONE)
+
+repro: env
+ifeq ($(filter-out digits,$(PROFILE)),)
+	@test -e .git || $(BIN)/dvc config --local core.no_scm true
+	@$(BIN)/dvc repro
+else
+	@$(BIN)/python -m ghnlib.profiles $(PROFILE)
+endif
+
+test: env
+	@$(BIN)/python -m pytest
+
+lab: env
+	@$(BIN)/jupyter lab
+
+clean:
+	rm -rf .sources .training results models reports runs site .dvc/cache .dvc/tmp

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -316,7 +317,8 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
             config, state = read_official(source)
             return fill(cls(config, **config_overrides), state, source)
         try:
-            return super().from_pretrained(source, strict=True, **config_overrides)
+            with contextlib.redirect_stdout(None):  # the hub's mixin prints where it loads from
+                return super().from_pretrained(source, strict=True, **config_overrides)
         except (SafetensorError, HfHubHTTPError, RuntimeError, OSError) as error:
             raise CheckpointError(f"{source} is not a hypernetwork folder or repository: {error}") from error
 

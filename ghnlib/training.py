@@ -153,13 +153,8 @@ class MetaTrainer:
         self.schedule.step()
         loss, correct, norm = (sums[1:] / sums[0].clamp(min=1)).tolist()
         skipped = m - int(sums[0]) if math.isfinite(grad_norm) else m
-        return {
-            "loss": loss,
-            "accuracy": 100 * correct,
-            "parameter_norm": norm,
-            "grad_norm": grad_norm,
-            "skipped": skipped,
-        }
+        means = {"loss": loss, "accuracy": 100 * correct, "parameter_norm": norm}
+        return means | {"grad_norm": grad_norm, "skipped": skipped}
 
     def _run_child(
         self, architecture, leaves: dict[str, Tensor], images, labels, seed: int

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from ghnlib import GHN, DeepNets
 from ghnlib.data import load_images
-from ghnlib.experiments import train_in_processes
 from ghnlib.images import Augment
+from ghnlib.jobs import train_in_processes
 from ghnlib.training import (
     MetaTrainer,
     Recipe,
@@ -120,7 +120,7 @@ def test_a_killed_training_resumes_with_the_same_result(tmp_path):
     job = JOB | {"recipe": JOB["recipe"] | {"steps": 40, "validate_every": 40}}
     whole = train_in_processes(job | {"folder": str(tmp_path / "whole")}, 1)
     code = (
-        f"from ghnlib.experiments import train_in_processes as t; t({job | {'folder': str(tmp_path / 'killed')}!r}, 1)"
+        f"from ghnlib.jobs import train_in_processes as t; t({job | {'folder': str(tmp_path / 'killed')}!r}, 1)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.DEVNULL)
     checkpoint = tmp_path / "killed" / "checkpoint.pt"

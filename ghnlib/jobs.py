@@ -1,0 +1,133 @@
+"""From sections of params.yaml to images, architectures and trained hypernetworks, in one or more processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import distributed
+
+from ghnlib.architectures import Architecture
+from ghnlib.data import ImageSplits, load_images
+from ghnlib.deepnets import DeepNets
+from ghnlib.evaluation import evaluate_predictions
+from ghnlib.hypernetwork import GHN, GHNConfig
+from ghnlib.images import Augment, ImageSet
+from ghnlib.processes import stop_with
+from ghnlib.training import Recipe, TrainingError, is_first_rank, share_of_rank, train_ghn
+
+
+def images_of(data: Mapping, seed: int) -> ImageSplits:
+    """Images of the ``data`` section."""
+    keys = ("source", "root", "image_size", "val_share", "test_share", "download")
+    return load_images(**{key: data[key] for key in keys}, seed=seed)
+
+
+def augmentation_of(data: Mapping) -> Augment:
+    """Augmentation of the ``data`` section."""
+    return Augment(shift=data["shift"], flip=data["flip"])
+
+
+def architectures_of(deepnets: Mapping, split: str, images: ImageSplits, seed: int) -> DeepNets:
+    """A split of the ``deepnets`` section, for the images' classes and size."""
+    size = {"train": deepnets["train_pool"], "predefined": None}.get(split, deepnets.get(split, deepnets["ood"]))
+    side = next(images.val.batches(1))[0].shape[-1]
+    return DeepNets(split, seed, space=deepnets["scale"], num_classes=len(images.classes), input_size=side, size=size)
+
+
+def train_variant(job: Mapping) -> GHN:
+    """Train one hypernetwork from plain values, on every rank; the first writes it to ``job["folder"]/model``.
+
+    Args:
+        job: ``data``, ``deepnets``, ``seed``; ``classes`` (indices of the classes to train on, None for all);
+            ``ghn`` and ``recipe`` (fields of ``GHNConfig`` and ``Recipe``); ``folder``.
+    """
+    images = images_of(job["data"], job["seed"])
+    if job["classes"] is not None:
+        images = images.subset(job["classes"])
+    train = list(architectures_of(job["deepnets"], "train", images, job["seed"]))
+    val = list(architectures_of(job["deepnets"], "val", images, job["seed"]))
+    torch.manual_seed(job["seed"])
+    ghn = GHN(GHNConfig(**job["ghn"], num_classes=len(images.classes))).to(_device())
+    images = images.to(_device())
+    recipe = Recipe(**job["recipe"])
+    train_ghn(
+        ghn, train, images.train, recipe, job["folder"], job["seed"], augmentation_of(job["data"]),
+        validate=lambda ghn: {"validation_accuracy": validation_accuracy(ghn, val, images.val)},
+    )  # fmt: skip
+    if is_first_rank():
+        ghn.save_pretrained(Path(job["folder"]) / "model")
+    return ghn
+
+
+def validation_accuracy(ghn: GHN, architectures: Sequence[Architecture], images: ImageSet) -> float:
+    """Mean accuracy in percent with predicted parameters, the architectures shared out among ranks."""
+    mine = share_of_rank(architectures, cost=lambda architecture: len(architecture.graph))
+    total = torch.tensor([evaluate_predictions(ghn, mine, images)["accuracy"].sum()], device=_device())
+    if distributed.is_initialized():
+        distributed.all_reduce(total)
+    return float(total) / len(architectures)
+
+
+def train_in_processes(job: Mapping, processes: int) -> pd.DataFrame:
+    """Run ``train_variant`` in processes of one core (or device) each, which share every meta-batch.
+
+    The training survives the caller: its checkpoints stay in ``job["folder"]``, and the same call resumes it.
+
+    Returns:
+        The history of ``train_ghn``.
+
+    Raises:
+        TrainingError: a process failed; the message is the last error of its output.
+    """
+    folder = Path(job["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "job.json").write_text(json.dumps(job, indent=1))
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, "-u", *launcher, "-m", "ghnlib.jobs", str(folder / "job.json")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GHNLIB_PARENT": str(os.getpid())}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        try:
+            lines = [_shown(line) for line in process.stdout]
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        reason = next((line for line in lines if re.match(r"\S*(\[rank\d\]: )?[\w.]*Error\b", line)), "see above")
+        raise TrainingError(f"training in {folder} stopped: {reason.strip()}")
+    return pd.read_csv(folder / "history.csv")
+
+
+def _shown(line: str) -> str:
+    print(line, end="", flush=True)
+    return line
+
+
+def _device() -> torch.device:
+    """This rank's device."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _main(path: str) -> None:
+    if parent := os.environ.get("GHNLIB_PARENT"):
+        stop_with(int(parent))
+    job = json.loads(Path(path).read_text())
+    torch.set_num_threads(1)
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        train_variant(job)
+    finally:
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,165 @@
+"""Initialisations by their definitions, training of single networks, evaluation and diagnostics."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ghnlib import DeepNets
+from ghnlib.data import load_images
+from ghnlib.diagnostics import activation_variances, diversity, most_common_shape, sparsity
+from ghnlib.evaluation import accuracy, evaluate_predictions, mean_and_error, paired_interval
+from ghnlib.finetuning import (
+    Run,
+    SGDRecipe,
+    initial_network,
+    initial_runs,
+    reestimate_batch_norm,
+    run_all,
+    train_network,
+    tune_learning_rate,
+)  # fmt: skip
+from ghnlib.initialization import add_noise, orthogonalize, row_correlations
+from tests.test_hypernetwork import tiny
+
+IMAGES = load_images("digits")
+ARCHITECTURES = list(DeepNets("val", space="small", size=3))
+
+
+def layers():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1), nn.Linear(4, 10))
+
+
+def test_orthogonalize_makes_columns_orthonormal_except_in_the_classifier():
+    net = layers()
+    classifier = net[3].weight.clone()
+    orthogonalize(net)
+    wide, tall = net[0].weight.flatten(1), net[2].weight.flatten(1)
+    torch.testing.assert_close(wide @ wide.T, torch.eye(8), atol=1e-5, rtol=0)
+    torch.testing.assert_close(tall @ tall.T, torch.eye(4), atol=1e-5, rtol=0)
+    assert torch.equal(net[3].weight, classifier)
+
+
+def test_orthogonalize_is_the_orthogonal_initialisation_of_the_same_matrix():
+    net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+    torch.manual_seed(3)
+    net[0].weight.data.normal_()
+    torch.manual_seed(3)
+    expected = nn.init.orthogonal_(torch.empty(6, 4))
+    orthogonalize(net)
+    torch.testing.assert_close(net[0].weight, expected)
+
+
+def test_orthogonalize_starts_at_a_layer():
+    net = layers()
+    first = net[0].weight.clone()
+    orthogonalize(net, first_layer=2)
+    assert torch.equal(net[0].weight, first)
+    assert not torch.equal(layers()[2].weight, net[2].weight)
+
+
+def test_noise_breaks_the_symmetry_of_tiled_channels_in_proportion_to_their_correlation():
+    net = layers()
+    net[0].weight.data = net[0].weight.data[:4].repeat(2, 1, 1, 1)
+    before = net[0].weight.clone()
+    sigma = row_correlations(before).std()
+    add_noise(net, 0.1, torch.Generator().manual_seed(0))
+    noise = net[0].weight - before
+    assert not torch.equal(net[0].weight[0], net[0].weight[4])
+    assert float(noise.std()) == pytest.approx(0.1 * float(sigma), rel=0.2)
+
+
+def test_noise_leaves_weights_of_one_column_alone():
+    net = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Linear(4, 10))
+    before = net[0].weight.clone()
+    add_noise(net, 0.1, torch.Generator())
+    assert torch.equal(net[0].weight, before)
+
+
+def test_random_networks_are_at_chance_and_training_leaves_it():
+    recipe = SGDRecipe(steps=40, lr=0.03)
+    net = initial_network(Run(ARCHITECTURES[0], recipe, 0))
+    results = train_network(net, IMAGES.train, recipe, 0, lambda net: accuracy(net, IMAGES.val), (0, 20))
+    assert sorted(results) == [0, 20, 40]
+    assert results[0] < 30 and results[40] > 50
+
+
+def test_a_run_depends_on_its_seed_alone():
+    run = Run(ARCHITECTURES[1], SGDRecipe(steps=3, lr=0.03), 0, labels=(("network", 1),))
+    one, two = (run_all([run], IMAGES.train, IMAGES.val, (1,), processes) for processes in (1, 2))
+    assert one.equals(two)
+    assert list(one.columns) == ["network", "seed", "lr", "budget", "step", "accuracy"]
+
+
+def test_a_diverging_run_is_reported_and_the_sweep_goes_on():
+    recipe = SGDRecipe(steps=5, lr=1e20, clip=1e30)
+    runs = [Run(ARCHITECTURES[0], recipe, 0, labels=(("side", "a"),))]
+    results = run_all(runs, IMAGES.train, IMAGES.val)
+    assert math.isnan(results["accuracy"].iloc[-1])
+    assert tune_learning_rate(runs, (1e20, 0.01), IMAGES.train, IMAGES.val, "side") == {"a": 0.01}
+
+
+def test_batch_norm_statistics_are_averages_over_training_batches():
+    net = nn.Sequential(nn.BatchNorm2d(3))
+    recipe = SGDRecipe(steps=0, lr=0.1, batch_size=16, bn_batches=2)
+    reestimate_batch_norm(net, IMAGES.train, recipe, seed=0)
+    batches = IMAGES.train.stream(16, 0)
+    expected = torch.stack([next(batches)[0].mean((0, 2, 3)) for _ in range(2)]).mean(0)
+    torch.testing.assert_close(net[0].running_mean, expected)
+
+
+def test_sides_start_from_what_they_say():
+    ghn = tiny(hid=16)
+    runs = initial_runs(ARCHITECTURES[:1], SGDRecipe(1, 0.1), [0], {"ghn": ghn}, orthogonal_ghn=True)
+    assert [dict(run.labels)["initialisation"] for run in runs] == ["random", "orthogonal", "ghn", "ghn-orth"]
+    nets = [initial_network(run) for run in runs]
+    predicted = ghn.predict(ARCHITECTURES[0].graph)
+    for name, value in nets[2].named_parameters():
+        if name in predicted:
+            torch.testing.assert_close(value, predicted[name])
+    first = [next(m.weight for m in net.modules() if isinstance(m, nn.Conv2d)).flatten(1) for net in nets]
+    for matrix in (first[1], first[3]):
+        gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
+        torch.testing.assert_close(gram, torch.eye(len(gram)), atol=1e-4, rtol=0)
+
+
+def test_evaluation_equals_the_initialized_network():
+    ghn = tiny()
+    frame = evaluate_predictions(ghn, ARCHITECTURES[:2], IMAGES.val, processes=2)
+    net = ARCHITECTURES[0].build(device="cpu")
+    ghn.initialize(net)
+    assert frame["accuracy"][0] == pytest.approx(accuracy(net, IMAGES.val), abs=0.5)
+
+
+def test_statistics():
+    values = mean_and_error([1.0, 2.0, 3.0])
+    assert values == {"n": 3, "mean": 2.0, "standard_error": pytest.approx((2 / 3) ** 0.5 / 3**0.5)}
+    interval = paired_interval([2.0, 3.0, 4.1], [1.0, 2.0, 3.0])
+    assert interval["low"] < interval["mean"] < interval["high"]
+    assert interval["mean"] == pytest.approx(3.1 / 3)
+
+
+def test_diversity_of_parallel_and_of_random_tensors():
+    tensor = torch.randn(64, 3, 3)
+    assert diversity([tensor, -2 * tensor]) == pytest.approx(0, abs=1e-6)
+    torch.manual_seed(0)
+    random = [torch.randn(1152) for _ in range(200)]
+    expected = (1 - math.sqrt(2 / (math.pi * 1152))) * (1 - 1 / 200)  # a tensor is parallel to itself
+    assert diversity(random) == pytest.approx(expected, abs=0.002)
+
+
+def test_sparsity_and_common_shape():
+    assert sparsity(torch.tensor([0.0, 0.04, 0.06, -1.0])) == 0.5
+    common = {"a": torch.zeros(4, 2, 3, 3)}
+    assert most_common_shape([common, common, {"b": torch.zeros(8, 2, 3, 3)}]) == (4, 2, 3, 3)
+
+
+def test_activation_variances_are_those_of_each_layer_in_order():
+    net = layers()[:1]
+    images = torch.randn(4, 3, 8, 8)
+    assert activation_variances(net, images) == [pytest.approx(float(net(images).var()))]
+    assert not net[0]._forward_hooks
+    assert np.isfinite(activation_variances(ARCHITECTURES[0].build(device="cpu"), images)).all()

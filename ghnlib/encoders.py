@@ -127,29 +127,35 @@ class GatedGNN(nn.Module):
     def _run(self, sweep: _Sweep, x: Tensor) -> Tensor:
         """Update all nodes, level by level; each level sends its messages to all later ones at once."""
         x = x[sweep.order]
-        gates = F.linear(x, self.gru.weight_hh, self.gru.bias_hh).split(sweep.sizes)
-        inbox = torch.zeros_like(x)
-        updated, columns = [], sweep.weights.to(x).split([size * sweep.kinds for size in sweep.sizes], 1)
-        for size, state, gate, weights in zip(sweep.sizes, x.split(sweep.sizes), gates, columns):
+        d, sizes = x.shape[1], sweep.sizes
+        (w_gates, w_new), (u_gates, u_new) = (w.split([2 * d, d]) for w in (self.gru.weight_ih, self.gru.weight_hh))
+        (b_gates, b_new), (c_gates, c_new) = (b.split([2 * d, d]) for b in (self.gru.bias_ih, self.gru.bias_hh))
+        own_gates = F.linear(x, u_gates, b_gates + c_gates).split(sizes)  # reset and update, the state's part
+        own_new = F.linear(x, u_new, c_new).split(sizes)
+        layers = self._message_layers()
+        inbox, updated = torch.zeros_like(x), []
+        columns = sweep.weights.to(x).split([size * sweep.kinds for size in sweep.sizes], 1)
+        for size, state, gates, new, weights in zip(sizes, x.split(sizes), own_gates, own_new, columns):
             received, inbox = inbox.split([size, len(inbox) - size])
-            updated.append(self._gru(received, state, gate))
+            reset, update = torch.sigmoid(torch.addmm(gates, received, w_gates.T)).chunk(2, 1)
+            new = torch.tanh(torch.addcmul(F.linear(received, w_new, b_new), reset, new))
+            updated.append(torch.lerp(new, state, update))
             if len(inbox):
-                inbox = torch.addmm(inbox, weights[-len(inbox) :], self._messages(updated[-1]))
+                messages = updated[-1]
+                for weight, bias in layers:
+                    messages = F.relu(F.linear(messages, weight, bias))
+                inbox = torch.addmm(inbox, weights[-len(inbox) :], messages.view(-1, d))
         return torch.cat(updated)[sweep.inverse]
 
-    def _gru(self, received: Tensor, state: Tensor, state_gates: Tensor) -> Tensor:
-        """GRU cell, with the gates of the state (reset, update, new) computed for all levels at once."""
-        d = state.shape[1]
-        gates = F.linear(received, self.gru.weight_ih, self.gru.bias_ih)
-        reset, update = torch.sigmoid(gates[:, : 2 * d] + state_gates[:, : 2 * d]).chunk(2, 1)
-        new = torch.tanh(torch.addcmul(gates[:, 2 * d :], reset, state_gates[:, 2 * d :]))
-        return torch.lerp(new, state, update)
-
-    def _messages(self, states: Tensor) -> Tensor:
-        """(n, d) -> (n, d), or (2n, d): messages along edges, then those along virtual edges."""
+    def _message_layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Two layers, (n, d) -> (n, d), or (n, 2d) with the message along virtual edges beside that along edges."""
         if self.mlp_ve is None:
-            return self.mlp(states)
-        return torch.cat([self.mlp(states), self.mlp_ve(states)])
+            return [(layer.weight, layer.bias) for layer in (self.mlp[0], self.mlp[2])]
+        (first, second), (first_ve, second_ve) = ((mlp[0], mlp[2]) for mlp in (self.mlp, self.mlp_ve))
+        return [
+            (torch.cat([first.weight, first_ve.weight]), torch.cat([first.bias, first_ve.bias])),
+            (torch.block_diag(second.weight, second_ve.weight), torch.cat([second.bias, second_ve.bias])),
+        ]
 
 
 class _Sweep:
@@ -167,11 +173,10 @@ class _Sweep:
         self.inverse = torch.argsort(self.order)
         distances = distances.T[self.order][:, self.order]
         self.kinds = 2 if virtual else 1
-        self.weights = (distances == 1).float()  # (N, N), or (N, 2N) with the two kinds side by side for each level
+        self.weights = (distances == 1).float()  # (N, N), or (N, 2N) with two columns a sender
         if virtual:
             inverse = torch.where(distances > 0, 1 / distances.float(), 0.0)
-            pairs = zip(self.weights.split(self.sizes, 1), inverse.split(self.sizes, 1))
-            self.weights = torch.cat([part for pair in pairs for part in pair], 1)
+            self.weights = torch.stack([self.weights, inverse], 2).flatten(1)
 
 
 def _levels(graphs: Sequence[Graph], forward: bool) -> np.ndarray:

@@ -1,6 +1,7 @@
 # make repro            the default pipeline, from nothing: environment, training, executed reports
 # make repro PROFILE=x  the same at another scale (profiles/x.yaml), in runs/x, reports in reports/x
 # make test             the tests; make lab: JupyterLab; make env: the environment alone
+# make readme           writes the results in README.md from the reports
 # make clean            removes what the pipeline made, reports too (not .venv): after it a run is cold
 #
 # Needs python3 (3.11 or newer; or PYTHON=...) and make.
@@ -13,7 +14,7 @@ HALF := .venv/.installing
 
 export PATH := $(BIN):$(PATH)
 
-.PHONY: env repro test lab clean
+.PHONY: env repro test readme lab clean
 
 env: $(DONE)
 
@@ -39,6 +40,9 @@ endif
 
 test: env
 	@$(BIN)/python -m pytest
+
+readme: env
+	@$(BIN)/python tests/test_readme.py
 
 lab: env
 	@$(BIN)/jupyter lab

@@ -89,7 +89,7 @@ class Graph:
     def from_module(
         cls, net: nn.Module, input_shape: tuple[int, ...] | None = None, convention: str = "correct"
     ) -> Graph:
-        """Trace any network on the meta device (spec A.3, A.10).
+        """Trace any network on the meta device (PPUDA appendix A).
 
         Args:
             net: any module whose forward pass autograd can follow; it is not touched.

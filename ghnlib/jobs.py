@@ -23,6 +23,9 @@ from ghnlib.images import Augment, ImageSet
 from ghnlib.processes import stop_with
 from ghnlib.training import Recipe, TrainingError, is_first_rank, share_of_rank, train_ghn
 
+KEPT_IN_MEMORY = 10_000
+"""Training architectures of which graphs and modules are kept; beyond, each is sampled when its turn comes."""
+
 
 def images_of(data: Mapping, seed: int) -> ImageSplits:
     """Images of the ``data`` section."""
@@ -52,7 +55,8 @@ def train_variant(job: Mapping) -> GHN:
     images = images_of(job["data"], job["seed"])
     if job["classes"] is not None:
         images = images.subset(job["classes"])
-    train = list(architectures_of(job["deepnets"], "train", images, job["seed"]))
+    pool = architectures_of(job["deepnets"], "train", images, job["seed"])
+    train = list(pool) if len(pool) <= KEPT_IN_MEMORY else pool
     val = list(architectures_of(job["deepnets"], "val", images, job["seed"]))
     torch.manual_seed(job["seed"])
     ghn = GHN(GHNConfig(**job["ghn"], num_classes=len(images.classes))).to(_device())

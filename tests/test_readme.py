@@ -1,10 +1,92 @@
+"""The results in README.md are those of reports/*/metrics.json; ``make readme`` writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
-from ghnlib.readme import END, START, results
+README = Path(__file__).parent.parent / "README.md"
+START, END = (
+    "<!-- results: written by `make readme` from reports/*/metrics.json -->",
+    "<!-- end of results -->",
+)
+PAPER = {
+    "random": ("", "0.2"), "mlp": ("42.2 ± 0.6", ""), "ghn1": ("51.4 ± 0.4", ""), "ghn2": ("66.9 ± 0.3", "14.3"),
+    "ghn3": ("", "19.0"),
+}  # fmt: skip
+"""CIFAR-10 (PPUDA Table 3) and ImageNet (GHN-3 Tables 2 and 11), top-1 on in-distribution test architectures."""
+TITLES = {
+    "digits": "Handwritten digits (default profile)",
+    "cifar10-small": "CIFAR-10, recompressed as JPEG (`make repro PROFILE=cifar10-small`)",
+}
 
-ROOT = Path(__file__).parent.parent
+
+def results(root: Path) -> str:
+    """The results section: one part for each profile with committed metrics."""
+    parts = []
+    for profile, title in TITLES.items():
+        path = root / "reports" / profile / "metrics.json"
+        if path.exists():
+            parts.append(f"### {title}\n\n{_without_training(json.loads(path.read_text()))}")
+            parts.append(_fine_tuned(json.loads(path.read_text())))
+    return "\n\n".join(parts)
+
+
+def _cell(value: Mapping | None) -> str:
+    return "" if value is None else f"{value['mean']:.1f} ± {value['standard_error']:.1f}"
+
+
+def _row(cells) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _without_training(metrics: Mapping) -> str:
+    accuracy = metrics["evaluate"]["accuracy"]
+    splits = ("test", "wide", "deep", "dense", "bnfree")
+    some = next(rows for method, rows in accuracy.items() if method in PAPER and len(rows) > 1)
+    sizes = ", ".join(f"{some[split]['n']} {split}" for split in splits)
+    steps = next(value["steps"] for stage, value in metrics.items() if stage.startswith("train-"))
+    lines = [
+        "Top-1 accuracy (%) of unseen architectures **without any training of them**, mean ± standard error over "
+        f"architectures ({sizes}); hypernetworks trained for {steps:,} steps, one seed, two CPU cores; chance is "
+        f"{metrics['evaluate']['chance']:.0f}%.",
+        "",
+        _row(["parameters", *splits, "n test", "paper, CIFAR-10", "paper, ImageNet"]),
+        _row(["---"] * 9),
+    ]
+    for method, rows in accuracy.items():
+        cells = [_cell(rows.get(split)) for split in splits]
+        lines.append(_row([method, *cells, str(rows["test"]["n"]), *PAPER.get(method, ("", ""))]))
+    return "\n".join(lines)
+
+
+def _fine_tuned(metrics: Mapping) -> str:
+    accuracy = metrics["finetune"]["accuracy"]
+    moments = list(next(iter(accuracy.values())))
+    count = next(iter(accuracy.values()))[moments[0]]["n"]
+    lines = [
+        f"Accuracy (%) after SGD from each initialisation, {count} architectures, three seeds each, learning rates "
+        "tuned equally on validation:",
+        "",
+        _row(["initialisation", *moments]),
+        _row(["---"] * (len(moments) + 1)),
+    ]
+    lines += [_row([method, *(_cell(rows[moment]) for moment in moments)]) for method, rows in accuracy.items()]
+    return "\n".join(lines)
 
 
 def test_the_numbers_of_the_readme_are_those_of_the_committed_metrics():
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split(START)[1].split(END)[0].strip()
-    assert section == results(ROOT)
+    section = README.read_text(encoding="utf-8").split(START)[1].split(END)[0].strip()
+    assert section == results(README.parent)
+
+
+def write() -> None:
+    """Replace the results section of README.md."""
+    text = README.read_text(encoding="utf-8")
+    before, after = text.split(START)[0], text.split(END)[1]
+    README.write_text(f"{before}{START}\n\n{results(README.parent)}\n\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

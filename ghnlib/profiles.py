@@ -60,7 +60,9 @@ def prepare(root: Path, folder: Path) -> None:
         raw["data"]["root"] = str(Path("..", "..", data_root))  # seen from the run folder
     for name in COPIED:
         _copy(root / name, folder / name)
-    YAML(typ="safe", pure=True).dump(raw, folder / "params.yaml")
+    yaml = YAML(typ="safe", pure=True)
+    yaml.sort_base_mapping_type_on_output = False  # variants keep their order in tables
+    yaml.dump(raw, folder / "params.yaml")
     (folder / ".dvc").mkdir(exist_ok=True)
     (folder / ".dvc" / "config").write_text(CONFIG)
 

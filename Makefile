@@ -25,7 +25,7 @@ $(DONE): requirements.lock pyproject.toml
 	@mkdir -p .venv && touch $(HALF) && rm -f $(DONE)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing the locked environment into .venv (about 2.5 minutes the first time)"
-	@{ $(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock && \
+	@{ $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.lock && \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . ; } || \
 		{ echo "The installation failed, see above (network? disk full?). Run the same command again."; exit 1; }
 	@rm -f $(HALF) && touch $(DONE)

@@ -311,9 +311,14 @@ def _stop_if_diverged(skipped: int, total: int) -> None:
         )
 
 
+def _say(text: str) -> None:
+    if is_first_rank():
+        tqdm.write(text)
+
+
 def _report(row: dict, steps: int) -> None:
     values = "  ".join(f"{name} {value:.3g}" for name, value in row.items() if name != "step")
-    tqdm.write(f"step {row['step']:>{len(str(steps))}}/{steps}  {values}")
+    _say(f"step {row['step']:>{len(str(steps))}}/{steps}  {values}")
 
 
 def _save(state: dict, folder: Path) -> None:
@@ -336,10 +341,10 @@ def _resume(trainer: MetaTrainer, folder: Path, identity: str) -> dict | None:
         return None
     state = torch.load(path, map_location="cpu", weights_only=True)
     if state["identity"] != identity:
-        print("the checkpoint here is of another configuration: starting anew")
+        _say("the checkpoint here is of another configuration: starting anew")
         return None
     trainer.load_state_dict(state)
-    print(f"resuming after step {state['progress']['step']}")
+    _say(f"resuming after step {state['progress']['step']}")
     return state["progress"]
 
 

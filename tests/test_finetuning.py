@@ -12,6 +12,7 @@ from ghnlib.data import load_images
 from ghnlib.diagnostics import activation_variances, diversity, most_common_shape, sparsity
 from ghnlib.evaluation import accuracy, evaluate_predictions, mean_and_error, paired_interval
 from ghnlib.finetuning import (
+    EVALUATION_BATCH,
     Run,
     SGDRecipe,
     initial_network,
@@ -104,9 +105,9 @@ def test_a_diverging_run_is_reported_and_the_sweep_goes_on():
 
 def test_batch_norm_statistics_are_averages_over_training_batches():
     net = nn.Sequential(nn.BatchNorm2d(3))
-    recipe = SGDRecipe(steps=0, lr=0.1, batch_size=16, bn_batches=2)
+    recipe = SGDRecipe(steps=0, lr=0.1, bn_batches=2)
     reestimate_batch_norm(net, IMAGES.train, recipe, seed=0)
-    batches = IMAGES.train.stream(16, 0)
+    batches = IMAGES.train.stream(EVALUATION_BATCH, 0)
     expected = torch.stack([next(batches)[0].mean((0, 2, 3)) for _ in range(2)]).mean(0)
     torch.testing.assert_close(net[0].running_mean, expected)
 

@@ -63,7 +63,7 @@ def _without_training(metrics: Mapping) -> str:
 
 def _fine_tuned(metrics: Mapping) -> str:
     accuracy = metrics["finetune"]["accuracy"]
-    moments = list(next(iter(accuracy.values())))
+    moments = sorted(next(iter(accuracy.values())), key=lambda moment: ("epoch" in moment, int(moment.split()[0])))
     count = next(iter(accuracy.values()))[moments[0]]["n"]
     lines = [
         f"Accuracy (%) after SGD from each initialisation, {count} architectures, three seeds each, learning rates "
@@ -72,7 +72,8 @@ def _fine_tuned(metrics: Mapping) -> str:
         _row(["initialisation", *moments]),
         _row(["---"] * (len(moments) + 1)),
     ]
-    lines += [_row([method, *(_cell(rows[moment]) for moment in moments)]) for method, rows in accuracy.items()]
+    first = sorted(accuracy, key=lambda method: method not in ("random", "orthogonal"))
+    lines += [_row([method, *(_cell(accuracy[method][moment]) for moment in moments)]) for method in first]
     return "\n".join(lines)
 
 

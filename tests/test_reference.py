@@ -100,8 +100,8 @@ def test_gradients_agree(case):
     expected = {our_name(entry["name"]): entry for entry in reference["params"]}
     assert set(gradients) == set(expected) - {our_name(name) for name in reference["no_grad"]}
     for name, gradient in gradients.items():
-        assert float(gradient.norm()) == pytest.approx(expected[name]["l2"], rel=1e-4, abs=1e-8), name
+        assert float(gradient.norm()) == pytest.approx(expected[name]["l2"], rel=3e-4, abs=1e-8), name
         first = gradient.flatten()[:8].tolist()
         assert first == pytest.approx(
-            expected[name]["first8"], rel=1e-3, abs=1e-8 + 1e-4 * float(gradient.abs().max())
+            expected[name]["first8"], rel=1e-3, abs=1e-8 + 2e-3 * float(gradient.abs().max())
         ), name

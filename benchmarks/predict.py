@@ -13,8 +13,8 @@ import torch
 import torchvision
 
 from ghnlib import GHN, Graph
+from ghnlib.config import PRESETS
 from ghnlib.graph import Role
-from ghnlib.hypernetwork import PRESETS
 
 
 def seconds(function) -> float:

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from ghnlib import GHN, DeepNets
-from ghnlib.training import MetaTrainer, Recipe
+from ghnlib.config import Recipe
+from ghnlib.training import MetaTrainer
 
 ENCODERS = {
     "mlp": {"encoder": "mlp", "window": "corner"},

@@ -1,7 +1,20 @@
 """ghnlib: graph hypernetworks that predict the parameters of unseen networks."""
 
-from ghnlib.deepnets import DeepNets
-from ghnlib.graph import Graph
-from ghnlib.hypernetwork import GHN, GHNConfig
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ghnlib.config import GHNConfig
+    from ghnlib.deepnets import DeepNets
+    from ghnlib.graph import Graph
+    from ghnlib.hypernetwork import GHN
 
 __all__ = ["GHN", "DeepNets", "GHNConfig", "Graph"]
+_HOMES = {"GHN": "hypernetwork", "DeepNets": "deepnets", "GHNConfig": "config", "Graph": "graph"}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when used: what needs no torch does not wait for it (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ghnlib' has no attribute {name!r}")
+    return getattr(import_module(f"ghnlib.{_HOMES[name]}"), name)

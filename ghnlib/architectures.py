@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-import torchvision
 from torch import nn
 
 from ghnlib.compose import compose, count_parameters
@@ -195,10 +194,12 @@ class ResNet50:
     def build(self, num_classes=None, input_size=None, device="meta", track_running_stats=False, auxiliary=False,
               drop_path=0.0) -> nn.Module:  # fmt: skip
         """As ``Architecture.build``. Raises ValueError for an auxiliary head or drop path, which it does not have."""
+        from torchvision import models  # takes seconds, and only this needs it
+
         if auxiliary or drop_path:
             raise ValueError("ResNet-50 has no auxiliary head and no drop path")
         with torch.device(device or "cpu"):
-            net = torchvision.models.resnet50(num_classes=num_classes or self.num_classes)
+            net = models.resnet50(num_classes=num_classes or self.num_classes)
             size = input_size or self.input_size
             if size < IMAGENET_FORM:
                 first = nn.Conv2d(3, 64, 3, padding=1, bias=False)

@@ -15,101 +15,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ghnlib.checkpoints import CheckpointError, fill, is_official, read_official
+from ghnlib.config import GHNConfig
 from ghnlib.decoder import ConvDecoder, VectorDecoder, tile, weight_scale
 from ghnlib.encoders import MLP, GatedGNN, Graphormer, NodeEmbedding
-from ghnlib.graph import CONVENTIONS, Graph, Node, Role
+from ghnlib.graph import Graph, Node, Role
 
-CHOICES = {
-    "encoder": ("mlp", "gated_gnn", "graphormer"),
-    "window": ("centre", "corner"),
-    "initialization": ("framework", "ghn3"),
-    "convention": CONVENTIONS,
-}
 POSITION_SEED = 0
-
-
-@dataclass(frozen=True)
-class GHNConfig:
-    """A hypernetwork's architecture. ``PRESETS`` names those of the papers.
-
-    Attributes:
-        encoder: "mlp", "gated_gnn" (GHN-1, GHN-2) or "graphormer" (GHN-3).
-        num_classes: classes of the networks whose classifiers are predicted.
-        hid: hidden size d.
-        layers: Graphormer layers, or forward-backward sweeps T of the gated GNN.
-        heads: attention heads of the Graphormer.
-        max_shape: largest tensor decoded (out, in, S, S); larger ones are tiled.
-        weight_norm: fan-in normalisation of predicted parameters.
-        virtual_edges: distances up to 50 instead of one-hop edges only.
-        layernorm: LayerNorm on node states before decoding.
-        window: where kernels are cut from the decoded S x S map, "centre" (GHN-3) or "corner" (GHN-1, GHN-2).
-        initialization: before training, "framework" (GHN-1, GHN-2) or "ghn3" (small last layers and embeddings).
-        convention: which graphs it reads: "correct", "ghn3" or "ppuda" (as the released hypernetworks expect).
-
-    Raises:
-        ValueError: an impossible value; the message names it and what is allowed.
-    """
-
-    encoder: str = "graphormer"
-    num_classes: int = 10
-    hid: int = 64
-    layers: int = 3
-    heads: int = 8
-    max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)
-    weight_norm: bool = True
-    virtual_edges: bool = True
-    layernorm: bool = True
-    window: str = "centre"
-    initialization: str = "framework"
-    convention: str = "correct"
-
-    def __post_init__(self):
-        object.__setattr__(self, "max_shape", tuple(self.max_shape))
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        for name in ("num_classes", "hid", "layers", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if len(self.max_shape) != 4 or min(self.max_shape) < 1 or self.max_shape[2] != self.max_shape[3]:
-            raise ValueError(f"max_shape={self.max_shape} must be (out, in, S, S) with positive sizes")
-        if self.hid % 4:
-            raise ValueError(f"hid={self.hid} must be a multiple of 4: four shape embeddings share it")
-        if self.encoder == "graphormer" and self.hid % self.heads:
-            raise ValueError(f"hid={self.hid} must be a multiple of heads={self.heads}")
-
-    @property
-    def cutoff(self) -> int:
-        """Largest distance of a virtual edge."""
-        return 50 if self.virtual_edges else 1
-
-
-def _ghn12(**changes) -> dict:
-    return {
-        "encoder": "gated_gnn",
-        "hid": 32,
-        "layers": 1,
-        "max_shape": (64, 64, 11, 11),
-        "window": "corner",
-        **changes,
-    }
-
-
-def _ghn3(hid: int, layers: int, heads: int) -> dict:
-    size = {"hid": hid, "layers": layers, "heads": heads, "max_shape": (hid, hid, 16, 16), "num_classes": 1000}
-    return {**size, "initialization": "ghn3"}
-
-
-PRESETS: dict[str, dict] = {
-    "mlp": _ghn12(encoder="mlp"),
-    "ghn1": _ghn12(weight_norm=False, virtual_edges=False, layernorm=False),
-    "ghn2": _ghn12(),
-    "ghn3-t": _ghn3(64, 3, 8),
-    "ghn3-s": _ghn3(128, 5, 16),
-    "ghn3-l": _ghn3(256, 12, 16),
-    "ghn3-xl": _ghn3(384, 24, 16),
-}
-"""GHN-1, GHN-2 and MLP for CIFAR-10 (PPUDA appendix B), GHN-3 for ImageNet (GHN-3 Table 1)."""
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ import torch
 from torch import distributed
 
 from ghnlib.architectures import Architecture
+from ghnlib.config import GHNConfig, Recipe
 from ghnlib.data import ImageSplits, load_images
 from ghnlib.deepnets import DeepNets
 from ghnlib.evaluation import evaluate_predictions
-from ghnlib.hypernetwork import GHN, GHNConfig
+from ghnlib.hypernetwork import GHN
 from ghnlib.images import Augment, ImageSet
 from ghnlib.processes import stop_with
-from ghnlib.training import Recipe, TrainingError, is_first_rank, share_of_rank, train_ghn
+from ghnlib.training import TrainingError, is_first_rank, share_of_rank, train_ghn
 
 KEPT_IN_MEMORY = 10_000
 """Training architectures of which graphs and modules are kept; beyond, each is sampled when its turn comes."""

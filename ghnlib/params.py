@@ -14,8 +14,7 @@ from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from ghnlib.hypernetwork import GHNConfig
-from ghnlib.training import OPTIMIZERS, Recipe
+from ghnlib.config import GHNConfig, Recipe
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 """Lower case, digits, dots and dashes: it becomes part of file names."""
@@ -63,8 +62,6 @@ class DeepNets(Section):
 
 # What the fields of GHNConfig and Recipe may hold beyond their types; GHNConfig checks the rest itself.
 _LIMITS: dict[str, Any] = {
-    "optimizer": Literal[tuple(OPTIMIZERS)],
-    "schedule": Literal["cosine", "cosine-epochs", "multistep"],
     "betas": tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]],
     "max_shape": tuple[Positive, Positive, Positive, Positive],
     "milestones": tuple[Share, ...],

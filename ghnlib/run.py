@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's check of web addresses: 1.5 s to import, unused here
+
 import nbconvert
 import nbformat
 import papermill

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,53 +26,13 @@ from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
 from ghnlib.architectures import Architecture
+from ghnlib.config import Recipe
 from ghnlib.hypernetwork import GHN
 from ghnlib.images import Augment, ImageSet, mix
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says what happened and what to change."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a hypernetwork is trained. Lengths are in steps.
-
-    Attributes:
-        steps: parameter updates.
-        batch_size: images a step, the same for all networks of the meta-batch.
-        meta_batch: networks a step.
-        optimizer: "adam" (weight decay coupled) or "adamw" (decoupled).
-        lr, betas, weight_decay: of the optimiser.
-        schedule: "cosine" (linear warm-up, then cosine to 0, each step), "cosine-epochs" (GHN-3: the same in whole
-            epochs) or "multistep" (PPUDA: x0.1 at the milestones).
-        warmup: share of the steps ("cosine") or epochs ("cosine-epochs") with rising learning rate.
-        milestones: shares of the steps at which "multistep" divides the rate by 10.
-        clip: largest norm of the gradient.
-        gamma: weight of the norms of predicted parameters (GHN-3 eq. 10).
-        label_smoothing: of the cross-entropy.
-        dropout: whether the networks' own dropout is active.
-        max_nodes: meta-batches with more nodes than this share times ``meta_batch`` are passed over.
-        log_every, validate_every: intervals; a checkpoint is written with every log line.
-    """
-
-    steps: int = 1000
-    batch_size: int = 32
-    meta_batch: int = 4
-    optimizer: str = "adam"
-    lr: float = 2e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    schedule: str = "cosine"
-    warmup: float = 0.1
-    milestones: tuple[float, ...] = (2 / 3, 5 / 6)
-    clip: float = 5.0
-    gamma: float = 0.0
-    label_smoothing: float = 0.0
-    dropout: bool = True
-    max_nodes: int = 275
-    log_every: int = 50
-    validate_every: int = 250
 
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}

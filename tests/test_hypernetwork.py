@@ -7,10 +7,10 @@ import torchvision
 from torch import nn
 
 from ghnlib import GHN, GHNConfig
+from ghnlib.config import PRESETS
 from ghnlib.decoder import ConvDecoder, tile, weight_scale
 from ghnlib.encoders import NodeEmbedding, truncated_distances
 from ghnlib.graph import Graph, Node, Role
-from ghnlib.hypernetwork import PRESETS
 
 ENCODERS = ("mlp", "gated_gnn", "graphormer")
 

@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 
 import networkx as nx
 import pandas as pd
+import torch
+from joblib import Parallel, delayed
+from torch import Tensor
 
 from ghnlib.architectures import Architecture
 from ghnlib.data import ImageSplits
 from ghnlib.deepnets import DeepNets
-from ghnlib.finetuning import Run, SGDRecipe, run_all
+from ghnlib.finetuning import Run, SGDRecipe, initial_network, run_all, train_network
 from ghnlib.graph import PRIMITIVES
+from ghnlib.images import ImageSet, mix
 from ghnlib.jobs import augmentation_of
 
 OUT_OF_DISTRIBUTION = ("wide", "deep", "dense", "bnfree")
@@ -61,3 +65,20 @@ def train_from_random(
         ]
         results.append(run_all(runs, images.train, images.test, processes=processes))
     return pd.concat(results)[["method", "index", "accuracy"]].assign(split="test")
+
+
+def random_and_trained_parameters(
+    architectures: Sequence[Architecture], images: ImageSet, recipe: SGDRecipe, seed: int, processes: int
+) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    """Parameters of each architecture before and after training; every network has random numbers of its own."""
+    tasks = (delayed(_before_and_after)(a, images, recipe, mix(seed, i)) for i, a in enumerate(architectures))
+    before, after = zip(*Parallel(processes)(tasks))
+    return list(before), list(after)
+
+
+def _before_and_after(architecture: Architecture, images: ImageSet, recipe: SGDRecipe, seed: int) -> list[dict]:
+    torch.set_num_threads(1)
+    net = initial_network(Run(architecture, recipe, seed))
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    train_network(net, images, recipe, seed, evaluate=lambda net: 0.0)
+    return [before, {name: p.detach() for name, p in net.named_parameters()}]

@@ -74,7 +74,7 @@ def train_network(
         Step -> what ``evaluate`` returned. After a loss that is not finite, the remaining values are NaN.
     """
     optimizer = torch.optim.SGD(
-        net.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        net.train().parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / max(1, recipe.steps)))
@@ -86,9 +86,10 @@ def train_network(
         if step in results:
             reestimate_batch_norm(net, images, recipe, seed)
             results[step] = evaluate(net)
+            net.train()
         if step < recipe.steps:
             x, y = next(batches)
-            loss = F.cross_entropy(net.train()(x), y)
+            loss = F.cross_entropy(net(x), y)
             if not loss.isfinite():
                 break
             optimizer.zero_grad(set_to_none=True)

@@ -36,4 +36,4 @@ def save_figure(figure: Figure, profile: str, name: str) -> None:
     """Write a figure that is shown outside its notebook to ``reports/PROFILE/figures/NAME.png``."""
     path = Path("reports", profile, "figures", f"{name}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    figure.savefig(path, bbox_inches="tight", metadata={"Software": None})

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
@@ -121,8 +121,7 @@ class MetaTrainer:
     ) -> tuple[float, float, float]:
         """Loss, share of images classified correctly, norm of parameters; gradients go to the leaves."""
         torch.manual_seed(seed)
-        # Without running statistics, training mode differs from evaluation in dropout alone.
-        net = _network(architecture).train(self.recipe.dropout)
+        net = _network(architecture, self.recipe.dropout)
         logits = torch.func.functional_call(net, leaves, (images,))
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         norm = torch.stack(torch._foreach_norm(list(leaves.values()))).sum()
@@ -151,8 +150,9 @@ class MetaTrainer:
 
 
 @lru_cache(maxsize=1024)
-def _network(architecture: Architecture) -> nn.Module:
-    return architecture.build(device="meta")
+def _network(architecture: Architecture, dropout: bool) -> nn.Module:
+    # Without running statistics, training mode differs from evaluation in dropout alone.
+    return architecture.build(device="meta").train(dropout)
 
 
 def is_first_rank() -> bool:
@@ -167,8 +167,9 @@ def share_of_rank(items: Sequence, cost: Callable) -> list:
     return sorted(items, key=cost, reverse=True)[distributed.get_rank() :: distributed.get_world_size()]
 
 
-def _finite(leaves) -> bool:
-    return all(leaf.grad is not None and bool(leaf.grad.isfinite().all()) for leaf in leaves)
+def _finite(leaves: Iterable[Tensor]) -> bool:
+    gradients = [leaf.grad for leaf in leaves]
+    return all(g is not None for g in gradients) and bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all())
 
 
 def sample_meta_batch(

@@ -119,9 +119,7 @@ def test_two_processes_take_the_step_of_one(tmp_path):
 def test_a_killed_training_resumes_with_the_same_result(tmp_path):
     job = JOB | {"recipe": JOB["recipe"] | {"steps": 40, "validate_every": 40}}
     whole = train_in_processes(job | {"folder": str(tmp_path / "whole")}, 1)
-    code = (
-        f"from ghnlib.jobs import train_in_processes as t; t({job | {'folder': str(tmp_path / 'killed')}!r}, 1)"
-    )
+    code = f"from ghnlib.jobs import train_in_processes as t; t({job | {'folder': str(tmp_path / 'killed')}!r}, 1)"
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.DEVNULL)
     checkpoint = tmp_path / "killed" / "checkpoint.pt"
     while not checkpoint.exists() and process.poll() is None:

@@ -157,13 +157,26 @@ class Reduction:
     # --- one method per kind of step; ``data``: the inputs that are not constants or parameters
 
     def pass_on(self, step: Step, data: list[Value]) -> Value:
-        """Contraction. A pooled vector stays one through unary steps; an attention map until it is mixed."""
+        """Contraction. A pooled vector stays one while it is a vector; an attention map until it meets other data.
+        Maps that meet, as ConViT's of contents and of positions, are one map: the last node of them.
+        """
         pooled = max((value.pooled for value in data), default=0)
         if pooled and step.kind not in ("Expand", "Repeat") and not step.is_vector:
             pooled = 0
         if len(data) == 1:
             return data[0] if data[0].pooled == pooled else data[0]._replace(pooled=pooled)
+        if data and all(value.softmax for value in data):
+            *others, last = sorted(data, key=lambda value: value.softmax)
+            if self.flow_into(last.softmax, _producers(others) - last.nodes):
+                return last._replace(pooled=pooled)
         return Value(_producers(data), is_data=True, pooled=pooled)
+
+    def flow_into(self, node: int, values: frozenset[int]) -> bool:
+        """Make values parents of an attention map's node; False if they depend on it."""
+        if node in self.ancestors(values):
+            return False
+        self.parents[node] |= values
+        return True
 
     def merge(self, step: Step, data: list[Value]) -> Value:
         value = self.pass_on(step, data)
@@ -203,11 +216,9 @@ class Reduction:
         if len(data) != 2 or data[0].softmax == data[1].softmax:
             return self.pass_on(step, data)
         content, attention = sorted(data, key=lambda value: value.softmax)
-        node = attention.softmax
-        if node in self.ancestors(content.nodes):
+        if not self.flow_into(attention.softmax, content.nodes):
             return self.pass_on(step, data)
-        self.dropped.discard(node)
-        self.parents[node] |= content.nodes
+        self.dropped.discard(attention.softmax)
         return Value(attention.nodes, is_data=True)
 
     def multiply(self, step: Step, data: list[Value]) -> Value:

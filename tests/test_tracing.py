@@ -314,6 +314,19 @@ def test_query_key_and_value_flow_into_one_attention_node(fused):
     }  # fmt: skip
 
 
+def test_blended_attention_maps_are_one_node():
+    def forward(m, x):
+        content, position = ((layer(x) @ x.transpose(1, 2)).softmax(-1) for layer in (m.content, m.position))
+        blend = 0.7 * content + 0.3 * position  # as in ConViT
+        return m.out(blend / blend.sum(-1, keepdim=True) @ m.v(x))
+
+    net = Net(forward, **{name: nn.Linear(4, 4, bias=False) for name in ("content", "position", "v", "out")})
+    assert edges(trace(net, (5, 4))) == {
+        *(("input", f"{name}.weight") for name in ("content", "position", "v")), ("input", "msa"),
+        *((f"{name}.weight", "msa") for name in ("content", "position", "v")), ("msa", "out.weight"),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("need_weights", [False, True])
 def test_torch_attention_is_the_same_with_and_without_the_fused_kernel(need_weights):
     def forward(m, x):

@@ -11,7 +11,7 @@ from torch import nn
 
 from ghnlib.compose import compose, count_parameters
 from ghnlib.graph import Graph
-from ghnlib.networks import IMAGENET_FORM, Network, Plan, plan
+from ghnlib.networks import IMAGENET_FORM, Network, Plan, Stem, plan
 
 NAMINGS = ("ghn3", "ppuda")
 
@@ -128,6 +128,14 @@ class Architecture:
     def is_vit(self) -> bool:
         """Whether there is attention anywhere, which makes the whole network keep one resolution."""
         return "msa" in self.genotype.names
+
+    @property
+    def stem(self) -> Stem:
+        """What the network's stem depends on."""
+        return Stem(
+            self.C, self.ks, self.stem_type, self.stem_pool, self.norm is not None, self.preproc, self.is_vit,
+            self.input_size >= IMAGENET_FORM, self.imagenet_stride, self.input_size,
+        )  # fmt: skip
 
     @cached_property
     def plan(self) -> Plan:

@@ -2,48 +2,71 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ghnlib.graph import Graph, Node, Role
 from ghnlib.layers import Block, bias, chain_block, layer_node, make_block, weight
-from ghnlib.networks import PlannedCell, PlannedOp, head_sizes, stem_layers, stem_output
-from ghnlib.primitives import primitive
+from ghnlib.networks import PlannedCell, PlannedOp, Stem, head_sizes, stem_layers, stem_output
+from ghnlib.primitives import Spec, primitive
 
 if TYPE_CHECKING:
     from ghnlib.architectures import Architecture
 
-_new_tuple = tuple.__new__  # makes a Node in half the time that its constructor takes
 UNUSED = "not used in the forward pass"
+JOINS = {"sum": Node("sum"), "concat": Node("concat")}
 
 
-def prefixed(node: Node, prefix: str) -> Node:
-    """A block's node with the full names of its parameters."""
-    op, name, shape, role, norm_bias = node
-    values = (op, prefix + name, shape, role, prefix + norm_bias if norm_bias else "")
-    return _new_tuple(Node, values)
+def prefixed(block: Block, prefix: str) -> Block:
+    """A block with the full names of its parameters."""
+    nodes = (
+        Node(op, prefix + name, shape, role, prefix + norm_bias if norm_bias else "") if name else Node(op, "", shape)
+        for op, name, shape, role, norm_bias in block.nodes
+    )
+    return block._replace(nodes=tuple(nodes))
+
+
+@lru_cache(maxsize=1 << 14)  # architectures share most of what stands at a given place; these are some 20 MB
+def placed(name: str, spec: Spec, prefix: str) -> Block:
+    """The block of the operation ``name``, with the full names of its parameters."""
+    return prefixed(primitive(name, spec).block, prefix)
 
 
 class Composer:
-    """Nodes and edges in the order of the forward pass. A value of the network is the index of the node it leaves."""
+    """Nodes and edges in the order of the forward pass. A value of the network is the index of the node it leaves, -1
+    where there is none. ``skipped``: names of parameters without a node.
+    """
 
     def __init__(self) -> None:
         self.nodes = [Node("input")]
-        self.edges: list[tuple[int, int]] = []
+        self.sources: list[int] = []
+        self.targets: list[int] = []
+        self.skipped: list[str] = []
 
-    def add(self, block: Block, prefix: str, source: int) -> int:
+    def add(self, block: Block, source: int) -> int:
         """Append a block that reads ``source``; returns the node that leaves it."""
         base = len(self.nodes)
-        self.nodes += [prefixed(node, prefix) if node[1] else node for node in block.nodes]
-        self.edges += [(source if a < 0 else base + a, base + b) for a, b in block.edges]
+        self.nodes += block.nodes
+        for a, b in block.edges:
+            self.sources.append(source if a < 0 else base + a)
+            self.targets.append(base + b)
         return source if block.output < 0 else base + block.output
+
+    def skip(self, block: Block) -> int:
+        """Note the parameters of a block that nothing reads."""
+        self.skipped += [name for node in block.nodes for name in (node.name, node.norm_bias) if name]
+        return -1
 
     def join(self, op: str, sources: list[int]) -> int:
         """Append a sum or a concatenation; one that joins a value with itself is no node."""
         distinct = list(dict.fromkeys(sources))
-        if len(distinct) == 1:
-            return distinct[0]
-        self.nodes.append(Node(op))
-        self.edges += [(source, len(self.nodes) - 1) for source in distinct]
+        if len(distinct) < 2:
+            return max(distinct, default=-1)
+        self.sources += distinct
+        self.targets += [len(self.nodes)] * len(distinct)
+        self.nodes.append(JOINS[op])
         return len(self.nodes) - 1
 
 
@@ -52,56 +75,61 @@ def compose(arch: Architecture) -> Graph:
     composer = Composer()
     s0, s1 = _add_stem(composer, arch)
     for k, cell in enumerate(arch.plan.cells):
-        s0, s1 = s1, _add_cell(composer, cell, f"cells.{k}.", s0, s1) if cell.live else -1
+        s0, s1 = s1, _add_cell(composer, cell, f"cells.{k}.", s0, s1)
     if arch.glob_avg:
-        s1 = composer.add(make_block([Node("glob_avg")]), "", s1)
-    composer.add(head_block(arch), "", s1)
-    return Graph(composer.nodes, composer.edges, skipped_parameters(arch))
+        s1 = composer.add(make_block([Node("glob_avg")]), s1)
+    composer.add(head_block(head_sizes(arch)), s1)
+    edges = np.array((composer.sources, composer.targets)).T
+    return Graph(composer.nodes, edges, dict.fromkeys(composer.skipped, UNUSED))
 
 
 def _add_stem(composer: Composer, arch: Architecture) -> tuple[int, int]:
     """The two values that the first cell reads."""
-    blocks = stem_blocks(arch)
+    blocks = stem_blocks(arch.stem)
     if arch.is_vit:
-        patches = composer.add(blocks["stem0"], "", 0)
-        position = composer.add(blocks["pos_enc"], "", patches)
+        patches = composer.add(blocks["stem0"], 0)
+        position = composer.add(blocks["pos_enc"], patches)
         total = composer.join("sum", [patches, position])
         return total, total
     if "stem1" not in blocks:
-        stem = composer.add(blocks["stem"], "", 0)
+        stem = composer.add(blocks["stem"], 0)
         return stem, stem
-    s0 = composer.add(blocks["stem0"], "", 0)
-    return s0, composer.add(blocks["stem1"], "", s0) if arch.plan.stem1 else -1
+    s0 = composer.add(blocks["stem0"], 0)
+    return s0, composer.add(blocks["stem1"], s0) if arch.plan.stem1 else composer.skip(blocks["stem1"])
 
 
 def _add_cell(composer: Composer, cell: PlannedCell, prefix: str, s0: int, s1: int) -> int:
-    """The value that leaves the cell. Values that do not exist are -1."""
+    """The value that leaves the cell."""
 
     def run(op: PlannedOp, name: str, values: list[int]) -> int:
-        return composer.add(primitive(op.name, op.spec).block, prefix + name, values[op.source]) if op.live else -1
+        block = placed(op.name, op.spec, prefix + name)
+        return composer.add(block, values[op.source]) if op.live else composer.skip(block)
 
     states = [run(op, f"preprocess{i}.", [s0, s1]) for i, op in enumerate(cell.preprocess)]
     for j in range(0, len(cell.ops), 2):
-        first, second = (run(cell.ops[i], f"_ops.{i}.", states) for i in (j, j + 1))
+        first = run(cell.ops[j], f"_ops.{j}.", states)
+        second = run(cell.ops[j + 1], f"_ops.{j + 1}.", states)
         both = first >= 0 and second >= 0
         states.append(composer.join("sum", [first, second]) if both else max(first, second))
     return composer.join("concat", [states[i] for i in cell.concat if states[i] >= 0])
 
 
-def stem_blocks(arch: Architecture) -> dict[str, Block]:
+@lru_cache
+def stem_blocks(stem: Stem) -> dict[str, Block]:
     """Pieces of graph of the stem, with full names."""
-    if not arch.is_vit:
-        return {name: chain_block(layers, f"{name}.") for name, layers in stem_layers(arch).items()}
-    channels, side = stem_output(arch)
+    if not stem.is_vit:
+        return {name: chain_block(layers, f"{name}.") for name, layers in stem_layers(stem).items()}
+    channels, side = stem_output(stem)
     position = weight("pos_enc", 1, channels, side, side, op="pos_enc", role=Role.POSITION)
-    patches = layer_node(stem_layers(arch)["stem0"][0], "stem0")
+    patches = layer_node(stem_layers(stem)["stem0"][0], "stem0")
     return {"stem0": make_block([patches]), "pos_enc": make_block([position], edges=[])}
 
 
-def head_block(arch: Architecture) -> Block:
-    """The classifier's piece of graph; its last weight and bias carry the class roles."""
+@lru_cache
+def head_block(sizes: tuple[tuple[str, int, int], ...]) -> Block:
+    """The classifier's piece of graph from its ``head_sizes``; its last weight and bias carry the class roles."""
     nodes = []
-    for name, inputs, outputs in head_sizes(arch, arch.plan.features):
+    for name, inputs, outputs in sizes:
         nodes += [weight(name, outputs, inputs, role=Role.LINEAR), bias(name, outputs)]
     nodes[-2:] = nodes[-2]._replace(role=Role.CLASS_WEIGHT), nodes[-1]._replace(role=Role.CLASS_BIAS)
     return make_block(nodes)
@@ -109,31 +137,14 @@ def head_block(arch: Architecture) -> Block:
 
 def count_parameters(arch: Architecture) -> int:
     """Number of scalars in the network's parameters, those of unused operations included."""
-    ends = [*stem_blocks(arch).values(), head_block(arch)]
+    ends = [*stem_blocks(arch.stem).values(), head_block(head_sizes(arch))]
     return sum(block.size for block in ends) + sum(cell.size for cell in arch.plan.cells)
-
-
-def _cell_operations(cell: PlannedCell) -> list[tuple[str, PlannedOp]]:
-    """(name, operation) of everything in a cell, unused operations included."""
-    preprocess = [(f"preprocess{i}.", op) for i, op in enumerate(cell.preprocess)]
-    return preprocess + [(f"_ops.{j}.", op) for j, op in enumerate(cell.ops)]
 
 
 def parameter_nodes(arch: Architecture) -> dict[str, Node]:
     """Nodes of all parameters by name, those of unused operations included."""
-    blocks = [("", block) for block in (*stem_blocks(arch).values(), head_block(arch))]
+    blocks = [*stem_blocks(arch.stem).values(), head_block(head_sizes(arch))]
     for k, cell in enumerate(arch.plan.cells):
-        blocks += [(f"cells.{k}.{name}", primitive(op.name, op.spec).block) for name, op in _cell_operations(cell)]
-    nodes = (prefixed(node, prefix) for prefix, block in blocks for node in block.nodes if node.name)
-    return {node.name: node for node in nodes}
-
-
-def skipped_parameters(arch: Architecture) -> dict[str, str]:
-    """Parameters without a node: name -> reason."""
-    blocks = [] if arch.plan.stem1 else [("", stem_blocks(arch).get("stem1", Block()))]
-    for k, cell in enumerate(arch.plan.cells):
-        if not all(op.live for op in cell.ops + cell.preprocess):
-            unused = (item for item in _cell_operations(cell) if not item[1].live)
-            blocks += [(f"cells.{k}.{name}", primitive(op.name, op.spec).block) for name, op in unused]
-    names = ((prefix, name) for prefix, block in blocks for node in block.nodes for name in (node.name, node.norm_bias))
-    return {prefix + name: UNUSED for prefix, name in names if name}
+        blocks += [placed(op.name, op.spec, f"cells.{k}.preprocess{i}.") for i, op in enumerate(cell.preprocess)]
+        blocks += [placed(op.name, op.spec, f"cells.{k}._ops.{j}.") for j, op in enumerate(cell.ops)]
+    return {node.name: node for block in blocks for node in block.nodes if node.name}

@@ -200,7 +200,7 @@ def sample(space: DesignSpace, split: str, seed: int, index: int, arguments: Map
     for _ in range(MAX_ATTEMPTS):
         arch = draw_candidate(space, draws)
         if arch is not None and belongs_to(arch, split) and is_valid(arch, space):
-            return replace(set_width(arch, space, draws, arguments["input_size"]), **arguments)
+            return with_width(arch, space, draws, arguments)
     raise ValueError(f"no architecture of {split!r} in {MAX_ATTEMPTS} candidates: the space is too restrictive")
 
 
@@ -210,7 +210,7 @@ def sample_stored(
     """An architecture of a file, with its stored width where there is one and else a width drawn for training."""
     draws = Draws(seed, SPLITS[split].stream, index)
     space = replace(space, min_params=0)  # evaluation splits are stored with the width that this rule gave
-    return replace(set_width(stored, space, draws, arguments["input_size"]), **arguments)
+    return with_width(stored, space, draws, arguments)
 
 
 # Candidates ----------------------------------------------------------------------------------------------------------
@@ -323,24 +323,25 @@ def belongs_to(arch: Architecture, split: str) -> bool:
 # Widths --------------------------------------------------------------------------------------------------------------
 
 
-def set_width(arch: Architecture, space: DesignSpace, draws: Draws, input_size: int) -> Architecture:
-    """The architecture with the C and fc_dim of its split."""
+def with_width(arch: Architecture, space: DesignSpace, draws: Draws, arguments: Mapping[str, Any]) -> Architecture:
+    """The architecture with the C and fc_dim of its split, and the other ``arguments`` of its network."""
+    input_size, changes = arguments["input_size"], {}
     if space.min_params:
-        arch = widen(arch, space.min_params)
+        changes["C"] = width_of_size(arch, space.min_params)
     if space.width_rule:
-        arch = draw_width(arch, space, draws, input_size)
-    factor = space.width_factor[input_size >= IMAGENET_FORM]
-    return arch if factor == 1 else replace(arch, C=arch.C * factor)
+        changes = draw_width(arch, space, draws, input_size)
+    C = changes.get("C", arch.C) * space.width_factor[input_size >= IMAGENET_FORM]
+    return replace(arch, **{**arguments, **changes, "C": C})
 
 
-def widen(arch: Architecture, min_params: int) -> Architecture:
-    """The narrowest version, in steps of 16 channels, with at least ``min_params`` parameters."""
+def width_of_size(arch: Architecture, min_params: int) -> int:
+    """The smallest C, in steps of 16 channels from the architecture's, with at least ``min_params`` parameters."""
     while arch.num_params < min_params:
         arch = replace(arch, C=arch.C + 16)
-    return arch
+    return arch.C
 
 
-def draw_width(arch: Architecture, space: DesignSpace, draws: Draws, input_size: int) -> Architecture:
+def draw_width(arch: Architecture, space: DesignSpace, draws: Draws, input_size: int) -> dict[str, int]:
     """C and fc_dim for training: the smaller the network, the wider it may be (PPUDA appendix A.2)."""
     rule, imagenet = WIDTH_RULES[space.width_rule], input_size >= IMAGENET_FORM
     measured = arch.adapted(input_size=224) if imagenet and not rule.draw_stride else arch
@@ -355,4 +356,4 @@ def draw_width(arch: Architecture, space: DesignSpace, draws: Draws, input_size:
     changes = {"C": C, "fc_dim": draws.pick(space.fc_dims if free and C <= 64 else space.fc_dims[:4])}
     if rule.draw_stride and imagenet and free and arch.stem_pool:
         changes["imagenet_stride"] = draws.pick((2, 4))
-    return replace(arch, **changes)
+    return changes

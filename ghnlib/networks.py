@@ -6,6 +6,7 @@ graph (``ghnlib.compose``) both follow it. Shapes: B images of size H x W, C cha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,8 +29,10 @@ from ghnlib.layers import (
 from ghnlib.primitives import Spec, build, primitive
 
 if TYPE_CHECKING:
-    from ghnlib.architectures import Architecture
+    from ghnlib.architectures import Architecture, Genotype
 
+Operations = tuple[tuple[str, int], ...]
+"""A cell's operations: (name, index of the state that it reads)."""
 IMAGENET_FORM = 64
 """Images of at least this many pixels a side get the ImageNet form of a network."""
 
@@ -44,8 +47,8 @@ class PlannedOp(NamedTuple):
 
 
 class PlannedCell(NamedTuple):
-    """Two preprocessing operations, two operations per state, the states to concatenate; ``channels`` and ``side`` of
-    the output; ``size``: number of scalars in the parameters. Equal cells of a network are one object.
+    """Two preprocessing operations, two operations per state, the states to concatenate; ``channels`` of the output;
+    ``size``: number of scalars in the parameters.
     """
 
     preprocess: tuple[PlannedOp, PlannedOp]
@@ -53,14 +56,16 @@ class PlannedCell(NamedTuple):
     concat: tuple[int, ...]
     live: bool
     channels: int
-    side: int
     size: int
 
 
 class Plan(NamedTuple):
-    """``features``: inputs of the classifier. ``stem1``: whether the second part of the stem is used."""
+    """``sides``: pixels a side of each cell's output. ``features``: inputs of the classifier. ``stem1``: whether the
+    second part of the stem is used.
+    """
 
     cells: tuple[PlannedCell, ...]
+    sides: tuple[int, ...]
     features: int
     stem1: bool
 
@@ -74,7 +79,7 @@ class Liveness(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def cell_liveness(ops: tuple[tuple[str, int], ...], concat: tuple[int, ...], has_inputs: tuple[bool, bool]) -> Liveness:
+def cell_liveness(ops: Operations, concat: tuple[int, ...], has_inputs: tuple[bool, bool]) -> Liveness:
     """What is left of a cell once 'none' and absent inputs are taken out."""
     has_value = [name != "none" for name, _ in ops]
     present = list(has_inputs)
@@ -90,24 +95,24 @@ def cell_liveness(ops: tuple[tuple[str, int], ...], concat: tuple[int, ...], has
     return Liveness(tuple(present), tuple(live), (needed[0], needed[1]))
 
 
+@lru_cache
 def reduction_cells(n_cells: int) -> tuple[int, ...]:
     """The cells that halve the resolution: a third and two thirds down the network, never the first."""
     return tuple(sorted({n_cells // 3, 2 * n_cells // 3} - {0}))
 
 
-def _network_liveness(arch: Architecture) -> tuple[list[Liveness], list[bool]]:
+def _network_liveness(genotypes: Sequence[tuple[Operations, tuple[int, ...]]]) -> tuple[list[Liveness], list[bool]]:
     """Per cell its liveness; per source (stem twice, then the cells) whether the output depends on it."""
-    genotype, reductions = arch.genotype, reduction_cells(arch.n_cells)
     present, cells = [True, True], []
-    for k in range(arch.n_cells):
-        ops, concat = genotype.cell(k in reductions)
-        cells.append(cell_liveness(ops, concat, (present[k], present[k + 1])))
-        present.append(any(cells[k].present[i] for i in concat))
+    for k, (ops, concat) in enumerate(genotypes):
+        cell = cell_liveness(ops, concat, (present[k], present[k + 1]))
+        cells.append(cell)
+        present.append(any([cell.present[i] for i in concat]))
     if not present[-1]:
         raise ValueError("the last cell has no operation with a value: 'none' cuts this architecture in two")
     needed = [False] * len(present)
     needed[-1] = True
-    for k in reversed(range(arch.n_cells)):
+    for k in reversed(range(len(cells))):
         if needed[k + 2] and present[k + 2]:
             needed[k] |= cells[k].inputs[0]
             needed[k + 1] |= cells[k].inputs[1]
@@ -120,77 +125,109 @@ def plan(arch: Architecture) -> Plan:
     Raises:
         ValueError: the output does not depend on the input, since 'none' cuts the network in two.
     """
-    liveness, needed = _network_liveness(arch)
-    reductions, width = reduction_cells(arch.n_cells), arch.C
-    last, side = stem_output(arch)
-    before_last, halved = last, arch.stem_type == 1 and not arch.is_vit
-    cells: list[PlannedCell] = []
-    memo: dict[tuple, PlannedCell] = {}
-    for k in range(arch.n_cells):
+    channels, side = stem_output(arch.stem)
+    shared = (arch.preproc, arch.norm is not None, arch.naming)
+    cells, stem1 = _plan_cells(arch.genotype, arch.n_cells, arch.C, arch.C_mult, channels, arch.stem_type == 1, shared)
+    reductions = () if arch.is_vit else reduction_cells(arch.n_cells)
+    sides = [side := -(-side // 2) if k in reductions else side for k in range(arch.n_cells)]
+    features = cells[-1].channels if arch.glob_avg else cells[-1].channels * side * side
+    return Plan(cells, tuple(sides), features, stem1)
+
+
+@lru_cache(maxsize=64)  # an architecture is planned for several sizes of images, mostly with the same cells
+def _plan_cells(
+    genotype: Genotype, n_cells: int, width: int, C_mult: int, stem: int, halved: bool, shared: tuple[bool, bool, str]
+) -> tuple[tuple[PlannedCell, ...], bool]:
+    """The cells, and whether they use the second part of the stem. ``stem``: its channels. ``halved``: whether its
+    second part has half the side.
+    """
+    reductions, stride = reduction_cells(n_cells), 1 if "msa" in genotype.names else 2
+    genotypes = [genotype.cell(k in reductions) for k in range(n_cells)]
+    liveness, needed = _network_liveness(genotypes)
+    before_last, last, halved = stem, stem, halved and stride == 2
+    cells = []
+    for k, (ops, concat) in enumerate(genotypes):
         reduction = k in reductions
-        width *= arch.C_mult if reduction else 1
-        key = (reduction, halved, (before_last, last, width), side, (liveness[k], needed[k + 2]))
-        if key not in memo:
-            memo[key] = _plan_cell(arch, *key)
-        cell = memo[key]
+        width *= C_mult if reduction else 1
+        channels, live = (before_last, last, width), needed[k + 2]
+        cell = _plan_cell(ops, concat, stride if reduction else 1, halved, channels, liveness[k], live, shared)
         cells.append(cell)
-        before_last, last, side, halved = last, cell.channels, cell.side, reduction and not arch.is_vit
-    return Plan(tuple(cells), last if arch.glob_avg else last * side * side, needed[1])
+        before_last, last, halved = last, cell.channels, reduction and stride == 2
+    return tuple(cells), needed[1]
 
 
+@lru_cache(maxsize=256)  # the cells of a network repeat
 def _plan_cell(
-    arch: Architecture,
-    reduction: bool,
+    ops: Operations,
+    concat: tuple[int, ...],
+    stride: int,
     halve: bool,
     channels: tuple[int, int, int],
-    side: int,
-    use: tuple[Liveness, bool],
+    liveness: Liveness,
+    live: bool,
+    shared: tuple[bool, bool, str],
 ) -> PlannedCell:
     """One cell. ``channels``: of its two inputs and its own. ``halve``: its first input has twice the side.
-    ``use``: its liveness, and whether the network uses the cell.
+    ``live``: whether the network uses the cell. ``shared`` by all cells: preproc, norm and naming.
     """
     before_last, last, width = channels
-    liveness, live = use
-    stride = 2 if reduction and not arch.is_vit else 1
-    ops, concat = arch.genotype.cell(reduction)
-    rest = (arch.norm is not None, arch.naming)
-    inner, outer = Spec(width, width, 1, *rest), Spec(width if arch.preproc else last, width, stride, *rest)
+    preproc, *rest = shared
+    inner, outer = Spec(width, width, 1, *rest), Spec(width if preproc else last, width, stride, *rest)
     planned = tuple(
-        PlannedOp(name, source, outer if source < 2 else inner, live and used)
-        for (name, source), used in zip(ops, liveness.ops, strict=True)
+        [
+            PlannedOp(name, source, outer if source < 2 else inner, live and used)
+            for (name, source), used in zip(ops, liveness.ops, strict=True)
+        ]
     )
-    project, shrink = ("conv_1x1", "skip_connect") if arch.preproc else ("subsample", "subsample")
+    project, shrink = ("conv_1x1", "skip_connect") if preproc else ("subsample", "subsample")
     first = Spec(before_last, width, 2 if halve else 1, *rest)
     preprocess = (
         PlannedOp(shrink if halve else project, 0, first, live and liveness.inputs[0]),
         PlannedOp(project, 1, Spec(last, width, 1, *rest), live and liveness.inputs[1]),
     )
     size = sum([primitive(op.name, op.spec).block.size for op in (*preprocess, *planned)])
-    return PlannedCell(preprocess, planned, concat, live, len(concat) * width, -(-side // stride), size)
+    return PlannedCell(preprocess, planned, concat, live, len(concat) * width, size)
 
 
 # Stems and heads -----------------------------------------------------------------------------------------------------
 
 
-def stem_layers(arch: Architecture) -> dict[str, list[Layer]]:
+class Stem(NamedTuple):
+    """The arguments of an architecture that its stem depends on; ``width``: C, ``imagenet``: whether in that form."""
+
+    width: int
+    ks: int
+    stem_type: int
+    stem_pool: bool
+    norm: bool
+    preproc: bool
+    is_vit: bool
+    imagenet: bool
+    imagenet_stride: int
+    input_size: int
+
+
+@lru_cache
+def stem_layers(stem: Stem) -> dict[str, list[Layer]]:
     """Layers of the stem's parts by module name; the second part, if any, continues the first."""
-    imagenet, present, width = arch.input_size >= IMAGENET_FORM, arch.norm is not None, arch.C
-    if arch.is_vit:
+    imagenet, present, width = stem.imagenet, stem.norm, stem.width
+    if stem.is_vit:
         return {"stem0": [conv(3, width, 16, 16, 0) if imagenet else conv(3, width, 3, 3, 1)]}
-    if arch.stem_type == 0:
-        out = width if imagenet or not arch.preproc else 3 * width
-        first = conv(3, out, arch.ks, arch.imagenet_stride if imagenet else 1)
-        return {"stem": [first, norm(out, present), pool("max_pool", 2) if arch.stem_pool else IDENTITY]}
+    if stem.stem_type == 0:
+        out = width if imagenet or not stem.preproc else 3 * width
+        first = conv(3, out, stem.ks, stem.imagenet_stride if imagenet else 1)
+        return {"stem": [first, norm(out, present), pool("max_pool", 2) if stem.stem_pool else IDENTITY]}
     stride = 2 if imagenet else 1
-    stem0 = [conv(3, width // 2, arch.ks, stride), norm(width // 2, present), RELU]
+    stem0 = [conv(3, width // 2, stem.ks, stride), norm(width // 2, present), RELU]
     stem0 += [conv(width // 2, width, 3, stride), norm(width, present)]
     return {"stem0": stem0, "stem1": [RELU, conv(width, width, 3, 2), norm(width, present)]}
 
 
-def stem_output(arch: Architecture) -> tuple[int, int]:
+@lru_cache
+def stem_output(stem: Stem) -> tuple[int, int]:
     """Channels of the stem's output, and pixels a side of the map that the first cell works on."""
-    side, channels = arch.input_size, 3
-    for layers in stem_layers(arch).values():
+    side, channels = stem.input_size, 3
+    for layers in stem_layers(stem).values():
         for layer in layers:
             if layer.kind in ("conv", "max_pool"):
                 side = (side + 2 * layer.padding[0] - layer.kernel[0]) // layer.stride[0] + 1
@@ -198,16 +235,17 @@ def stem_output(arch: Architecture) -> tuple[int, int]:
     return channels, side
 
 
-def head_sizes(arch: Architecture, features: int) -> list[tuple[str, int, int]]:
+def head_sizes(arch: Architecture) -> tuple[tuple[str, int, int], ...]:
     """(name, inputs, outputs) of the classifier's linear layers."""
+    features = arch.plan.features
     if arch.fc_layers == 2:
-        return [("classifier.0", features, arch.fc_dim), ("classifier.3", arch.fc_dim, arch.num_classes)]
-    return [("classifier.0", features, arch.num_classes)]
+        return ("classifier.0", features, arch.fc_dim), ("classifier.3", arch.fc_dim, arch.num_classes)
+    return (("classifier.0", features, arch.num_classes),)
 
 
-def make_classifier(arch: Architecture, features: int, device) -> nn.Sequential:
+def make_classifier(arch: Architecture, device) -> nn.Sequential:
     """One linear layer, or two with ReLU and dropout between."""
-    linears = [Linear(a, b, device=device) for _, a, b in head_sizes(arch, features)]
+    linears = [Linear(a, b, device=device) for _, a, b in head_sizes(arch)]
     if len(linears) == 1:
         return nn.Sequential(*linears)
     return nn.Sequential(linears[0], nn.ReLU(), nn.Dropout(0.5), linears[1])
@@ -289,20 +327,20 @@ class Network(nn.Module):
         steps = arch.plan
         self.expected_input_sz = arch.input_size
         self.drop_path, self.runs_stem1 = drop_path, steps.stem1
-        for name, layers in stem_layers(arch).items():
+        for name, layers in stem_layers(arch.stem).items():
             single = arch.is_vit  # the patch convolution has no container
             self.add_module(name, make_layer(layers[0], device=device) if single else make_chain(layers, track, device))
         if arch.is_vit:
-            channels, side = stem_output(arch)
+            channels, side = stem_output(arch.stem)
             self.pos_enc = PosEnc(channels, side, device)
         self.cells = nn.ModuleList(Cell(cell, track, device) for cell in steps.cells)
         self.auxiliary_after = 2 * arch.n_cells // 3
         self.auxiliary_head = None
         if auxiliary:
             cell = steps.cells[self.auxiliary_after]
-            self.auxiliary_head = AuxiliaryHead(arch, cell.channels, cell.side, track, device)
+            self.auxiliary_head = AuxiliaryHead(arch, cell.channels, steps.sides[self.auxiliary_after], track, device)
         self.global_pooling = Flatten(arch.glob_avg)
-        self.classifier = make_classifier(arch, steps.features, device)
+        self.classifier = make_classifier(arch, device)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         s0, s1 = self._stem(x)

@@ -26,7 +26,7 @@ from ghnlib.designspace import (
     draw_width,
     fingerprint,
     is_wanted,
-    widen,
+    width_of_size,
 )  # fmt: skip
 from ghnlib.graph import Graph, Role
 
@@ -302,7 +302,7 @@ def test_evaluation_networks_have_the_published_sizes():
     sizes = np.array([arch.num_params for arch in archs])
     assert sizes.min() >= 2_500_000 and 3.0e6 < sizes.mean() < 3.6e6
     assert all(replace(arch, C=arch.C - 16).num_params < 2_500_000 for arch in archs if arch.C > 32)
-    assert widen(replace(archs[0], C=32), 2_500_000).C == archs[0].C
+    assert width_of_size(replace(archs[0], C=32), 2_500_000) == archs[0].C
 
 
 def test_bnfree_has_no_norms_and_search_always_does():
@@ -379,8 +379,8 @@ def test_wider_networks_and_strides_on_imagenet():
     genotype = Genotype.from_lists([["conv_1x1", 0], ["skip_connect", 1]], [2], [["max_pool_3x3", 0]] * 2, [2])
     arch = Architecture(genotype, n_cells=5, stem_pool=True)
     drawn = [draw_width(arch, space, Draws(i), 224) for i in range(200)]
-    assert {a.imagenet_stride for a in drawn} == {2, 4} and {a.C for a in drawn} == set(space.widths)
-    assert {draw_width(replace(arch, n_cells=11), space, Draws(i), 224).C for i in range(200)} == {32, 48, 64, 80}
+    assert {a["imagenet_stride"] for a in drawn} == {2, 4} and {a["C"] for a in drawn} == set(space.widths)
+    assert {draw_width(replace(arch, n_cells=11), space, Draws(i), 224)["C"] for i in range(200)} == {32, 48, 64, 80}
     assert set(WIDTH_RULES) == {"narrow", "wide"}
 
 

@@ -5,57 +5,135 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import csv
+import json
+import os
 import sys
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torchvision
 from safetensors.torch import save_file
-from torch import nn
 
 from ghnlib.checkpoints import CheckpointError
+from ghnlib.coverage import build, coverage
 from ghnlib.hypernetwork import GHN
 from ghnlib.tracing import TraceError
+
+TORCHVISION = "torchvision.models."
+# whose norms GHN-3 published, by encoder and hidden size
+PUBLISHED = {("gated_gnn", 32): "ghn2", ("graphormer", 64): "ghn3-t", ("graphormer", 384): "ghn3"}
+# column -> width and format of its values
+COLUMNS = {
+    "nodes": (5, "d"), "parameters": (11, ",d"), "predicted %": (11, ".2f"), "trace s": (7, ".2f"),
+    "predict s": (9, ".2f"), "norm": (9, ".3f"), "published": (9, ".3f"), "difference": (10, ".2%"), "remarks": (0, ""),
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, or 1 with one message if it failed."""
-    parser = argparse.ArgumentParser(prog="python -m ghnlib", description="Graph hypernetworks on the command line.")
-    commands = parser.add_subparsers(required=True)
-    predict = commands.add_parser("predict", help="predict the parameters of a network and write them to a file")
-    predict.add_argument("--ghn", required=True, help="a folder, an official file or released name, a hub repository")
-    predict.add_argument("--model", required=True, help="importable name of a function or class without arguments")
-    predict.add_argument("--num-classes", type=int, help="passed to the model; default: the hypernetwork's")
-    predict.add_argument("--input-shape", type=int, nargs=3, metavar=("C", "H", "W"), help="of the model's input")
-    predict.add_argument("--out", required=True, type=Path, help="safetensors file: parameter name -> tensor")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
-        _predict(options)
+        return options.run(options)
     except (CheckpointError, TraceError, ValueError, ImportError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    return 0
 
 
-def _predict(options: argparse.Namespace) -> None:
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--ghn", required=True, help="a folder, an official file or released name, a hub repository")
+    common.add_argument("--num-classes", type=int, help="passed to the model; default: the hypernetwork's")
+    common.add_argument("--input-shape", type=int, nargs=3, metavar=("C", "H", "W"), help="of the model's input")
+    parser = argparse.ArgumentParser(prog="python -m ghnlib", description="Graph hypernetworks on the command line.")
+    commands = parser.add_subparsers(required=True)
+
+    about = "predict the parameters of a network and write them to a file"
+    predict = commands.add_parser("predict", parents=[common], help=about)
+    predict.add_argument("--model", required=True, help="importable name of a function or class that makes it")
+    predict.add_argument("--out", required=True, type=Path, help="safetensors file: parameter name -> tensor")
+    predict.set_defaults(run=_predict)
+
+    about = "table of many networks: share of parameters that are predicted, seconds, norm"
+    table = commands.add_parser("coverage", parents=[common], help=about)
+    names = [TORCHVISION + name for name in torchvision.models.list_models(module=torchvision.models)]
+    about = f"importable names; default: the {len(names)} classifiers of torchvision"
+    table.add_argument("--models", nargs="+", metavar="MODEL", default=names, help=about)
+    table.add_argument("--csv", type=Path, metavar="FILE", help="write the table there too")
+    about = "norms to compare with, JSON: model -> {ghn2, ghn3-t or ghn3: norm}"
+    table.add_argument("--published", type=Path, metavar="FILE", help=about)
+    table.set_defaults(run=_coverage)
+    return parser
+
+
+def _predict(options: argparse.Namespace) -> int:
     ghn = GHN.from_pretrained(options.ghn)
-    net = _network(options.model, options.num_classes or ghn.config.num_classes)
+    net = build(options.model, options.num_classes or ghn.config.num_classes).eval()
     with torch.no_grad():
         parameters = ghn.predict(net, options.input_shape)
     save_file({name: value.contiguous() for name, value in parameters.items()}, options.out)
     kept = [name for name, _ in net.named_parameters() if name not in parameters]
     print(f"{options.out}: {len(parameters)} tensors; {len(kept)} not predicted {', '.join(kept[:8])}")
+    return 0
 
 
-def _network(name: str, num_classes: int) -> nn.Module:
-    module, _, function = name.rpartition(".")
-    try:
-        build = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"no network {name!r}: give an importable name such as torchvision.models.resnet50") from error
-    with torch.device("meta"):
-        return build(num_classes=num_classes).eval()
+def _coverage(options: argparse.Namespace) -> int:
+    """Print the table while it grows; the exit status is 1 if a network failed."""
+    ghn = GHN.from_pretrained(options.ghn)
+    published = _published(options.published, ghn)
+    columns = [column for column in COLUMNS if options.published or column not in ("published", "difference")]
+    width = max(len(model.removeprefix(TORCHVISION)) for model in options.models)
+    print(" " * 7, f"{'model':{width}}", *(f"{column:>{COLUMNS[column][0]}}" for column in columns))
+    failed = 0
+    with open(options.csv or os.devnull, "w", newline="") as file:
+        writer = csv.DictWriter(file, ["model", *columns])
+        writer.writeheader()
+        for i, model in enumerate(options.models, 1):
+            name = model.removeprefix(TORCHVISION)
+            try:
+                row = _row(ghn, model, options, published.get(name))
+            except Exception as error:  # whatever is wrong with one network, the others have their rows
+                row = {"remarks": f"failed: {' '.join(str(error).split())}"}
+                failed += 1
+            writer.writerow({"model": name, **row})
+            file.flush()
+            cells = [_cell(row.get(column), *COLUMNS[column]) for column in columns]
+            print(f"{i:3}/{len(options.models):<3}", f"{name:{width}}", *cells, flush=True)
+    print(f"{len(options.models) - failed} networks predicted, {failed} failed")
+    return int(failed > 0)
+
+
+def _row(ghn: GHN, model: str, options: argparse.Namespace, published: float | None) -> dict:
+    """Values of the columns. The network stays in training mode, in which auxiliary heads take part."""
+    net = build(model, options.num_classes or ghn.config.num_classes)
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        found = coverage(ghn, net, options.input_shape)
+    kept = [f"{count} {reason}" for reason, count in Counter(found.skipped.values()).items()]
+    values = {
+        "nodes": found.nodes, "parameters": found.parameters, "predicted %": 100 * found.share,
+        "trace s": found.trace_seconds, "predict s": found.predict_seconds, "norm": found.norm,
+        "remarks": "; ".join([*(str(warning.message) for warning in caught), *kept]),
+    }  # fmt: skip
+    if published:
+        values |= {"published": published, "difference": found.norm / published - 1}
+    return values
+
+
+def _cell(value, width: int, form: str) -> str:
+    return f"{'' if value is None else format(value, form):>{width}}"
+
+
+def _published(file: Path | None, ghn: GHN) -> dict[str, float]:
+    """Published norms of this hypernetwork: model -> norm."""
+    if file is None:
+        return {}
+    size = ghn.config.encoder, ghn.config.hid
+    if size not in PUBLISHED:
+        raise ValueError(f"no norms are published for a {size[0]} of size {size[1]}, but for {[*PUBLISHED.values()]}")
+    return {model: norms[PUBLISHED[size]] for model, norms in json.loads(file.read_text()).items()}
 
 
 if __name__ == "__main__":

@@ -1,32 +1,119 @@
-"""The command line and the public names."""
+"""The command line, reports of what is predicted, and the public names."""
+
+import csv
+import json
 
 import pytest
+import torch
 import torchvision
 from safetensors.torch import load_file
+from torch import nn
 
 import ghnlib
 from ghnlib.__main__ import main
+from ghnlib.coverage import build, coverage
 from tests.test_hypernetwork import tiny
 
 
-def test_predict_writes_all_parameters(tmp_path, capsys):
+@pytest.fixture
+def folder(tmp_path):
+    """A saved hypernetwork of 10 classes."""
     tiny().save_pretrained(tmp_path / "ghn")
-    out = tmp_path / "resnet18.safetensors"
-    arguments = ["predict", "--ghn", str(tmp_path / "ghn"), "--model", "torchvision.models.resnet18", "--out", str(out)]
-    assert main(arguments) == 0
-    net = torchvision.models.resnet18(num_classes=10)
-    assert {name: value.shape for name, value in load_file(out).items()} == {n: p.shape for n, p in net.named_parameters()}
-    assert "62 tensors; 0 not predicted" in capsys.readouterr().out
+    return str(tmp_path / "ghn")
+
+
+class Probing(nn.Module):
+    """Its constructor needs real weights."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+        self.head = nn.Linear(144, num_classes)
+        self.scale = self.head.weight.abs().max().item()
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+# --- predict ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("model", "tensors"), [("resnet18", 62), ("regnet_y_400mf", 225)])
+def test_predict_writes_all_parameters(folder, tmp_path, capsys, model, tensors):
+    out = tmp_path / "parameters.safetensors"
+    assert main(["predict", "--ghn", folder, "--model", f"torchvision.models.{model}", "--out", str(out)]) == 0
+    net = torchvision.models.get_model(model, num_classes=10)
+    assert {name: value.shape for name, value in load_file(out).items()} == {
+        n: p.shape for n, p in net.named_parameters()
+    }
+    assert f"{tensors} tensors; 0 not predicted" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("ghn", "model", "message"), [
     ("missing.pt", "torchvision.models.resnet18", "no such file"), (None, "torchvision.models.nothing", "importable name"),
 ])  # fmt: skip
-def test_mistakes_are_one_message(tmp_path, capsys, ghn, model, message):
-    tiny().save_pretrained(tmp_path / "ghn")
-    assert main(["predict", "--ghn", ghn or str(tmp_path / "ghn"), "--model", model, "--out", str(tmp_path / "out")]) == 1
+def test_mistakes_are_one_message(folder, tmp_path, capsys, ghn, model, message):
+    assert main(["predict", "--ghn", ghn or folder, "--model", model, "--out", str(tmp_path / "out")]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+# --- coverage --------------------------------------------------------------------------------------------------------
+
+
+def test_networks_are_built_without_weights_where_that_works():
+    assert all(parameter.is_meta for parameter in build("torchvision.models.regnet_y_400mf", 10).parameters())
+    assert not any(parameter.is_meta for parameter in build(f"{__name__}.Probing", 10).parameters())
+
+
+def test_a_report_says_what_is_predicted_and_why_the_rest_is_not():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.PReLU(4), nn.Flatten(), nn.Linear(256, 7))
+    ghn = tiny()
+    report = coverage(ghn, net, (3, 8, 8))
+    expected = {"0.weight": "convolution", "0.bias": "bias", "1.weight": "norm", "1.bias": "norm"}
+    assert report.predicted == expected
+    classes = "class layer; the hypernetwork predicts 10 classes"
+    assert report.skipped == {"2.weight": "unsupported layer PReLU", "4.weight": classes, "4.bias": classes}
+    assert (report.nodes, report.parameters, report.share) == (6, 12 + 4 + 8 + 4 + 256 * 7 + 7, 24 / 1827)
+    predicted = torch.cat([value.flatten() for value in ghn.predict(net, (3, 8, 8)).values()])
+    assert report.norm == pytest.approx(predicted.norm().item(), rel=1e-5)
+    assert str(report).splitlines()[0] == "1.31% of 1,827 parameters predicted"
+    assert any(line.split() == ["2", "tensors", "8", "values", "norm"] for line in str(report).splitlines())
+    assert "not predicted: unsupported layer PReLU" in str(report)
+
+
+def test_coverage_is_a_table_of_networks_and_survives_those_that_fail(folder, tmp_path, capsys):
+    file = tmp_path / "table.csv"
+    models = ["torchvision.models.nothing", "torchvision.models.googlenet", f"{__name__}.Probing"]
+    assert main(["coverage", "--ghn", folder, "--csv", str(file), "--models", *models]) == 1
+    printed = capsys.readouterr().out.splitlines()
+    rows = list(csv.DictReader(file.open()))
+    assert [row["model"] for row in rows] == ["nothing", "googlenet", f"{__name__}.Probing"]
+    assert [row["nodes"] for row in rows] == ["", "154", ""]
+    assert [row["predicted %"] for row in rows] == ["", "100.0", ""]
+    assert "importable name" in rows[0]["remarks"] and "input_shape" in rows[2]["remarks"]
+    assert [line.split()[1] for line in printed[1:4]] == [row["model"] for row in rows]
+    assert printed[-1] == "1 networks predicted, 2 failed"
+    assert "published" not in printed[0]
+
+
+def test_coverage_compares_norms_with_published_ones(tmp_path, capsys):
+    ghn = tiny("gated_gnn", hid=32)
+    ghn.save_pretrained(tmp_path / "ghn2")
+    norm = coverage(ghn, torchvision.models.resnet18(num_classes=10)).norm
+    (tmp_path / "norms.json").write_text(json.dumps({"resnet18": {"ghn2": norm / 2, "ghn3": 7.0}}))
+    arguments = ["coverage", "--published", str(tmp_path / "norms.json"), "--csv", str(tmp_path / "table.csv")]
+    models = ["torchvision.models.resnet18", "torchvision.models.alexnet"]
+    assert main([*arguments, "--ghn", str(tmp_path / "ghn2"), "--models", *models]) == 0
+    first, second = csv.DictReader((tmp_path / "table.csv").open())
+    assert float(first["difference"]) == pytest.approx(1, rel=1e-5)
+    assert (second["published"], second["difference"]) == ("", "")
+    assert "100.00%" in capsys.readouterr().out
+
+
+def test_norms_of_other_hypernetworks_are_not_published(folder, tmp_path, capsys):
+    assert main(["coverage", "--ghn", folder, "--published", str(tmp_path / "norms.json")]) == 1
+    assert "ghn3-t" in capsys.readouterr().err
 
 
 def test_public_names():

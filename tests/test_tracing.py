@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from ghnlib import Graph
+from ghnlib.coverage import WeightsOnMeta
 from ghnlib.graph import CONVENTIONS, Role
 from ghnlib.recording import FUSED_ATTENTION, recorded_steps
 from ghnlib.tracing import TraceError, trace
@@ -27,16 +27,6 @@ REFERENCE = Path(os.environ.get("GHNLIB_REFERENCE") or Path(__file__).parents[2]
 REFERENCE_GRAPHS = sorted((REFERENCE / "graphs").glob("*.json.gz"))
 SMALL = (3, 32, 32)
 PARAMETRIC = {"conv", "sep_conv", "dil_conv", "bias", "bn", "ln", "pos_enc"}
-
-
-class WeightsOnMeta(TorchFunctionMode):
-    """Builds networks without weights; what their constructors compute stays on the CPU."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if function is torch.empty:
-            kwargs["device"] = "meta"
-        return function(*args, **kwargs)
 
 
 def torchvision_model(name: str, training: bool = False) -> nn.Module:

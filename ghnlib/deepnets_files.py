@@ -1,10 +1,11 @@
-"""Reading the official files of DeepNets-1M: HDF5 graphs with their meta JSON (PPUDA appendix A.3)."""
+"""The official file format of DeepNets-1M: HDF5 graphs with their meta JSON (PPUDA appendix A.3)."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,16 +60,17 @@ class OfficialFile:
     Args:
         path: the HDF5 file; ``<stem>_meta.json`` must lie beside it.
         split: name of the group.
-        repair: mend the two known defects of the stored edges, as GHN-3 does.
+        repair: mend the two known defects of the edges in released files, as GHN-3 does; those that ``write_official``
+            wrote have none.
 
     Raises:
         FileNotFoundError: one of the files does not exist.
-        ValueError: the meta JSON cannot be read or has no such split.
+        ValueError: the meta JSON cannot be read, is incomplete or has no such split.
     """
 
     def __init__(self, path: str | Path, split: str, repair: bool = True):
         self.path, self.split, self.repair = Path(path), split, repair
-        meta_path = self.path.with_name(f"{self.path.stem}_meta.json")
+        meta_path = _meta_path(self.path)
         for needed in (self.path, meta_path):
             if not needed.is_file():
                 raise FileNotFoundError(f"{needed} does not exist")
@@ -78,10 +80,13 @@ class OfficialFile:
             raise ValueError(f"{meta_path} is damaged or incomplete: {error}") from error
         if split not in meta:
             raise ValueError(f"{meta_path} has no split {split!r}, only {', '.join(meta)}")
-        self._nets = meta[split]["nets"]
-        tables = meta[split]["meta"]
-        self._ops = {int(i): name for i, name in tables["primitives_ext"].items()}
-        self._names = {int(i): name for i, name in tables["unique_op_names"].items()}
+        try:
+            self._nets, tables = meta[split]["nets"], meta[split]["meta"]
+            self._ops, self._names = (
+                {int(i): name for i, name in tables[key].items()} for key in ("primitives_ext", "unique_op_names")
+            )
+        except KeyError as error:
+            raise ValueError(f"{meta_path} is incomplete: {split!r} has no {error}") from error
         self._open: tuple[int, Any] | None = None
 
     def __len__(self) -> int:
@@ -94,7 +99,8 @@ class OfficialFile:
         """Network ``index`` with the width stored in the file, 32 where there is none.
 
         Raises:
-            ValueError: the record is missing, damaged or contradicts its description.
+            ValueError: the record is missing, damaged or contradicts its description, which is also checked against
+                the number of parameters that it states.
         """
         net = self._nets[index]
         adjacency, nodes = self._arrays(index)
@@ -107,16 +113,18 @@ class OfficialFile:
             raise ValueError(f"{where}: edges that point backwards")
         try:
             records = tuple(self._record(*row) for row in nodes.tolist())
-        except KeyError as error:
-            raise ValueError(f"{where}: unknown id or primitive {error}") from error
-        arguments = {key: net[key] for key in ARGUMENTS if key in net}
-        genotype = Genotype.from_lists(**net["genotype"])
+            genotype, norm = Genotype.from_lists(**net["genotype"]), "bn" if net["norm"] else None
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{where}: unknown id or primitive, or missing argument: {error}") from error
         edges = np.argwhere(adjacency == 1).tolist()
-        if self.repair:
+        if self.repair and not self._handle().attrs.get("repaired", False):
             edges = repair_edges(edges, [op for op, _ in records], net, "msa" in genotype.names)
-        return StoredArchitecture(
-            genotype, norm="bn" if net["norm"] else None, **arguments, records=records, edges=tuple(map(tuple, edges))
-        )
+        arguments = {key: net[key] for key in ARGUMENTS if key in net}
+        arch = StoredArchitecture(genotype, norm=norm, **arguments, records=records, edges=tuple(map(tuple, edges)))
+        counted, described = numbers_of_parameters(arch), net.get("num_params")
+        if described and described != counted:
+            raise ValueError(f"{where}: {counted} parameters, but {described} are described")
+        return arch
 
     def _arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Adjacency (N, N) and node rows (N, 3)."""
@@ -136,6 +144,60 @@ class OfficialFile:
     def _record(self, op: int, cell: int, name: int) -> tuple[str, str]:
         """(primitive, parameter name) of one row."""
         return primitive_name(self._ops[op]), parameter_name(self._names[name], cell)
+
+
+def _meta_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_meta.json")
+
+
+def numbers_of_parameters(arch: Architecture) -> dict[str, int]:
+    """What meta JSON states: parameters with 32 channels, 256 hidden units and 10 classes in either form."""
+    base = replace(arch, C=32, fc_dim=256)
+    return {form: base.adapted(10, size).num_params for form, size in (("cifar10", 32), ("imagenet", 224))}
+
+
+def write_official(path: str | Path, split: str, architectures: Iterable[Architecture]) -> None:
+    """Write architectures as a split of a file in the official format, beside splits that it has already.
+
+    Widths are stored for evaluation splits only: those of "train" and "search" are drawn when they are read.
+
+    Raises:
+        ValueError: the file has that split already.
+    """
+    import h5py
+
+    meta_path, drawn = _meta_path(Path(path)), split in ("train", "search")
+    meta = json.loads(meta_path.read_text()) if meta_path.exists() else {}
+    ops: dict[str, int] = {}
+    names: dict[str, int] = {}
+    nets = []
+    with h5py.File(path, "a") as file:
+        if split in file:
+            raise ValueError(f"{path} has a split {split!r} already")
+        file.attrs.update({"title": "DeepNets-1M", "repaired": True})
+        for i, arch in enumerate(architectures):
+            rows, cell = [], 0
+            for node in arch.graph.nodes:
+                extended, cell, name = stored_node(node, cell)
+                rows.append((ops.setdefault(extended, len(ops)), cell, names.setdefault(name, len(names))))
+            group = file.create_group(f"{split}/{i}")
+            group.create_dataset("adj", data=arch.graph.distances, compression="gzip")
+            group.create_dataset("nodes", data=np.array(rows, dtype=np.uint16), compression="gzip")
+            arguments = {key: getattr(arch, key) for key in ARGUMENTS[drawn:]} | ({"fc_dim": 256} if drawn else {})
+            described = {"genotype": arch.genotype._asdict(), "num_nodes": len(rows), "norm": arch.norm}
+            nets.append({**arguments, **described, "num_params": numbers_of_parameters(arch)})
+    tables = {"primitives_ext": ops, "unique_op_names": names}
+    meta[split] = {"nets": nets, "meta": {key: {str(i): k for k, i in ids.items()} for key, ids in tables.items()}}
+    meta_path.write_text(json.dumps(meta))
+
+
+def stored_node(node: Node, cell: int) -> tuple[str, int, str]:
+    """(primitive with kernel size, cell, name) as files hold a node; ``cell``: of the node before."""
+    extended = "conv_1x1" if node.op == "conv" and node.shape[2:] in ((), (1, 1)) else node.op
+    if not node.name.startswith("cells."):
+        return extended, cell, node.name or node.op
+    _, number, name = node.name.split(".", 2)
+    return extended, int(number), name.replace(".attn.", ".")
 
 
 def primitive_name(extended: str) -> str:

@@ -104,12 +104,13 @@ class Graph:
     def distances(self) -> np.ndarray:
         """uint8 (N, N): directed shortest path length i -> j; 0 = itself, unreachable, or over 250."""
         n = len(self)
-        unreachable = np.iinfo(np.int16).max // 2  # a path's length added to it does not overflow
-        rows = list(distances := np.full((n, n), unreachable, dtype=np.int16))  # row: source, column: target
+        unreachable = n + MAX_DISTANCE
+        dtype = np.min_scalar_type(-unreachable - n)  # a path's length may be added to it
+        rows = list(distances := np.full((n, n), unreachable, dtype))  # row: source, column: target
         targets: list[list[int]] = [[] for _ in range(n)]
         for source, target in self.edges.tolist():
             targets[source].append(target)
-        one = np.array(1, dtype=np.int16)  # half as slow to add as a scalar
+        one = np.array(1, dtype)  # half as slow to add as a scalar
         for source in reversed(range(n)):
             if following := targets[source]:
                 nearest = rows[following[0]]

@@ -107,7 +107,7 @@ def _network_liveness(genotypes: Sequence[tuple[Operations, tuple[int, ...]]]) -
     for k, (ops, concat) in enumerate(genotypes):
         cell = cell_liveness(ops, concat, (present[k], present[k + 1]))
         cells.append(cell)
-        present.append(any([cell.present[i] for i in concat]))
+        present.append(any(cell.present[i] for i in concat))
     if not present[-1]:
         raise ValueError("the last cell has no operation with a value: 'none' cuts this architecture in two")
     needed = [False] * len(present)

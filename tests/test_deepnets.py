@@ -1,7 +1,6 @@
 """DeepNets-1M: composed graphs against traced ones, purity, disjoint splits, the design space, official files."""
 
 import hashlib
-import json
 import pickle
 from collections import Counter
 from dataclasses import replace
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from ghnlib.architectures import GENOTYPES, Architecture, Genotype, ResNet50
 from ghnlib.compose import parameter_nodes
 from ghnlib.deepnets import SPACES, SPLITS, DeepNets, DesignSpace
-from ghnlib.deepnets_files import OfficialFile, parameter_name, primitive_name, repair_edges
+from ghnlib.deepnets_files import OfficialFile, parameter_name, primitive_name, repair_edges, write_official
 from ghnlib.designspace import (
     LARGE_CONVS,
     OPERATIONS,
@@ -387,38 +386,12 @@ def test_wider_networks_and_strides_on_imagenet():
 # Official files ------------------------------------------------------------------------------------------------------
 
 
-def write_official(folder, archs: list[Architecture], split: str = "val"):
-    """Architectures in the layout of the official files: older attention names, ids per file, distances in ``adj``."""
-    h5py = pytest.importorskip("h5py")
-    ops, names, nets = {}, {}, []
-    path = folder / "deepnets1m_eval.hdf5"
-    with h5py.File(path, "w") as file:
-        for i, arch in enumerate(archs):
-            rows = []
-            for node in arch.graph.nodes:
-                cell = int(node.name.split(".")[1]) if node.name.startswith("cells.") else 0
-                name = node.name.replace("attn.", "").replace(".op.", ".", 1).split(f"cells.{cell}.")[-1] or node.op
-                name = node.name.split(f"cells.{cell}.")[-1] if "preprocess" in node.name else name
-                rows.append([ops.setdefault(node.op, len(ops)), cell, names.setdefault(name, len(names))])
-            group = file.create_group(f"{split}/{i}")
-            group["adj"], group["nodes"] = arch.graph.distances, np.array(rows, dtype=np.uint16)
-            arguments = {key: getattr(arch, key) for key in ("C", "n_cells", "ks", "stem_type", "stem_pool", "preproc",
-                         "C_mult", "fc_layers", "fc_dim", "glob_avg")}  # fmt: skip
-            norm = "bnorm" if arch.norm else None
-            nets.append({**arguments, "norm": norm, "num_nodes": len(rows), "genotype": arch.genotype._asdict()})
-    tables = {
-        key: {str(i): name for name, i in ids.items()}
-        for key, ids in (("primitives_ext", ops), ("unique_op_names", names))
-    }
-    meta = path.with_name("deepnets1m_eval_meta.json")
-    meta.write_text(json.dumps({split: {"nets": nets, "meta": tables}}))
-    return path, meta
-
-
 @pytest.fixture
 def official(tmp_path):
     archs = [DeepNets("val", seed=9)[i] for i in range(6)]
-    return archs, *write_official(tmp_path, archs)
+    path = tmp_path / "deepnets1m_eval.hdf5"
+    write_official(path, "val", archs)
+    return archs, path, tmp_path / "deepnets1m_eval_meta.json"
 
 
 def test_official_files_give_the_stored_architectures_and_graphs(official):
@@ -440,9 +413,21 @@ def test_official_files_give_the_stored_architectures_and_graphs(official):
 def test_official_files_of_training_draw_widths(tmp_path):
     some = (DeepNets("train", seed=9)[i] for i in range(100))
     archs = [replace(arch, C=32, fc_dim=256) for arch in some if arch.C > 32]
-    path, _ = write_official(tmp_path, archs, "train")
+    path = tmp_path / "deepnets1m_train.hdf5"
+    write_official(path, "train", archs)
+    assert OfficialFile(path, "train").read(0).C == 32
     first, again = ([a.C for a in DeepNets("train", seed=s, path=path)] for s in (0, 0))
     assert first == again and len(set(first)) > 1
+
+
+def test_official_files_hold_several_splits(official):
+    archs, path, _ = official
+    deep = list(DeepNets("deep", size=2))
+    write_official(path, "deep", deep)
+    assert [a.genotype for a in DeepNets("deep", path=path)] == [a.genotype for a in deep]
+    assert [a.genotype for a in DeepNets("val", path=path)] == [a.genotype for a in archs]
+    with pytest.raises(ValueError, match="split 'deep' already"):
+        write_official(path, "deep", deep)
 
 
 def test_official_files_can_be_read_by_workers(official):
@@ -461,6 +446,15 @@ def test_damaged_official_files_are_explained(official):
     meta.write_text(text.replace('"num_nodes": ', '"num_nodes": 9'))
     with pytest.raises(ValueError, match="nodes"):
         OfficialFile(path, "val").read(0)
+    meta.write_text(text.replace('"cifar10": ', '"cifar10": 9'))
+    with pytest.raises(ValueError, match="parameters, but"):
+        OfficialFile(path, "val").read(0)
+    meta.write_text(text.replace('"genotype"', '"genes"'))
+    with pytest.raises(ValueError, match="missing argument: 'genotype'"):
+        OfficialFile(path, "val").read(0)
+    meta.write_text(text.replace('"primitives_ext"', '"primitives"'))
+    with pytest.raises(ValueError, match="incomplete: 'val' has no 'primitives_ext'"):
+        OfficialFile(path, "val")
     meta.write_text(text[:-50])
     with pytest.raises(ValueError, match="damaged or incomplete"):
         OfficialFile(path, "val")

@@ -6,16 +6,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import networkx as nx
+import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import shortest_path
 from torch import Tensor
 
 from ghnlib.architectures import Architecture
+from ghnlib.coverage import build
 from ghnlib.data import ImageSplits
 from ghnlib.deepnets import DeepNets
 from ghnlib.finetuning import Run, SGDRecipe, initial_network, run_all, train_network
-from ghnlib.graph import PRIMITIVES
+from ghnlib.graph import PRIMITIVES, Graph
 from ghnlib.images import ImageSet, mix
 from ghnlib.jobs import augmentation_of
 
@@ -23,20 +27,50 @@ OUT_OF_DISTRIBUTION = ("wide", "deep", "dense", "bnfree")
 
 
 def split_statistics(split: str, architectures: DeepNets) -> pd.DataFrame:
-    """One row an architecture: ``split``, ``index``, ``nodes``, mean ``degree`` (undirected, 2E/N), ``depth`` (longest
-    path), ``parameters``, ``bn_free``, ``attention``, ``squeeze_excitation``, and the number of each primitive.
+    """One row an architecture: ``split``, ``index``, what ``graph_statistics`` returns, ``parameters``."""
+    return pd.DataFrame(
+        {"split": split, "index": index, **graph_statistics(a.graph), "parameters": a.num_params}
+        for index, a in enumerate(architectures)
+    )
+
+
+def graph_statistics(graph: Graph) -> dict:
+    """``nodes``, mean ``degree`` (undirected, 2E/N), ``path`` (mean shortest path between two nodes, undirected),
+    ``depth`` (longest directed path), ``bn_free``, ``attention``, ``squeeze_excitation`` and the number of each
+    primitive (PPUDA Fig. 6 and Table 1).
     """
-    rows = []
-    for index, architecture in enumerate(architectures):
-        graph = architecture.graph
-        counts = Counter(node.op for node in graph.nodes)
-        rows.append({
-            "split": split, "index": index, "nodes": len(graph), "degree": 2 * len(graph.edges) / len(graph),
-            "depth": nx.dag_longest_path_length(graph.to_networkx()), "parameters": architecture.num_params,
-            "bn_free": architecture.norm is None, "attention": "msa" in counts, "squeeze_excitation": "cse" in counts,
-            **{op: counts[op] for op in PRIMITIVES},
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+    n, counts = len(graph), Counter(node.op for node in graph.nodes)
+    adjacency = csr_array((np.ones(len(graph.edges)), graph.edges.T), shape=(n, n))
+    path = shortest_path(adjacency, directed=False, unweighted=True).sum() / (n * (n - 1))
+    shares = {"bn_free": not counts["bn"], "attention": counts["msa"] > 0, "squeeze_excitation": counts["cse"] > 0}
+    depth = nx.dag_longest_path_length(graph.to_networkx())
+    degree = 2 * len(graph.edges) / n
+    return {"nodes": n, "degree": degree, "path": path, "depth": depth, **shares, **{p: counts[p] for p in PRIMITIVES}}
+
+
+def torchvision_statistics(processes: int = 1) -> pd.DataFrame:
+    """The same of torchvision's classifiers with 1000 classes, and ``network``, their name (GHN-3 Table 3)."""
+    from torchvision import models  # takes a second, and only this needs it
+
+    names = models.list_models(module=models)
+    return pd.DataFrame(Parallel(processes)(delayed(_torchvision_row)(name) for name in names))
+
+
+def _torchvision_row(name: str) -> dict:
+    net = build(f"torchvision.models.{name}", 1000)
+    parameters = sum(p.numel() for p in net.parameters())
+    return {"network": name, **graph_statistics(Graph.from_module(net)), "parameters": parameters}
+
+
+def assignment_cost(a: pd.DataFrame, b: pd.DataFrame) -> float:
+    """Mean over pairs of the Hungarian distance of node sets (PPUDA Table 11), from rows of ``graph_statistics``.
+
+    A pair of different primitives costs 1, a node without partner 1. The best assignment then pairs as many equal
+    primitives as both graphs have, so that no solver is needed.
+    """
+    counts_a, counts_b = (rows[list(PRIMITIVES)].to_numpy() for rows in (a, b))
+    equal = np.minimum(counts_a[:, None], counts_b).sum(-1)
+    return float((np.maximum.outer(counts_a.sum(1), counts_b.sum(1)) - equal).mean())
 
 
 def train_from_random(

@@ -60,6 +60,13 @@ class DeepNets(Section):
     ood: Positive
 
 
+class Architectures(Section):
+    """Statistics beyond those of the profile's own architectures."""
+
+    networks: Positive
+    torchvision: bool
+
+
 # What the fields of GHNConfig and Recipe may hold beyond their types; GHNConfig checks the rest itself.
 _LIMITS: dict[str, Any] = {
     "betas": tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]],
@@ -169,6 +176,7 @@ class Params(Section):
     processes: Positive
     data: Data
     deepnets: DeepNets
+    architectures: Architectures
     train: Train
     evaluate: Evaluate
     finetune: FineTune

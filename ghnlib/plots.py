@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.lines import Line2D
 
+from ghnlib.architectures import Genotype
 from ghnlib.graph import PRIMITIVES, Graph
 
 PRIMITIVE_COLOURS = dict(zip(PRIMITIVES, sns.color_palette("tab20", len(PRIMITIVES))))
@@ -30,11 +31,36 @@ def draw_graph(graph: Graph, ax=None):
         _, ax = plt.subplots(figsize=(min(16, 2 + 0.16 * max(layers.values())), 3.2))
     colours = [PRIMITIVE_COLOURS[node.op] for node in graph.nodes]
     positions = _layered_positions(network, layers)
-    nx.draw_networkx_edges(network, positions, ax=ax, width=0.7, arrowsize=5, node_size=24, edge_color="0.6")
+    over = [(i, j) for i, j in network.edges if layers[j] - layers[i] > 1 and positions[i][1] == positions[j][1]]
+    straight = [edge for edge in network.edges if edge not in set(over)]
+    for edges, curve in ((straight, "arc3"), (over, "arc3,rad=-0.3")):  # a straight one would hide behind its nodes
+        style = {"edgelist": edges, "connectionstyle": curve, "edge_color": "0.6", "node_size": 24}
+        nx.draw_networkx_edges(network, positions, ax=ax, width=0.7, arrowsize=5, **style)
     nx.draw_networkx_nodes(network, positions, ax=ax, node_size=24, node_color=colours)
     present = [op for op in PRIMITIVES if any(node.op == op for node in graph.nodes)]
     handles = [Line2D([], [], marker="o", linestyle="", color=PRIMITIVE_COLOURS[op], label=op) for op in present]
     ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=8, frameon=False, fontsize=8)
+    ax.axis("off")
+    return ax
+
+
+def draw_cell(genotype: Genotype, reduction: bool = False, ax=None):
+    """Draw a cell (PPUDA Fig. 5): its states, c[k-2] and c[k-1] the cells before, and the operations between them.
+    Returns the axes."""
+    operations, concat = genotype.cell(reduction)
+    names = ["c[k-2]", "c[k-1]", *map(str, range(len(operations) // 2)), "c[k]"]
+    cell = nx.DiGraph([(names[source], names[2 + i // 2]) for i, (_, source) in enumerate(operations)])
+    cell.add_edges_from((names[state], "c[k]") for state in concat)
+    labels: dict[tuple[str, str], str] = {}
+    for i, (name, source) in enumerate(operations):
+        edge = names[source], names[2 + i // 2]
+        labels[edge] = f"{labels[edge]}\n{name}" if edge in labels else name
+    positions = _layered_positions(cell, _layers(cell))
+    ax = ax or plt.subplots(figsize=(9, 3))[1]
+    curve = "arc3,rad=-0.12"  # an edge that passes over a state stays visible
+    style = {"node_size": 900, "node_color": "0.92", "edge_color": "0.6", "font_size": 8}
+    nx.draw_networkx(cell, positions, ax=ax, connectionstyle=curve, **style)
+    nx.draw_networkx_edge_labels(cell, positions, labels, ax=ax, font_size=7, connectionstyle=curve)
     ax.axis("off")
     return ax
 

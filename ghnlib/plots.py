@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import networkx as nx
@@ -10,7 +11,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.lines import Line2D
 
-from ghnlib.architectures import Genotype
 from ghnlib.graph import PRIMITIVES, Graph
 
 PRIMITIVE_COLOURS = dict(zip(PRIMITIVES, sns.color_palette("tab20", len(PRIMITIVES))))
@@ -44,10 +44,9 @@ def draw_graph(graph: Graph, ax=None):
     return ax
 
 
-def draw_cell(genotype: Genotype, reduction: bool = False, ax=None):
-    """Draw a cell (PPUDA Fig. 5): its states, c[k-2] and c[k-1] the cells before, and the operations between them.
-    Returns the axes."""
-    operations, concat = genotype.cell(reduction)
+def draw_cell(operations: Sequence[tuple[str, int]], concat: Sequence[int], ax=None):
+    """Draw a cell as ``Genotype.cell`` gives it (PPUDA Fig. 5): its states, c[k-2] and c[k-1] the cells before, and the
+    operations between them. Returns the axes."""
     names = ["c[k-2]", "c[k-1]", *map(str, range(len(operations) // 2)), "c[k]"]
     cell = nx.DiGraph([(names[source], names[2 + i // 2]) for i, (_, source) in enumerate(operations)])
     cell.add_edges_from((names[state], "c[k]") for state in concat)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -24,6 +25,10 @@ ACCUMULATE = "torch::autograd::AccumulateGrad"
 
 class TraceError(RuntimeError):
     """A network cannot be turned into a graph; the message names the module and says what to do."""
+
+
+class ForwardError(TraceError):
+    """The forward pass failed."""
 
 
 class Step(NamedTuple):
@@ -71,6 +76,8 @@ class Recording(NamedTuple):
 def record(net: nn.Module, input_shape: tuple[int, ...] | None = None, first_output: bool = False) -> Recording:
     """Run a copy of a network once. The network, its mode and the random state stay as they are.
 
+    A forward pass that needs the values of tensors is repeated with them, if the network has its weights.
+
     Args:
         input_shape: of one image, (channels, height, width); None: ``default_input_shape``.
         first_output: leave out what only other outputs (auxiliary heads) need.
@@ -78,9 +85,17 @@ def record(net: nn.Module, input_shape: tuple[int, ...] | None = None, first_out
     Raises:
         TraceError: the forward pass fails, or no output depends on a parameter.
     """
-    with torch.inference_mode(False), torch.enable_grad():
-        shadow = meta_copy(net)
-        image, outputs = _run(shadow, input_shape)
+    with torch.inference_mode(False), torch.enable_grad(), _random_state_kept(net):
+        try:
+            shadow = copy_of(net, on_meta=True)
+            image, outputs = _run(shadow, input_shape)
+        except ForwardError as error:
+            if any(parameter.is_meta for parameter in net.parameters()):
+                raise
+            shadow = copy_of(net, on_meta=False)
+            image, outputs = _run(shadow, input_shape)
+            text = f"{type(net).__name__} needs values to run ({error.__cause__}); this is its graph for a random input"
+            warnings.warn(text, stacklevel=3)
     steps = recorded_steps(outputs[:1] if first_output else outputs)
     output = next(i for i, step in enumerate(steps) if step.function is outputs[0].grad_fn)
     return Recording(shadow, image, steps, output)
@@ -97,33 +112,39 @@ def default_input_shape(net: nn.Module) -> tuple[int, ...]:
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def meta_copy(net: nn.Module) -> nn.Module:
-    """A copy without weights, without the caller's hooks, all of it trainable.
+def copy_of(net: nn.Module, on_meta: bool) -> nn.Module:
+    """A copy without the caller's hooks, all of it trainable; ``on_meta``: without weights.
 
     Raises:
         TraceError: a lazy module has no shapes yet, or a module cannot be copied.
     """
     memo: dict[int, Any] = {}
     for name, module in net.named_modules():
+        _check(name, module)
         for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if isinstance(tensor, Tensor):
-                memo[id(tensor)] = _on_meta(tensor, name, module)
+                memo[id(tensor)] = _twin(tensor, on_meta)
     try:
         shadow = copy.deepcopy(net, memo)
     except Exception as error:
-        raise TraceError(f"{type(net).__name__} cannot be traced because copy.deepcopy fails on it: {error}") from error
+        text = f"{type(net).__name__} cannot be traced because copy.deepcopy fails on it: {error}. Keep what cannot be"
+        raise TraceError(f"{text} copied out of the module, or give its class a __deepcopy__") from error
     for module in shadow.modules():
         for hooks in HOOKS:
             _drop_foreign(getattr(module, hooks))
     return shadow
 
 
-def _on_meta(tensor: Tensor, name: str, module: nn.Module) -> Tensor:
-    if nn.parameter.is_lazy(tensor):
-        raise TraceError(
-            f"module {name!r} ({type(module).__name__}) is lazy and has no shapes yet: run the network once, then trace"
-        )
-    twin = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+def _check(name: str, module: nn.Module) -> None:
+    where = f"module {name!r} ({type(module).__name__})"
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TraceError(f"{where} is TorchScript, which autograd cannot match with modules: trace its Python original")
+    if any(map(nn.parameter.is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+        raise TraceError(f"{where} is lazy and has no shapes yet: run the network once, then trace")
+
+
+def _twin(tensor: Tensor, on_meta: bool) -> Tensor:
+    twin = torch.empty_like(tensor, device="meta") if on_meta else tensor.detach().clone()
     if not isinstance(tensor, nn.Parameter):
         return twin
     return nn.Parameter(twin, requires_grad=tensor.is_floating_point() or tensor.is_complex())
@@ -142,13 +163,12 @@ def _drop_foreign(hooks: dict) -> None:
 def _run(shadow: nn.Module, input_shape: tuple[int, ...] | None) -> tuple[Tensor, list[Tensor]]:
     """One forward pass: the input and the differentiable outputs."""
     shape = tuple(input_shape or default_input_shape(shadow))
-    dtype = next((p.dtype for p in shadow.parameters() if p.is_floating_point()), torch.float32)
-    with _random_state_kept():
-        image = torch.empty(BATCH, *shape, dtype=dtype, device="meta", requires_grad=True)
-        try:
-            result = _forward(shadow, image)
-        except Exception as error:
-            raise TraceError(_failure(shadow, shape, input_shape is not None, error)) from error
+    weight = next((p for p in shadow.parameters() if p.is_floating_point()), torch.empty(0, device="meta"))
+    image = torch.randn(BATCH, *shape, dtype=weight.dtype, device=weight.device, requires_grad=True)
+    try:
+        result = _forward(shadow, image)
+    except Exception as error:
+        raise ForwardError(_failure(shadow, shape, input_shape is not None, error)) from error
     outputs = [tensor for tensor in _tensors(result) if tensor.grad_fn is not None]
     if not outputs:
         raise TraceError(
@@ -159,6 +179,8 @@ def _run(shadow: nn.Module, input_shape: tuple[int, ...] | None) -> tuple[Tensor
 
 
 def _forward(shadow: nn.Module, image: Tensor) -> Any:
+    if not image.is_meta:
+        return shadow(image.clone())
     try:
         with Shortcuts():
             return shadow(image.clone())  # a leaf would not stand an in-place first layer
@@ -169,14 +191,14 @@ def _forward(shadow: nn.Module, image: Tensor) -> Any:
 
 
 @contextmanager
-def _random_state_kept() -> Iterator[None]:
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def _random_state_kept(net: nn.Module) -> Iterator[None]:
+    states = random.getstate(), np.random.get_state()
     try:
-        yield
+        with torch.random.fork_rng({parameter.device for parameter in net.parameters() if parameter.is_cuda}):
+            yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 def _tensors(result: Any) -> Iterator[Tensor]:
@@ -202,8 +224,8 @@ def _failure(shadow: nn.Module, shape: tuple[int, ...], given: bool, error: Exce
     image = f"an input of shape {shape}" if given else f"the default input shape {shape}"
     return (
         f"{type(shadow).__name__} cannot be traced on {image}: {where} fails with: {error}. If the network takes other "
-        "inputs, pass input_shape=(channels, height, width). If its forward decides by the values of tensors, there "
-        "are none while tracing: take that decision out of the forward pass"
+        "inputs, pass input_shape=(channels, height, width). If its forward decides by the values of tensors, it can "
+        "be traced off the meta device only"
     )
 
 
@@ -307,6 +329,8 @@ def recorded_steps(outputs: list[Tensor]) -> list[Step]:
         stack.pop()
         position[function] = len(steps)
         name = function.name()
+        if name.startswith("CheckpointFunction"):
+            raise TraceError("torch.utils.checkpoint hides layers from autograd: call it with use_reentrant=False")
         kind = name if name == ACCUMULATE else name.split("Backward")[0]
         steps.append(Step(kind, function, tuple(None if f is None else position[f] for f in inputs)))
     return steps

@@ -302,7 +302,7 @@ class Reduction:
             for parent in self.parents[i]:
                 children[parent].append(i)
         for i in self.kept[1:]:
-            if not self.parents[i]:  # a positional encoding stands where it is first used
+            if not self.parents[i] and children[i]:  # a positional encoding stands where it is first used
                 self.keys[i] = (min(self.keys[child][0] for child in children[i]), 0)
         late = set(classifier) if classifier and not children[classifier[-1]] else set()
         ready = [(i in late, self.keys[i], i) for i in self.kept if not missing[i]]

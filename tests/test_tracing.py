@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ghnlib import Graph
 from ghnlib.coverage import WeightsOnMeta
@@ -384,6 +385,11 @@ def test_embeddings_are_positional_encodings_of_linear_shape():
     assert {("positions.weight", "sum"), ("proj.bias", "sum")} <= edges(graph)
 
 
+def test_an_embedding_may_be_all_there_is():
+    net = Net(lambda m, x: m.words(x.long()), words=nn.Embedding(10, 4))
+    assert names(trace(net, (6,))) == ["input", "words.weight"]
+
+
 @pytest.mark.parametrize(
     ("layer", "op"),
     [(nn.GroupNorm(2, 4), "ln"), (nn.InstanceNorm2d(4, affine=True), "ln"), (nn.SyncBatchNorm(4), "bn")],
@@ -631,12 +637,54 @@ def test_errors_name_the_module_and_the_remedy():
     assert len(trace(net, (1, 8, 8))) == 5
 
 
-def test_errors_name_the_inner_module_that_decides_by_values():
-    def forward(m, x):
-        return x if x.mean().item() > 0 else -x
+class Deciding(nn.Module):
+    """A network behind a decision by values, which tensors on the meta device do not have."""
 
-    with pytest.raises(TraceError, match=r"'1' \(Net\).*values of tensors"):
-        trace(nn.Sequential(nn.Conv2d(3, 3, 1), Net(forward)), SMALL)
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        self.offsets = [torch.zeros(1)]  # where Module.to does not find it
+
+    def forward(self, x):
+        return self.net(x + self.offsets[0] if x.isfinite().all().item() else -x)
+
+
+def test_a_decision_by_values_on_meta_is_an_error_that_names_the_module():
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Conv2d(3, 3, 1), Deciding(nn.Conv2d(3, 3, 1)))
+    with pytest.raises(TraceError, match=r"'1' \(Deciding\).*values of tensors.*off the meta device"):
+        trace(net, SMALL)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "googlenet", "swin_v2_t", "vit_b_32"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_with_values_the_graph_is_the_same_and_the_caller_is_told(name):
+    net = torchvision.models.get_model(name)
+    before = {key: value.clone() for key, value in net.state_dict().items()}, torch.get_rng_state()
+    with pytest.warns(UserWarning, match="needs values") as caught:
+        graph = trace(Deciding(net))
+    assert caught[0].filename == __file__
+    assert [name.removeprefix("net.") for name in names(graph)] == names(trace(net))
+    assert np.array_equal(graph.edges, trace(net).edges)
+    assert all(torch.equal(value, before[0][key]) for key, value in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_what_hides_layers_from_autograd_is_an_error():
+    body = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
+    net = Net(lambda m, x: checkpoint(m.body, x, use_reentrant=m.reentrant), body=body, reentrant=False)
+    assert names(trace(net, SMALL)) == ["input", "body.0.weight", "body.0.bias"]
+    net.reentrant = True
+    with pytest.raises(TraceError, match="use_reentrant=False"):
+        trace(net, SMALL)
+    with pytest.raises(TraceError, match="TorchScript"):
+        trace(nn.Sequential(torch.jit.script(body)), SMALL)
+
+
+def test_modules_that_cannot_be_copied_are_errors():
+    with pytest.raises(TraceError, match="deepcopy"):
+        trace(Net(lambda m, x: m.fc(x), fc=nn.Linear(32, 2), numbers=(i for i in range(3))), SMALL)
 
 
 def test_detached_outputs_and_lazy_modules_are_errors():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -124,6 +124,16 @@ class Architecture:
     def __reduce__(self):
         return type(self), tuple(getattr(self, field.name) for field in fields(self))  # leaves cached values behind
 
+    @property
+    def identity(self) -> tuple:
+        """Everything but widths, classes and image size, the same whichever way round the terms of a sum are."""
+        g = self.genotype
+        cells = [tuple(tuple(sorted(cell[j : j + 2])) for j in range(0, len(cell), 2)) for cell in (g.normal, g.reduce)]
+        # the first convolution of a transformer takes none of the stem's arguments
+        stem = () if self.is_vit else (self.ks, self.stem_type, bool(self.stem_pool))
+        rest = (self.n_cells, self.norm, bool(self.preproc), self.C_mult, self.fc_layers, bool(self.glob_avg))
+        return cells, g.normal_concat, g.reduce_concat, stem, rest
+
     @cached_property
     def is_vit(self) -> bool:
         """Whether there is attention anywhere, which makes the whole network keep one resolution."""
@@ -227,8 +237,16 @@ def _stop_tracking(net: nn.Module) -> None:
             module.running_mean = module.running_var = module.num_batches_tracked = None
 
 
+def _searched(name: str, input_size: int, **arguments) -> Architecture:
+    """A published genotype as its paper trains it: 20 cells on CIFAR, 14 on ImageNet."""
+    C, n_cells = (48, 14) if input_size >= IMAGENET_FORM else (36, 20)
+    return Architecture(GENOTYPES[name], C, n_cells, stem_type=1, input_size=input_size, **arguments)
+
+
 PREDEFINED = {
     0: lambda num_classes, input_size, naming: ResNet50(num_classes, input_size),
     1: lambda **sizes: Architecture(GENOTYPES["ViT"], C=128, n_cells=12, preproc=False, C_mult=1, **sizes),
+    2: partial(_searched, "DARTS"),
+    3: partial(_searched, "PDARTS"),
 }
 """The split "predefined" by index."""

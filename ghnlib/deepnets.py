@@ -8,9 +8,12 @@ from pathlib import Path
 
 from ghnlib.architectures import GENOTYPES, PREDEFINED, Architecture, Genotype, ResNet50
 from ghnlib.deepnets_files import OfficialFile
-from ghnlib.designspace import SPACES, SPLITS, DesignSpace, resolve_space, sample, sample_stored
+from ghnlib.designspace import SPACES, SPLITS, DesignSpace, register_split, resolve_space, sample, sample_stored
 
-__all__ = ["GENOTYPES", "SPACES", "SPLITS", "Architecture", "DeepNets", "DesignSpace", "Genotype", "ResNet50"]
+__all__ = [
+    "GENOTYPES", "SPACES", "SPLITS", "Architecture", "DeepNets", "DesignSpace", "Genotype", "ResNet50",
+    "register_split",
+]  # fmt: skip
 
 
 class DeepNets:
@@ -21,8 +24,8 @@ class DeepNets:
 
     Args:
         split: a key of ``SPLITS``: "train", "val", "test", "wide", "deep", "dense", "bnfree", "search" or
-            "predefined" (ResNet-50, ViT). "wide" holds the networks of "test" with more channels; otherwise no
-            architecture is in two splits, whatever the seeds.
+            "predefined" (ResNet-50, ViT; with ``size=4`` DARTS and PDARTS too). "wide" holds the networks of "test"
+            with more channels; otherwise no architecture is in two splits, whatever the seeds.
         seed: other seeds give other architectures; of official files, other widths in training.
         space: a name in ``SPACES`` or a ``DesignSpace``; the split's variation of it applies.
         num_classes, input_size: of the networks; None: the space's.

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,26 +24,42 @@ MAX_ATTEMPTS = 100_000
 
 
 class Split(NamedTuple):
-    """``size``: published number of architectures. ``share``: per cent of all candidates that belong to the split.
-    ``stream``: number of its random stream; splits with the same one hold the same architectures.
+    """``size``: published number of architectures. ``stream``: of random numbers; splits with the same one hold the
+    same architectures. ``buckets``: of 100 for the hashes of all candidates, those that belong to the split.
+    ``variation``: fields of a space that differ in the split, where the space's ``variations`` do not say.
     """
 
     size: int
-    share: int
     stream: int
+    buckets: range
+    variation: Mapping[str, Any] = MappingProxyType({})
 
 
 SPLITS = {
-    "train": Split(1_000_000, 70, 0),
-    "val": Split(500, 4, 1),
-    "test": Split(500, 4, 2),
-    "wide": Split(100, 4, 2),
-    "deep": Split(100, 4, 3),
-    "dense": Split(100, 4, 4),
-    "bnfree": Split(100, 4, 5),
-    "search": Split(100_000, 10, 6),
-    "predefined": Split(2, 0, 7),
+    "train": Split(1_000_000, 0, range(0, 70)),
+    "val": Split(500, 1, range(70, 74)),
+    "test": Split(500, 2, range(74, 78)),
+    "wide": Split(100, 2, range(74, 78)),
+    "deep": Split(100, 3, range(78, 82)),
+    "dense": Split(100, 4, range(82, 86)),
+    "bnfree": Split(100, 5, range(86, 90)),
+    "search": Split(100_000, 6, range(90, 100)),
+    "predefined": Split(2, 7, range(0)),
 }
+
+
+def register_split(name: str, size: int, like: str = "test", **variation) -> None:
+    """Add a split: ``DeepNets(name)`` then has ``size`` architectures of the space with the fields in ``variation``.
+
+    They come from the candidates of the split ``like``, so that no other split has any of them, in an order of its own.
+
+    Raises:
+        ValueError: there is a split of that name.
+    """
+    if name in SPLITS:
+        raise ValueError(f"there is a split {name!r} already")
+    stream = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+    SPLITS[name] = Split(size, stream, SPLITS[like].buckets, variation)
 
 
 class WidthRule(NamedTuple):
@@ -64,7 +81,8 @@ WIDTH_RULES = {
 
 @dataclass(frozen=True)
 class DesignSpace:
-    """What architectures are drawn from. The defaults are those of the paper's training split.
+    """What architectures are drawn from. The defaults are those of the paper's training split. A subclass with a
+    ``draw_genotype`` or ``draw`` of its own is a space with other rules; add it to ``SPACES`` to know it by name.
 
     Args:
         cells: (min, max) number of cells. steps: (min, medium, max) number of sums in a cell; up to max in networks
@@ -112,7 +130,56 @@ class DesignSpace:
 
     def for_split(self, split: str) -> DesignSpace:
         """The space of one split."""
-        return replace(self, **self.variations.get(split, {}))
+        return replace(self, **self.variations.get(split, SPLITS[split].variation))
+
+    def draw(self, draws: Draws) -> Architecture | None:
+        """One candidate, or None where its mixture of operations is not wanted."""
+        n_cells, threshold = draws.integer(*self.cells), draws.pick(self.thresholds)
+        low, medium, high = self.steps
+        steps = draws.integer(low, high if n_cells <= threshold else medium)
+        genotype = self.draw_genotype(steps, draws)
+        ks = draws.pick(self.kernels)
+        if not is_wanted(genotype):
+            return None
+        attention = "msa" in genotype.names
+        C_mult = draws.pick(self.C_mults)
+        preproc = steps > 1 or C_mult > 1 or draws.flip(self.preproc[attention])
+        glob_avg = attention or n_cells > threshold or not draws.flip(self.no_glob_avg)
+        few = n_cells <= self.cells[0] + self.no_norm_margin and (steps <= medium or self.no_norm == 1)
+        norm = None if few and draws.flip(self.no_norm) else "bn"
+        stem_type = draws.pick(self.stem_types)
+        stem_pool = stem_type == 0 and draws.flip(self.stem_pool)
+        return Architecture(
+            genotype, self.width, n_cells, ks, stem_type, stem_pool, norm, preproc, C_mult, draws.pick(self.fc_layers),
+            self.fc_dim, glob_avg,
+        )  # fmt: skip
+
+    def draw_genotype(self, steps: int, draws: Draws) -> Genotype:
+        """Two cells of ``steps`` sums. Operations are uniform; a sum's two inputs are distinct and uniform."""
+        only_pool = draws.flip(self.only_pool)
+        drop_concat = steps > 1 and draws.flip(self.drop_concat)
+        normal = _draw_cell(_candidates(self.operations, steps > 1, False), steps, draws)
+        reduce = _draw_cell(_candidates(self.operations, steps > 1, only_pool), steps, draws)
+        kept = tuple(s for s in range(2, steps + 1) if not drop_concat or draws.flip(0.5))
+        concat = (*kept, steps + 1)
+        return Genotype(normal, concat, reduce, concat)
+
+    def accepts(self, arch: Architecture) -> bool:
+        """Whether 'none' leaves the network in one piece and it has no more parameters than the space allows."""
+        try:
+            return all(arch.adapted(10, size).num_params <= self.max_params for size in self.limit_inputs)
+        except ValueError:
+            return False
+
+    def finish(self, arch: Architecture, draws: Draws, arguments: Mapping[str, Any]) -> Architecture:
+        """The architecture with the C and fc_dim of its split, and the other ``arguments`` of its network."""
+        input_size, changes = arguments["input_size"], {}
+        if self.min_params:
+            changes["C"] = width_of_size(arch, self.min_params)
+        if self.width_rule:
+            changes = draw_width(arch, self, draws, input_size)
+        C = changes.get("C", arch.C) * self.width_factor[input_size >= IMAGENET_FORM]
+        return replace(arch, **{**arguments, **changes, "C": C})
 
 
 _EVALUATED = {"min_params": 2_500_000}
@@ -155,7 +222,7 @@ SPACES = {"paper": PAPER, "small": SMALL}
 
 def resolve_space(space: str | DesignSpace) -> DesignSpace:
     """A space by name, or itself."""
-    if isinstance(space, DesignSpace):
+    if not isinstance(space, str):
         return space
     if space not in SPACES:
         raise ValueError(f"unknown space {space!r}; known: {', '.join(SPACES)}")
@@ -198,9 +265,9 @@ def sample(space: DesignSpace, split: str, seed: int, index: int, arguments: Map
     """
     draws = Draws(seed, SPLITS[split].stream, index)
     for _ in range(MAX_ATTEMPTS):
-        arch = draw_candidate(space, draws)
-        if arch is not None and belongs_to(arch, split) and is_valid(arch, space):
-            return with_width(arch, space, draws, arguments)
+        arch = space.draw(draws)
+        if arch is not None and belongs_to(arch, split) and space.accepts(arch):
+            return space.finish(arch, draws, arguments)
     raise ValueError(f"no architecture of {split!r} in {MAX_ATTEMPTS} candidates: the space is too restrictive")
 
 
@@ -210,51 +277,16 @@ def sample_stored(
     """An architecture of a file, with its stored width where there is one and else a width drawn for training."""
     draws = Draws(seed, SPLITS[split].stream, index)
     space = replace(space, min_params=0)  # evaluation splits are stored with the width that this rule gave
-    return with_width(stored, space, draws, arguments)
+    return space.finish(stored, draws, arguments)
 
 
 # Candidates ----------------------------------------------------------------------------------------------------------
 
 
-def draw_candidate(space: DesignSpace, draws: Draws) -> Architecture | None:
-    """One candidate, or None where its mixture of operations is not wanted."""
-    n_cells, threshold = draws.integer(*space.cells), draws.pick(space.thresholds)
-    low, medium, high = space.steps
-    steps = draws.integer(low, high if n_cells <= threshold else medium)
-    genotype = draw_genotype(space, steps, draws)
-    ks = draws.pick(space.kernels)
-    if not is_wanted(genotype):
-        return None
-    attention = "msa" in genotype.names
-    C_mult = draws.pick(space.C_mults)
-    preproc = steps > 1 or C_mult > 1 or draws.flip(space.preproc[attention])
-    glob_avg = attention or n_cells > threshold or not draws.flip(space.no_glob_avg)
-    few = n_cells <= space.cells[0] + space.no_norm_margin and (steps <= medium or space.no_norm == 1)
-    norm = None if few and draws.flip(space.no_norm) else "bn"
-    stem_type = draws.pick(space.stem_types)
-    stem_pool = stem_type == 0 and draws.flip(space.stem_pool)
-    return Architecture(
-        genotype, space.width, n_cells, ks, stem_type, stem_pool, norm, preproc, C_mult, draws.pick(space.fc_layers),
-        space.fc_dim, glob_avg,
-    )  # fmt: skip
-
-
-def draw_genotype(space: DesignSpace, steps: int, draws: Draws) -> Genotype:
-    """Two cells of ``steps`` sums. Operations are uniform; a sum's two inputs are distinct and uniform."""
-    only_pool = draws.flip(space.only_pool)
-    drop_concat = steps > 1 and draws.flip(space.drop_concat)
-    candidates = _candidates(space.operations, steps > 1, False)
-    normal = _draw_cell(candidates, steps, draws)
-    reduce = _draw_cell(_candidates(space.operations, steps > 1, only_pool), steps, draws)
-    kept = tuple(s for s in range(2, steps + 1) if not drop_concat or draws.flip(0.5))
-    concat = (*kept, steps + 1)
-    return Genotype(normal, concat, reduce, concat)
-
-
 @lru_cache(maxsize=256)
 def _candidates(operations: tuple[str, ...], allow_none: bool, only_pool: bool) -> tuple[str, ...]:
-    chosen = (name for name in operations if (allow_none or name != "none") and (not only_pool or name in POOLS))
-    return tuple(chosen)
+    allowed = tuple(name for name in operations if allow_none or name != "none")
+    return (tuple(name for name in allowed if name in POOLS) if only_pool else ()) or allowed
 
 
 def _draw_cell(candidates: tuple[str, ...], steps: int, draws: Draws) -> tuple[tuple[str, int], ...]:
@@ -280,58 +312,20 @@ def is_wanted(genotype: Genotype) -> bool:
     return True
 
 
-def is_valid(arch: Architecture, space: DesignSpace) -> bool:
-    """Whether 'none' leaves the network in one piece and it has no more parameters than the space allows."""
-    try:
-        return all(arch.adapted(10, size).num_params <= space.max_params for size in space.limit_inputs)
-    except ValueError:
-        return False
-
-
 # Splits --------------------------------------------------------------------------------------------------------------
 
 
-def _buckets() -> dict[int, range]:
-    """Stream -> its share of 100 hash buckets."""
-    buckets, start = {}, 0
-    for split in SPLITS.values():
-        if split.stream not in buckets:
-            buckets[split.stream] = range(start, start + split.share)
-            start += split.share
-    return buckets
-
-
-BUCKETS = _buckets()
-
-
 def fingerprint(arch: Architecture) -> bytes:
-    """A hash of everything but widths, classes and image size. Swapping the terms of a sum does not change it."""
-    g = arch.genotype
-    cells = [tuple(tuple(sorted(cell[j : j + 2])) for j in range(0, len(cell), 2)) for cell in (g.normal, g.reduce)]
-    # the first convolution of a transformer takes none of the stem's arguments
-    stem = () if arch.is_vit else (arch.ks, arch.stem_type, bool(arch.stem_pool))
-    rest = (arch.n_cells, arch.norm, bool(arch.preproc), arch.C_mult, arch.fc_layers, bool(arch.glob_avg))
-    text = repr((cells, g.normal_concat, g.reduce_concat, stem, rest))
-    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+    """A hash of the architecture's ``identity``: of everything but widths, classes and image size."""
+    return hashlib.blake2b(repr(arch.identity).encode(), digest_size=8).digest()
 
 
 def belongs_to(arch: Architecture, split: str) -> bool:
     """Whether the hash assigns the architecture to the split, which makes splits disjoint whatever their seeds."""
-    return int.from_bytes(fingerprint(arch), "big") % 100 in BUCKETS[SPLITS[split].stream]
+    return int.from_bytes(fingerprint(arch), "big") % 100 in SPLITS[split].buckets
 
 
 # Widths --------------------------------------------------------------------------------------------------------------
-
-
-def with_width(arch: Architecture, space: DesignSpace, draws: Draws, arguments: Mapping[str, Any]) -> Architecture:
-    """The architecture with the C and fc_dim of its split, and the other ``arguments`` of its network."""
-    input_size, changes = arguments["input_size"], {}
-    if space.min_params:
-        changes["C"] = width_of_size(arch, space.min_params)
-    if space.width_rule:
-        changes = draw_width(arch, space, draws, input_size)
-    C = changes.get("C", arch.C) * space.width_factor[input_size >= IMAGENET_FORM]
-    return replace(arch, **{**arguments, **changes, "C": C})
 
 
 def width_of_size(arch: Architecture, min_params: int) -> int:

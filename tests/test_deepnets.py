@@ -3,7 +3,7 @@
 import hashlib
 import pickle
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ghnlib import designspace
 from ghnlib.architectures import GENOTYPES, Architecture, Genotype, ResNet50
 from ghnlib.compose import parameter_nodes
-from ghnlib.deepnets import SPACES, SPLITS, DeepNets, DesignSpace
+from ghnlib.deepnets import SPACES, SPLITS, DeepNets, DesignSpace, register_split
 from ghnlib.deepnets_files import OfficialFile, parameter_name, primitive_name, repair_edges, write_official
 from ghnlib.designspace import (
     LARGE_CONVS,
@@ -21,7 +22,6 @@ from ghnlib.designspace import (
     WIDTH_RULES,
     Draws,
     belongs_to,
-    draw_genotype,
     draw_width,
     fingerprint,
     is_wanted,
@@ -199,8 +199,8 @@ def test_mistakes_are_explained():
         DeepNets("validation")
     with pytest.raises(ValueError, match="unknown space 'large'"):
         DeepNets(space="large")
-    with pytest.raises(ValueError, match="there are 2"):
-        DeepNets("predefined", size=3)
+    with pytest.raises(ValueError, match="there are 4"):
+        DeepNets("predefined", size=5)
 
 
 def test_impossible_spaces_are_explained(monkeypatch):
@@ -210,7 +210,10 @@ def test_impossible_spaces_are_explained(monkeypatch):
 
 
 def test_predefined():
-    resnet, vit = DeepNets("predefined")
+    assert len(DeepNets("predefined")) == 2
+    resnet, vit, darts, pdarts = DeepNets("predefined", size=4)
+    assert (darts.num_params, pdarts.num_params) == (3_356_596, 3_441_052)
+    assert DeepNets("predefined", size=4, num_classes=1000, input_size=224)[2].num_params == 4_718_752
     assert isinstance(resnet, ResNet50) and vit.num_params == 1_012_234
     assert (len(resnet.graph), len(resnet.graph.edges)) == (126, 141)
     assert vit.is_vit and len(vit.graph) == 129
@@ -246,7 +249,7 @@ def test_fingerprint_sees_arguments_but_not_widths():
 
 
 def test_each_split_takes_its_share_of_candidates():
-    assert sum(split.share for name, split in SPLITS.items() if name != "wide") == 100
+    assert sorted(b for name, split in SPLITS.items() if name != "wide" for b in split.buckets) == list(range(100))
     dataset = DeepNets("train")
     assert all(belongs_to(dataset[i], "train") and not belongs_to(dataset[i], "val") for i in range(20))
     assert belongs_to(DeepNets("wide")[0], "test")
@@ -331,15 +334,42 @@ def test_operations_of_a_space_are_free_to_choose():
     assert names == {"conv_3x3", "skip_connect"}
 
 
+@dataclass(frozen=True)
+class Residual(DesignSpace):
+    """Every sum adds an operation to what it reads."""
+
+    def draw_genotype(self, steps, draws):
+        cell = [(op, state + 1) for state in range(steps) for op in (draws.pick(self.operations), "skip_connect")]
+        return Genotype(tuple(cell), (steps + 1,), tuple(cell), (steps + 1,))
+
+
+def test_spaces_with_rules_of_their_own(monkeypatch):
+    monkeypatch.setitem(SPACES, "residual", Residual(operations=("conv_3x3", "sep_conv_3x3"), max_params=10**8))
+    archs = [DeepNets("val", space="residual")[i] for i in range(5)]
+    assert all(arch.genotype.names[1::2] == ("skip_connect",) * (2 * steps(arch)) for arch in archs)
+    assert_composed_is_traced(archs[0])
+
+
+def test_one_call_adds_a_split(monkeypatch):
+    monkeypatch.setattr("ghnlib.designspace.SPLITS", dict(SPLITS))
+    monkeypatch.setattr("ghnlib.deepnets.SPLITS", designspace.SPLITS)
+    register_split("attentive", size=20, like="dense", operations=("msa", "conv_1x1"), steps=(1, 1, 1))
+    archs = list(DeepNets("attentive"))
+    assert len(archs) == 20 and {name for arch in archs for name in arch.genotype.names} <= {"msa", "conv_1x1"}
+    assert all(belongs_to(arch, "dense") for arch in archs) and archs[0] != DeepNets("dense")[0]
+    with pytest.raises(ValueError, match="already"):
+        register_split("attentive", size=2)
+
+
 def test_genotypes_are_uniform():
     space, draws = SPACES["paper"], Draws(0)
-    genotypes = [draw_genotype(replace(space, only_pool=0.0), 3, draws) for _ in range(3000)]
+    genotypes = [replace(space, only_pool=0.0).draw_genotype(3, draws) for _ in range(3000)]
     ops = Counter(name for genotype in genotypes for name in genotype.names)
     assert set(ops) == set(OPERATIONS) and max(ops.values()) / min(ops.values()) < 1.15
     pairs = Counter((genotype.normal[4][1], genotype.normal[5][1]) for genotype in genotypes)
     assert len(pairs) == 12 and max(pairs.values()) / min(pairs.values()) < 1.5
     assert all(g.normal_concat[-1] == 4 and g.normal_concat == g.reduce_concat for g in genotypes)
-    single = [draw_genotype(replace(space, only_pool=1.0), 1, draws) for _ in range(200)]
+    single = [replace(space, only_pool=1.0).draw_genotype(1, draws) for _ in range(200)]
     assert {name for g in single for name, _ in g.reduce} == {"max_pool_3x3", "avg_pool_3x3", "skip_connect"}
     assert not any("none" in g.names for g in single)
 

@@ -28,7 +28,9 @@ from ghnlib.designspace import (
     width_of_size,
 )  # fmt: skip
 from ghnlib.graph import Graph, Role
+from ghnlib.networks import reduction_cells
 
+PAPERS = ("paper", "small")
 SAMPLED = [split for split in SPLITS if split != "predefined"]
 DISJOINT = [split for split in SAMPLED if split != "wide"]
 
@@ -55,7 +57,7 @@ def assert_composed_is_traced(arch: Architecture) -> None:
 # Composed graphs -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", PAPERS)
 @pytest.mark.parametrize("split", SAMPLED)
 def test_composed_graphs_equal_traced_ones(split, space):
     dataset = DeepNets(split, seed=1, space=space)
@@ -127,7 +129,7 @@ def test_composed_graphs_equal_traced_ones_for_any_arguments(arch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", PAPERS)
 @pytest.mark.parametrize("split", SAMPLED)
 def test_many_composed_graphs_equal_traced_ones(split, space):
     dataset = DeepNets(split, seed=2, space=space)
@@ -155,7 +157,7 @@ def test_num_params_for_other_sizes():
 # Datasets ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", PAPERS)
 def test_architectures_do_not_depend_on_what_was_read_before(space):
     dataset = DeepNets("train", seed=5, space=space)
     forward = [dataset[i] for i in range(30)]
@@ -166,8 +168,10 @@ def test_architectures_do_not_depend_on_what_was_read_before(space):
 
 def test_architectures_are_the_same_on_every_platform():
     """Change these only together with the sampling: they are what published experiments refer to."""
-    drawn = [(DeepNets(split, space=space)[11]) for space in SPACES for split in ("train", "wide", "dense")]
+    drawn = [(DeepNets(split, space=space)[11]) for space in PAPERS for split in ("train", "wide", "dense")]
     assert hashlib.sha256(repr(drawn).encode()).hexdigest()[:16] == "c4178e05cff02a53"
+    drawn = [DeepNets("test", seed=1, space=space)[i] for space in ("blocks", "anytime") for i in range(4)]
+    assert hashlib.sha256(repr(drawn).encode()).hexdigest()[:16] == "b1dbfc526538cc52"
 
 
 def test_pickled_architectures_are_equal_and_small():
@@ -226,13 +230,13 @@ def assert_disjoint(count: int, seeds: dict[str, int], space: str) -> None:
             assert seen.setdefault(fingerprint(arch), split) == split
 
 
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", PAPERS)
 def test_splits_share_no_architecture_whatever_the_seeds(space):
     assert_disjoint(300, {"train": 1}, space)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", PAPERS)
 def test_large_splits_share_no_architecture(space):
     evaluated = {fingerprint(a): s for s in DISJOINT if s not in ("train", "search") for a in DeepNets(s, space=space)}
     train = {fingerprint(arch) for arch in DeepNets("train", seed=7, space=space, size=100_000)}
@@ -308,7 +312,7 @@ def test_evaluation_networks_have_the_published_sizes():
 
 
 def test_bnfree_has_no_norms_and_search_always_does():
-    for space in SPACES:
+    for space in PAPERS:
         assert all(DeepNets("bnfree", space=space)[i].norm is None for i in range(30))
         assert all(DeepNets("search", space=space)[i].norm == "bn" for i in range(30))
     assert not any(node.op == "bn" for node in DeepNets("bnfree")[0].graph.nodes)
@@ -411,6 +415,46 @@ def test_wider_networks_and_strides_on_imagenet():
     assert {a["imagenet_stride"] for a in drawn} == {2, 4} and {a["C"] for a in drawn} == set(space.widths)
     assert {draw_width(replace(arch, n_cells=11), space, Draws(i), 224)["C"] for i in range(200)} == {32, 48, 64, 80}
     assert set(WIDTH_RULES) == {"narrow", "wide"}
+
+
+# The spaces of 2018 ---------------------------------------------------------------------------------------------------
+
+
+def test_blocks_are_graphs_of_nodes_with_one_operation():
+    arch, small = DeepNets("val", space="blocks")[0], DeepNets("train", space="blocks")[0]
+    assert (arch.n_cells, steps(arch), steps(small)) == (18, 17, 7)
+    assert arch.genotype.normal == arch.genotype.reduce and reduction_cells(18) == (6, 12)
+    for (first, a), (second, b) in zip(arch.genotype.normal[::2], arch.genotype.normal[1::2], strict=True):
+        assert second == "none" or (first == second and a < b)
+    read = {source for name, source in arch.genotype.normal if name != "none"}
+    assert set(arch.genotype.normal_concat) == set(range(2, 19)) - read, "leaves are concatenated"
+    assert_composed_is_traced(small)
+
+
+def test_anytime_networks_predict_at_every_exit():
+    arch = DeepNets("val", space="anytime", num_classes=7)[0]
+    assert [len(cell) for cell in arch.cells] == [24, 16, 8]
+    for cell, shrinks in zip(arch.cells, ({1, 2, 4}, {2, 4}, {4}), strict=True):
+        assert {node.shrink for node in cell} == shrinks
+    outputs = arch.build(device="cpu")(torch.randn(2, 3, 32, 32))
+    assert [tuple(logits.shape) for logits in outputs] == [(2, 7)] * 6
+    roles = Counter(node.role for node in arch.graph.nodes)
+    assert roles[Role.CLASS_WEIGHT] == roles[Role.CLASS_BIAS] == 6 and not arch.graph.skipped
+    shapes = {name: tuple(p.shape) for name, p in arch.build().named_parameters()}
+    assert all(shapes[node.name] == node.shape for node in arch.graph.nodes if node.name)
+    assert arch.num_params == sum(p.numel() for p in arch.build(device="cpu").parameters())
+    assert arch.build(100, 64)(torch.empty(2, 3, 64, 64, device="meta"))[0].shape == (2, 100)
+
+
+@pytest.mark.parametrize("space", ["blocks", "anytime"])
+def test_spaces_of_2018_are_functions_of_the_index(space):
+    dataset = DeepNets("train", seed=2, space=space)
+    archs = [dataset[i] for i in range(20)]
+    assert archs == [DeepNets("train", seed=2, space=space)[i] for i in reversed(range(20))][::-1]
+    assert len({fingerprint(arch) for arch in archs}) == 20
+    assert all(belongs_to(arch, "train") for arch in archs)
+    sizes = {sum(map(len, arch.cells)) if space == "anytime" else steps(arch) for arch in archs}
+    assert len(sizes) == (1 if space == "blocks" else len(sizes)) and (space == "blocks" or len(sizes) > 5)
 
 
 # Official files ------------------------------------------------------------------------------------------------------

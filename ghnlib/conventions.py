@@ -171,25 +171,16 @@ def _reason(name: str, module: nn.Module) -> str:
 
 def out_of_reach(convention: str, net: nn.Module, nodes: list[Node], parents: list[set[int]]) -> str:
     """Why the released code of a convention fails on this network; "" if it does not."""
-    return FAILURES[convention](net, nodes, parents)
+    if convention == "ppuda" and type(net).__name__ == "VisionTransformer":
+        return "refuses vision transformers"
+    cut = _detached_linear(nodes, parents) if convention == "ghn3" else []
+    return f"cuts {len(cut)} linear layers without bias off the graph ({cut[0]}, ...)" if cut else ""
 
 
-def _never(net: nn.Module, nodes: list[Node], parents: list[set[int]]) -> str:
-    return ""
-
-
-def _detached_linear(net: nn.Module, nodes: list[Node], parents: list[set[int]]) -> str:
+def _detached_linear(nodes: list[Node], parents: list[set[int]]) -> list[str]:
     """Linear layers without bias were cut off, except before a softmax and in Swin's patch merging."""
     linear = {i for i, node in enumerate(nodes) if node.role is Role.LINEAR and node.op == "conv"}
     for child, node in enumerate(nodes):
         if node.op in ("bias", "msa"):
             linear -= parents[child]
-    cut = sorted(nodes[i].name for i in linear if not nodes[i].name.endswith("reduction.weight"))
-    return f"cuts {len(cut)} linear layers without bias off the graph ({cut[0]}, ...)" if cut else ""
-
-
-def _refuses_transformer(net: nn.Module, nodes: list[Node], parents: list[set[int]]) -> str:
-    return "refuses vision transformers" if type(net).__name__ == "VisionTransformer" else ""
-
-
-FAILURES = {"correct": _never, "ghn3": _detached_linear, "ppuda": _refuses_transformer}
+    return sorted(nodes[i].name for i in linear if not nodes[i].name.endswith("reduction.weight"))

@@ -257,7 +257,9 @@ class HardActivation(_Shortcut):
 
 
 class Attention(_Shortcut):
-    """(query, key, value, bias of the scores) -> (..., queries, value channels)."""
+    """(query, key, value, bias of the scores) -> (..., queries, value channels). Torch's own kernels are recorded
+    under this name too.
+    """
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -282,14 +284,6 @@ def _like(function: type[_Shortcut]) -> Callable[..., Tensor]:
     return lambda x, *rest, **options: function.apply(x.shape, x)
 
 
-# the kinds of step that attention is recorded as: our own shortcut, and torch's kernels where they are called directly
-FUSED_ATTENTION = (
-    "Attention",
-    "ScaledDotProductFlashAttention",
-    "ScaledDotProductFlashAttentionForCpu",
-    "ScaledDotProductEfficientAttention",
-    "ScaledDotProductCudnnAttention",
-)
 SHORTCUTS: dict[Callable, Callable] = {
     F.linear: _linear,
     F.batch_norm: _batch_norm,
@@ -328,9 +322,13 @@ def recorded_steps(outputs: list[Tensor]) -> list[Step]:
             continue
         stack.pop()
         position[function] = len(steps)
-        name = function.name()
-        if name.startswith("CheckpointFunction"):
-            raise TraceError("torch.utils.checkpoint hides layers from autograd: call it with use_reentrant=False")
-        kind = name if name == ACCUMULATE else name.split("Backward")[0]
-        steps.append(Step(kind, function, tuple(None if f is None else position[f] for f in inputs)))
+        places = tuple(None if f is None else position[f] for f in inputs)
+        steps.append(Step(kind_of(function.name()), function, places))
     return steps
+
+
+def kind_of(name: str) -> str:
+    """AddBackward0 is an Add; attention is Attention, whatever kernel the device and the version of torch chose."""
+    if name.startswith("CheckpointFunction"):
+        raise TraceError("torch.utils.checkpoint hides layers from autograd: call it with use_reentrant=False")
+    return "Attention" if name.startswith("ScaledDotProduct") else name.split("Backward")[0]

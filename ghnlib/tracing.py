@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ghnlib.conventions import CONVENTIONS, Convention, Parameter, out_of_reach, parameters_of
 from ghnlib.graph import Graph, Node, Role
-from ghnlib.recording import ACCUMULATE, FUSED_ATTENTION, Recording, Step, TraceError, record
+from ghnlib.recording import ACCUMULATE, Recording, Step, TraceError, record
 
 __all__ = ["TraceError", "trace"]
 
@@ -358,8 +358,8 @@ HANDLERS: dict[str, Callable[[Reduction, Step, list[Value]], Value]] = {
     **dict.fromkeys(POOLS, Reduction.pool),
     **dict.fromkeys(("Softmax", "SafeSoftmax"), Reduction.softmax),
     **dict.fromkeys(("Bmm", "Mm"), Reduction.matmul),
-    **dict.fromkeys(FUSED_ATTENTION, Reduction.fused_attention),
     "AdaptiveAvgPool2D": Reduction.global_pool,
+    "Attention": Reduction.fused_attention,
     "Mean": Reduction.mean,
     "Mul": Reduction.multiply,
 }

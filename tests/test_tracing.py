@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from ghnlib import Graph
 from ghnlib.coverage import WeightsOnMeta
 from ghnlib.graph import CONVENTIONS, Role
-from ghnlib.recording import FUSED_ATTENTION, recorded_steps
+from ghnlib.recording import kind_of, recorded_steps
 from ghnlib.tracing import TraceError, trace
 
 REFERENCE = Path(os.environ.get("GHNLIB_REFERENCE") or Path(__file__).parents[2] / "shared" / "reference")
@@ -615,7 +615,9 @@ def test_layers_that_write_into_their_input_trace():
 def test_attention_kernels_of_other_devices_are_attention():
     q = torch.randn(1, 2, 4, 8, requires_grad=True)
     kinds = {step.kind for step in recorded_steps([F.scaled_dot_product_attention(q, q, q)])}
-    assert kinds & {*FUSED_ATTENTION, "Softmax", "SafeSoftmax"}
+    assert kinds & {"Attention", "Softmax", "SafeSoftmax"}
+    for kernel in ("FlashAttention", "EfficientAttention", "CudnnAttention", "FlashAttentionForCpu"):
+        assert kind_of(f"ScaledDotProduct{kernel}Backward0") == "Attention"
 
 
 # --- inputs and errors -----------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Command line, such as
-``python -m ghnlib predict --ghn SOURCE --model torchvision.models.resnet50 --out FILE.safetensors``.
+``python -m ghnlib predict --ghn SOURCE --model torchvision.models.resnet50 --out FILE.safetensors`` and
+``python -m ghnlib coverage --ghn SOURCE --csv FILE``, a table of all torchvision classifiers.
 """
 
 from __future__ import annotations

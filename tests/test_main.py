@@ -111,6 +111,15 @@ def test_coverage_compares_norms_with_published_ones(tmp_path, capsys):
     assert "100.00%" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_all_torchvision_classifiers_are_covered(folder, tmp_path):
+    assert main(["coverage", "--ghn", folder, "--csv", str(tmp_path / "table.csv")]) == 0
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert [row["model"] for row in rows] == torchvision.models.list_models(module=torchvision.models)
+    assert len(rows) == 80
+    assert all(float(row["predicted %"]) > 99.8 for row in rows)
+
+
 def test_norms_of_other_hypernetworks_are_not_published(folder, tmp_path, capsys):
     assert main(["coverage", "--ghn", folder, "--published", str(tmp_path / "norms.json")]) == 1
     assert "ghn3-t" in capsys.readouterr().err

@@ -28,7 +28,7 @@ def draw_graph(graph: Graph, ax=None):
     network = graph.to_networkx()
     layers = _layers(network)
     if ax is None:
-        _, ax = plt.subplots(figsize=(min(16, 2 + 0.16 * max(layers.values())), 3.2))
+        _, ax = plt.subplots(figsize=(min(16, 8 + 0.1 * max(layers.values())), 3.2))
     colours = [PRIMITIVE_COLOURS[node.op] for node in graph.nodes]
     positions = _layered_positions(network, layers)
     over = [(i, j) for i, j in network.edges if layers[j] - layers[i] > 1 and positions[i][1] == positions[j][1]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import MappingProxyType
@@ -323,6 +323,12 @@ def fingerprint(arch: Architecture) -> bytes:
 def belongs_to(arch: Architecture, split: str) -> bool:
     """Whether the hash assigns the architecture to the split, which makes splits disjoint whatever their seeds."""
     return int.from_bytes(fingerprint(arch), "big") % 100 in SPLITS[split].buckets
+
+
+def count_duplicates(architectures: Iterable[Architecture]) -> int:
+    """How many equal an earlier one but for widths: draws are independent, and small architectures few."""
+    prints = [fingerprint(arch) for arch in architectures]
+    return len(prints) - len(set(prints))
 
 
 # Widths --------------------------------------------------------------------------------------------------------------

@@ -94,7 +94,8 @@ def record(net: nn.Module, input_shape: tuple[int, ...] | None = None, first_out
                 raise
             shadow = copy_of(net, on_meta=False)
             image, outputs = _run(shadow, input_shape)
-            text = f"{type(net).__name__} needs values to run ({error.__cause__}); this is its graph for a random input"
+            reason = str(error.__cause__)[:120]
+            text = f"{type(net).__name__} needs values to run ({reason}); this is its graph for a random input"
             warnings.warn(text, stacklevel=3)
     steps = recorded_steps(outputs[:1] if first_output else outputs)
     output = next(i for i, step in enumerate(steps) if step.function is outputs[0].grad_fn)

@@ -25,7 +25,8 @@ def trace(net: nn.Module, input_shape: tuple[int, ...] | None = None, convention
 
     Args:
         net: any module whose forward pass autograd can follow, on any device, in either mode (auxiliary heads that
-            run in training mode only are traced in that mode only).
+            run in training mode only are traced in that mode only). One that needs the values of tensors is run with
+            them, with a warning.
         input_shape: of one image, (channels, height, width). None: the module's ``expected_input_sz``, 299 pixels for
             Inception-v3, else 224.
         convention: "correct", or "ghn3" / "ppuda" for the graphs that the released hypernetworks expect. Where the

@@ -28,27 +28,26 @@ class ConvDecoder(nn.Module):
         self.class_layer = nn.Linear(out, num_classes)
 
     def features(self, x: Tensor, kernel: tuple[int, int]) -> Tensor:
-        """States (n, d) -> (n, h, w, 8d) at the positions of a kernel (kh, kw); h, w = min(kh, S), min(kw, S)."""
+        """States (n, d) -> (n, h * w, 8d) at the positions of a kernel (kh, kw); h, w = min(kh, S), min(kw, S)."""
         side = self.max_shape[2]
         rows, cols = (self._positions(size) for size in kernel)
         weight = self.fc.weight.view(-1, side, side, x.shape[1])[:, rows, cols]
         bias = self.fc.bias.view(-1, side, side)[:, rows, cols]
-        x = torch.einsum("nd,cyxd->nyxc", x, weight) + bias.permute(1, 2, 0)
-        return F.relu(self.conv1(F.relu(x)))
+        # Row by row: a row of positions is a batch of matrices in place, several rows would be copied.
+        x = torch.stack([x @ row.permute(1, 2, 0) for row in weight.unbind(1)])  # (h, w, n, 4d)
+        x = x.permute(2, 0, 1, 3) + bias.permute(1, 2, 0)
+        return F.relu(self.conv1(F.relu(x.flatten(1, 2))))
 
-    def weights(self, features: Tensor, out: int, in_: int, kernel: tuple[int, int]) -> Tensor:
-        """(n, h, w, 8d) -> (n, out, in, kh, kw), out <= M_o, in <= M_i. Kernels over S are resized bilinearly."""
-        weight = self.conv2.weight.unflatten(0, self.max_shape[:2])[:out, :in_].flatten(0, 1)
-        bias = self.conv2.bias.unflatten(0, self.max_shape[:2])[:out, :in_].flatten()
-        x = F.linear(features, weight, bias).permute(0, 3, 1, 2)  # (n, out * in, h, w)
-        if x.shape[2:] != kernel:
-            x = F.interpolate(x, kernel, mode="bilinear", align_corners=False)
-        return x.unflatten(1, (out, in_))
+    def weights(self, features: Tensor, out: int, in_: int) -> Tensor:
+        """Features of any positions (n, 8d) -> (n, out, in), out <= M_o, in <= M_i."""
+        weight = self.conv2.weight.unflatten(0, self.max_shape[:2])[:out, :in_]
+        bias = self.conv2.bias.unflatten(0, self.max_shape[:2])[:out, :in_]
+        # A batch of products over out reads the slice in place; without gradients no copy of it is made.
+        return (features @ weight.mT + bias.unsqueeze(1)).transpose(0, 1)
 
-    def class_weights(self, features: Tensor, in_: int) -> Tensor:
-        """(n, 1, 1, 8d) -> (n, C, in): class scores from the rectified output channels of each input column."""
-        weight = self.weights(features, self.max_shape[0], in_, (1, 1)).flatten(2)  # (n, M_o, in)
-        return self.class_layer(F.relu(weight).transpose(1, 2)).transpose(1, 2)
+    def class_weights(self, weights: Tensor) -> Tensor:
+        """(n, M_o, in) -> (n, C, in): class scores from the rectified output channels of each input column."""
+        return self.class_layer.weight @ F.relu(weights) + self.class_layer.bias.unsqueeze(1)
 
     def _positions(self, size: int) -> slice:
         side = self.max_shape[2]
@@ -77,6 +76,15 @@ class VectorDecoder(nn.Module):
         return self.class_layer(F.relu(self(x)[1]))
 
 
+def resize(x: Tensor, kernel: tuple[int, int], side: int) -> Tensor:
+    """Decoded positions (n, h * w, out, in) -> (n, out, in, kh, kw). Kernels over ``side`` = S are resized."""
+    n, _, out, in_ = x.shape
+    x = x.permute(0, 2, 3, 1).reshape(n, out * in_, min(kernel[0], side), min(kernel[1], side))
+    if x.shape[2:] != kernel:
+        x = F.interpolate(x, kernel, mode="bilinear", align_corners=False)
+    return x.unflatten(1, (out, in_))
+
+
 def tile(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Repeat whole blocks along the channel axes 1 and 2, then truncate: ``out[:, r] = x[:, r mod x.shape[1]]``.
 
@@ -84,13 +92,12 @@ def tile(x: Tensor, shape: tuple[int, ...]) -> Tensor:
         x: (n, out, in, ...) or (n, out).
         shape: the target (out, in, ...) or (out,); other axes must agree.
     """
-    for axis in range(1, min(3, x.ndim)):
-        size, target = x.shape[axis], shape[axis - 1]
-        if size < target:
-            copies = [1] * x.ndim
-            copies[axis] = -(-target // size)
-            x = x.repeat(copies)
-        x = x.narrow(axis, 0, target)
+    channels = x.shape[1:3]
+    for axis in reversed(range(len(channels))):
+        copies = -(-shape[axis] // channels[axis])
+        x = x.unsqueeze(axis + 1).expand(*x.shape[: axis + 1], copies, *x.shape[axis + 1 :])
+    for axis in range(len(channels)):  # one copy at most, in the layout of the result
+        x = x.flatten(axis + 1, axis + 2).narrow(axis + 1, 0, shape[axis])
     return x
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ghnlib.checkpoints import CheckpointError, fill, is_official, read_official
 from ghnlib.config import GHNConfig
-from ghnlib.decoder import ConvDecoder, VectorDecoder, tile, weight_scale
+from ghnlib.decoder import ConvDecoder, VectorDecoder, resize, tile, weight_scale
 from ghnlib.encoders import MLP, GatedGNN, Graphormer, NodeEmbedding
 from ghnlib.graph import Graph, Node, Role
 
@@ -158,18 +158,30 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
 
     def _decode(self, states: Tensor, groups: dict) -> Iterator[tuple[list[_Target], str, Tensor]]:
         """Values of all tensors of one role and shape at once, and the Node field that holds their names."""
-        by_kernel: dict[tuple[int, int], list[tuple]] = {}
+        weights = {}
         for (role, shape), targets in groups.items():
             if role in (Role.NORM, Role.BIAS, Role.CLASS_BIAS):
                 vectors = self._vectors(role, shape, states[[target.row for target in targets]])
                 yield from ((targets, name_of, values) for name_of, values in vectors)
             else:
-                by_kernel.setdefault(_kernel(role, shape), []).append((role, shape, targets))
-        for kernel, members in by_kernel.items():
-            features = self.weight_decoder.features(states[[t.row for *_, ts in members for t in ts]], kernel)
-            sizes = [len(targets) for *_, targets in members]
-            for (role, shape, targets), part in zip(members, features.split(sizes)):
-                yield targets, "name", self._weights(role, shape, part)
+                weights[role, shape] = targets
+        for key, values in self._decode_weights(states, weights):
+            yield weights[key], "name", self._weights(*key, values)
+
+    def _decode_weights(self, states: Tensor, groups: dict) -> Iterator[tuple[tuple, Tensor]]:
+        """Keys of ``groups`` with their decoded positions (n, h * w, out, in).
+
+        Tensors of one kernel size share a product for the features, tensors of one slice a product for the values.
+        """
+        features = {}
+        for kernel, keys in _grouped(groups, _kernel).items():
+            rows = [target.row for key in keys for target in groups[key]]
+            parts = self.weight_decoder.features(states[rows], kernel).split([len(groups[key]) for key in keys])
+            features.update(zip(keys, parts))
+        for (out, in_), keys in _grouped(features, self._slice).items():
+            parts = [features[key].flatten(0, 1) for key in keys]
+            values = self.weight_decoder.weights(torch.cat(parts), out, in_).split([len(part) for part in parts])
+            yield from ((key, value.unflatten(0, features[key].shape[:2])) for key, value in zip(keys, values))
 
     def _vectors(self, role: Role, shape: tuple[int, ...], states: Tensor) -> Iterator[tuple[str, Tensor]]:
         """States (n, d) -> (n, *shape) of tensors with one axis."""
@@ -184,29 +196,32 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
     def _bounded(self, bias: Tensor) -> Tensor:
         return torch.tanh(0.2 * bias) if self.config.weight_norm else bias
 
-    def _weights(self, role: Role, shape: tuple[int, ...], features: Tensor) -> Tensor:
-        """Features (n, h, w, 8d) -> (n, *shape) of tensors with two or more axes."""
+    def _slice(self, role: Role, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Output and input channels to decode."""
         largest_out, largest_in = self.config.max_shape[:2]
-        if role == Role.POSITION and len(shape) == 3:
-            return self._token_positions(shape, features)
-        in_ = min(shape[1], largest_in)
         if role == Role.CLASS_WEIGHT:
-            values = self.weight_decoder.class_weights(features, in_)
-        else:
-            values = self.weight_decoder.weights(features, min(shape[0], largest_out), in_, _kernel(role, shape))
+            return largest_out, min(shape[1], largest_in)
+        out, in_ = (1, shape[2]) if len(shape) == 3 else shape[:2]
+        return min(out, largest_out), min(in_, largest_in)
+
+    def _weights(self, role: Role, shape: tuple[int, ...], values: Tensor) -> Tensor:
+        """Decoded positions (n, h * w, out, in) -> (n, *shape) of tensors with two or more axes."""
+        if role == Role.CLASS_WEIGHT:
+            values = self.weight_decoder.class_weights(values.squeeze(1)).unsqueeze(1)
         if self.config.weight_norm:
             values = values * weight_scale(shape, role == Role.POSITION)
+        values = resize(values, _kernel(role, shape), self.config.max_shape[2])
+        if role == Role.POSITION and len(shape) == 3:
+            return self._token_positions(shape, values)
         return tile(values.reshape(*values.shape[:3], *shape[2:]), shape)
 
-    def _token_positions(self, shape: tuple[int, ...], features: Tensor) -> Tensor:
-        """(n, 1, tokens, c): a grid of positions decoded as a kernel; rows before it (class tokens) are drawn
-        from N(0, 0.02^2) with a generator of its own, because no hypernetwork predicts them."""
+    def _token_positions(self, shape: tuple[int, ...], grid: Tensor) -> Tensor:
+        """(n, 1, in, h, w) -> (n, 1, tokens, c). Rows before the grid of positions (class tokens) are drawn from
+        N(0, 0.02^2) with a generator of its own, because no hypernetwork predicts them."""
         _, tokens, width = shape
-        kernel = _kernel(Role.POSITION, shape)
-        in_ = min(width, self.config.max_shape[1])
-        grid = self.weight_decoder.weights(features, 1, in_, kernel).flatten(3).transpose(2, 3)  # (n, 1, grid, in)
+        grid = grid.flatten(3).transpose(2, 3)  # (n, 1, h * w, in)
         generator = torch.Generator().manual_seed(POSITION_SEED)
-        extra = torch.randn(len(grid), 1, tokens - grid.shape[2], in_, generator=generator) * 0.02
+        extra = torch.randn(len(grid), 1, tokens - grid.shape[2], grid.shape[3], generator=generator) * 0.02
         positions = torch.cat([extra.to(grid), grid], 2).transpose(1, 3)  # channels where ``tile`` repeats
         return tile(positions, (width, tokens, 1)).transpose(1, 3)
 
@@ -250,6 +265,13 @@ def _kernel(role: Role, shape: tuple[int, ...]) -> tuple[int, int]:
         side = int(shape[1] ** 0.5)
         return side, side
     return shape[2], shape[3]
+
+
+def _grouped(keys: Iterable[tuple], label: Callable) -> dict[tuple, list[tuple]]:
+    groups: dict[tuple, list[tuple]] = {}
+    for key in keys:
+        groups.setdefault(label(*key), []).append(key)
+    return groups
 
 
 def _as_list(networks) -> list:

@@ -126,35 +126,32 @@ class GatedGNN(nn.Module):
 
     def _run(self, sweep: _Sweep, x: Tensor) -> Tensor:
         """Update all nodes, level by level; each level sends its messages to all later ones at once."""
-        x = x[sweep.order]
+        x, gru = x[sweep.order], self.gru
         d, sizes = x.shape[1], sweep.sizes
-        (w_gates, w_new), (u_gates, u_new) = (w.split([2 * d, d]) for w in (self.gru.weight_ih, self.gru.weight_hh))
-        (b_gates, b_new), (c_gates, c_new) = (b.split([2 * d, d]) for b in (self.gru.bias_ih, self.gru.bias_hh))
-        own_gates = F.linear(x, u_gates, b_gates + c_gates).split(sizes)  # reset and update, the state's part
-        own_new = F.linear(x, u_new, c_new).split(sizes)
-        layers = self._message_layers()
+        w_gates, w_new = gru.weight_ih.T.split([2 * d, d], 1)
+        b_gates, b_new = gru.bias_ih.split([2 * d, d])
+        own_gates, own_new = F.linear(x, gru.weight_hh, gru.bias_hh).split([2 * d, d], 1)  # the state's part
+        own = zip(x.split(sizes), (own_gates + b_gates).split(sizes), own_new.split(sizes))
+        (w1, b1), (w2, b2) = self._message_layers()
         inbox, updated = torch.zeros_like(x), []
-        columns = sweep.weights.to(x).split([size * sweep.kinds for size in sweep.sizes], 1)
-        for size, state, gates, new, weights in zip(sizes, x.split(sizes), own_gates, own_new, columns):
-            received, inbox = inbox.split([size, len(inbox) - size])
-            reset, update = torch.sigmoid(torch.addmm(gates, received, w_gates.T)).chunk(2, 1)
-            new = torch.tanh(torch.addcmul(F.linear(received, w_new, b_new), reset, new))
+        for size, (state, gates, new), weights in zip(sizes, own, sweep.weights.to(x).split(sweep.widths, 1)):
+            received, inbox = inbox[:size], inbox[size:]
+            reset, update = torch.addmm(gates, received, w_gates).sigmoid_().chunk(2, 1)
+            new = torch.addcmul(torch.addmm(b_new, received, w_new), reset, new).tanh_()
             updated.append(torch.lerp(new, state, update))
             if len(inbox):
-                messages = updated[-1]
-                for weight, bias in layers:
-                    messages = F.relu(F.linear(messages, weight, bias))
+                messages = torch.addmm(b2, torch.addmm(b1, updated[-1], w1).relu_(), w2).relu_()
                 inbox = torch.addmm(inbox, weights[-len(inbox) :], messages.view(-1, d))
         return torch.cat(updated)[sweep.inverse]
 
     def _message_layers(self) -> list[tuple[Tensor, Tensor]]:
         """Two layers, (n, d) -> (n, d), or (n, 2d) with the message along virtual edges beside that along edges."""
         if self.mlp_ve is None:
-            return [(layer.weight, layer.bias) for layer in (self.mlp[0], self.mlp[2])]
+            return [(layer.weight.T, layer.bias) for layer in (self.mlp[0], self.mlp[2])]
         (first, second), (first_ve, second_ve) = ((mlp[0], mlp[2]) for mlp in (self.mlp, self.mlp_ve))
         return [
-            (torch.cat([first.weight, first_ve.weight]), torch.cat([first.bias, first_ve.bias])),
-            (torch.block_diag(second.weight, second_ve.weight), torch.cat([second.bias, second_ve.bias])),
+            (torch.cat([first.weight, first_ve.weight]).T, torch.cat([first.bias, first_ve.bias])),
+            (torch.block_diag(second.weight, second_ve.weight).T, torch.cat([second.bias, second_ve.bias])),
         ]
 
 
@@ -172,7 +169,7 @@ class _Sweep:
         self.order = torch.from_numpy(np.argsort(levels, kind="stable"))
         self.inverse = torch.argsort(self.order)
         distances = distances.T[self.order][:, self.order]
-        self.kinds = 2 if virtual else 1
+        self.widths = [size * (2 if virtual else 1) for size in self.sizes]  # columns of each level
         self.weights = (distances == 1).float()  # (N, N), or (N, 2N) with two columns a sender
         if virtual:
             inverse = torch.where(distances > 0, 1 / distances.float(), 0.0)

@@ -1,61 +1,180 @@
-"""Time to trace and predict torchvision networks, beside a floor: the matrix products that the values need.
+"""Time and memory to predict torchvision networks, beside a floor.
 
     python benchmarks/predict.py [--models resnet50 vit_b_16 swin_t] [--hypernetworks ghn2 ghn3-t] [--repeats 9]
 
-Random weights serve. Prints medians measured alternately in one run after a warm-up.
+The floor is what no implementation can leave out: the matrix products that the values need, on operands of their
+sizes, and all predicted tensors written once. Decoder: one product a kernel size for the features, at its positions
+only; one a slice of channels for the values, of all tensors that read this slice, from the matrix in place; the
+class layers; the vectors. Graphormer: the layers and their attention. Gated GNN: the gates' and messages' products
+of one level of the DAG after the other, since each level's need the previous one's. Biases, element-wise functions,
+transposition, tiling and bookkeeping do not count.
+
+"slice" and "all" decode one 64 x 64 x 3 x 3 convolution: the decoder's matrices sliced before multiplying, against
+every channel and position computed and sliced afterwards. "trace" makes the graph with its distances. "memory" is
+the peak resident set of a process that loads the weights and predicts once, less what it held before, relative to
+weights and result. Random weights serve. Prints medians measured alternately in one run after a warm-up.
 """
 
 import argparse
+from collections import Counter
+from multiprocessing import get_context
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+import numpy as np
+import psutil
 import torch
 import torchvision
+from torch import Tensor
 
 from ghnlib import GHN, Graph
 from ghnlib.config import PRESETS
+from ghnlib.encoders import Graphormer, _levels
 from ghnlib.graph import Role
 
 
 def seconds(function) -> float:
     start = perf_counter()
-    function()
-    return perf_counter() - start
+    result = function()
+    end = perf_counter()
+    del result  # freeing is not timed
+    return end - start
 
 
-def floor(ghn: GHN, graph: Graph) -> None:
-    """The decoder's last product for every tensor, and writing the tensors once."""
-    decoder, (largest_out, largest_in) = ghn.weight_decoder, ghn.config.max_shape[:2]
+def hypernetwork(preset: str) -> GHN:
+    """Filled after construction: the initialisers of 654M parameters would take a minute."""
+    with torch.device("meta"):
+        ghn = GHN({**PRESETS[preset], "num_classes": 1000})
+    ghn.to_empty(device="cpu")
+    for parameter in ghn.parameters():
+        parameter.data.uniform_(-0.05, 0.05)
+    return ghn
+
+
+def network(model: str) -> torch.nn.Module:
+    with torch.device("meta"):
+        return getattr(torchvision.models, model)().eval()
+
+
+def product(rows: int, matrix: Tensor) -> Tensor:
+    """(rows, a) @ (..., b, a)^T."""
+    return torch.zeros(rows, matrix.shape[-1]) @ matrix.mT
+
+
+def floor(ghn: GHN, graph: Graph) -> list[Tensor]:
+    encoder_floor(ghn, graph)
+    decoder_floor(ghn, graph)
+    named = [node for node in graph.nodes if node.name]
+    return [torch.zeros(node.shape) for node in named for _ in range(1 + bool(node.norm_bias))]
+
+
+def encoder_floor(ghn: GHN, graph: Graph) -> None:
+    encoder, d, n = ghn.encoder, ghn.config.hid, len(graph)
+    if isinstance(encoder, Graphormer):
+        for layer in encoder.layers:
+            heads = torch.zeros(layer.heads, n, d // layer.heads)
+            heads @ heads.mT @ heads
+            for linear in (layer.qkv, layer.out, layer.feed_forward[0], layer.feed_forward[2]):
+                product(n, linear.weight)
+        return
+    for forward in (True, False):
+        product(n, encoder.gru.weight_hh)
+        later = n
+        for size in np.bincount(_levels([graph], forward)).tolist():
+            product(size, encoder.gru.weight_ih)
+            for mlp in (encoder.mlp, encoder.mlp_ve):
+                product(size, mlp[0].weight)
+                product(size, mlp[2].weight)
+            later -= size
+            product(later, torch.zeros(d, 2 * size))  # from this level to all later ones
+
+
+def decoder_floor(ghn: GHN, graph: Graph) -> None:
+    decoder, vectors, largest = ghn.weight_decoder, ghn.vector_decoder, ghn.config.max_shape
+    kernels: Counter = Counter()
+    slices: Counter = Counter()
     for node in graph.nodes:
-        if node.role in (Role.CONV, Role.LINEAR):
-            out, in_ = min(node.shape[0], largest_out), min(node.shape[1], largest_in)
-            positions = torch.Size(node.shape[2:]).numel()
-            torch.zeros(positions, 8 * ghn.config.hid) @ decoder.conv2.weight[: out * in_].T
-        if node.name:
-            torch.zeros(node.shape)
+        if node.role == Role.POSITION and len(node.shape) == 3:  # (1, tokens, channels)
+            out, in_, kernel = 1, node.shape[2], (int(node.shape[1] ** 0.5),) * 2
+        elif node.name and len(node.shape) > 1:
+            (out, in_), kernel = node.shape[:2], node.shape[2:] or (1, 1)
+        else:
+            continue
+        if node.role == Role.CLASS_WEIGHT:
+            out = largest[0]
+            product(min(in_, largest[1]), decoder.class_layer.weight)
+        kernel = min(kernel[0], largest[2]), min(kernel[1], largest[3])
+        kernels[kernel] += 1
+        slices[min(out, largest[0]), min(in_, largest[1])] += kernel[0] * kernel[1]
+    maps = decoder.fc.weight.unflatten(0, (-1, *largest[2:]))
+    for (height, width), nodes in kernels.items():
+        for row in maps[:, :height, :width].unbind(1):
+            product(nodes, row.transpose(0, 1))
+        product(nodes * height * width, decoder.conv1.weight)
+    matrices = decoder.conv2.weight.unflatten(0, largest[:2])
+    for (out, in_), positions in slices.items():
+        product(positions, matrices[:out, :in_])
+    rows = sum(node.role in (Role.NORM, Role.BIAS, Role.CLASS_BIAS) for node in graph.nodes)
+    product(rows, vectors.fc1.weight)
+    product(rows, vectors.fc2.weight)
+
+
+def sliced_before(ghn: GHN, state: Tensor) -> Tensor:
+    decoder = ghn.weight_decoder
+    return decoder.weights(decoder.features(state, (3, 3)).flatten(0, 1), 64, 64)
+
+
+def sliced_afterwards(ghn: GHN, state: Tensor) -> Tensor:
+    decoder, (out, in_, *kernel) = ghn.weight_decoder, ghn.config.max_shape
+    values = decoder.weights(decoder.features(state, tuple(kernel)).flatten(0, 1), out, in_)
+    rows, cols = decoder._positions(3), decoder._positions(3)
+    return values.unflatten(0, kernel)[rows, cols, :64, :64].flatten(0, 1)
+
+
+def peak_memory(preset: str, model: str) -> float:
+    """Linux only. Call it in a fresh process, whose allocator holds no memory yet."""
+    graph = Graph.from_module(network(model))
+    before = psutil.Process().memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    ghn = hypernetwork(preset)
+    with torch.no_grad():
+        predicted = ghn.predict(graph)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak = 1024 * int(status["VmHWM"].split()[0]) - before
+    return peak / sum(tensor.nbytes for tensor in [*ghn.parameters(), *predicted.values()])
+
+
+def measure(ghn: GHN, model: str, repeats: int) -> list[float]:
+    """Milliseconds: trace, floor, predict, slice, all."""
+    net, state = network(model), torch.randn(1, ghn.config.hid)
+    graph = Graph.from_module(net)
+    functions = [
+        lambda: Graph.from_module(net).distances,
+        lambda: floor(ghn, graph),
+        lambda: ghn.predict(graph),
+        lambda: sliced_before(ghn, state),
+        lambda: sliced_afterwards(ghn, state),
+    ]
+    rounds = [[seconds(function) for function in functions] for _ in range(repeats + 1)]
+    return [1000 * median(times) for times in zip(*rounds[1:])]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["resnet50", "vit_b_16", "swin_t"])
-    parser.add_argument("--hypernetworks", nargs="+", default=["ghn2", "ghn3-t"], choices=sorted(PRESETS))
+    parser.add_argument("--hypernetworks", nargs="+", default=["ghn2", "ghn3-t"], choices=sorted({*PRESETS} - {"mlp"}))
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
-    print(f"{'network':14} {'hypernetwork':13} {'trace':>8} {'floor':>8} {'predict':>8} {'ratio':>6}   ms")
+    print("network        hypernetwork     trace    floor  predict  ratio    slice      all   ms  memory")
     for preset in options.hypernetworks:
-        ghn = GHN({**PRESETS[preset], "num_classes": 1000})
         for model in options.models:
-            with torch.device("meta"):
-                net = getattr(torchvision.models, model)().eval()
-            graph = Graph.from_module(net)
-            times = {"trace": [], "floor": [], "predict": []}
+            with get_context("spawn").Pool(1) as pool:
+                memory = pool.apply(peak_memory, (preset, model))
             with torch.no_grad():
-                for _ in range(options.repeats + 1):
-                    times["trace"].append(seconds(lambda: Graph.from_module(net)))
-                    times["floor"].append(seconds(lambda: floor(ghn, graph)))
-                    times["predict"].append(seconds(lambda: ghn.predict(graph)))
-            trace, bottom, predict = (1000 * median(values[1:]) for values in times.values())
-            print(f"{model:14} {preset:13} {trace:8.1f} {bottom:8.1f} {predict:8.1f} {predict / bottom:6.2f}")
+                trace, bottom, predict, before, afterwards = measure(hypernetwork(preset), model, options.repeats)
+            times = f"{trace:8.1f} {bottom:8.1f} {predict:8.1f} {predict / bottom:6.2f} {before:8.2f} {afterwards:8.1f}"
+            print(f"{model:14} {preset:13} {times}      {memory:6.2f}")
 
 
 if __name__ == "__main__":

@@ -282,18 +282,22 @@ class Reduction:
             warnings.warn(f"{title} ties {len(tied)} weights ({which}...): one node, the first name", stacklevel=4)
 
     def classifier(self) -> list[int]:
-        """The weight, and the bias if any, that produce the first output; pooling of it may follow."""
-        nodes, bias = self.final, []
-        while len(nodes) == 1:
-            (node,) = nodes
-            role = self.nodes[node].role
-            if role in (Role.CONV, Role.LINEAR):
-                return [node, *bias]
-            if bias or node == 0 or role not in (Role.BIAS, Role.OPERATION):
+        """The weight, and the bias if any, that produce the first output. Pooling of it, or the sum with another
+        classifier (distillation), may follow.
+        """
+        nodes, op = self.final, ""
+        while len(nodes) == 1 and self.nodes[min(nodes)].role is Role.OPERATION:
+            op, nodes = self.nodes[min(nodes)].op, self.parents[min(nodes)]
+        if len(nodes) > 1 and op != "sum":
+            return []
+        found: list[int] = []
+        for node in sorted(nodes):
+            bias = [node] if self.nodes[node].role is Role.BIAS else []
+            weights = self.parents[node] if bias else {node}
+            if any(self.nodes[weight].role not in (Role.CONV, Role.LINEAR) for weight in weights):
                 return []
-            bias = [node] if role is Role.BIAS else []
-            nodes = self.parents[node]
-        return []
+            found += [*weights, *bias]
+        return found
 
     def sorted(self, classifier: list[int]) -> list[int]:
         """Topological order by forward execution; a classifier that nothing follows comes last."""

@@ -482,6 +482,22 @@ def test_pooling_after_the_classifier_leaves_it_the_classifier():
     assert role_of(graph, "classifier.1.weight") is Role.CLASS_WEIGHT
 
 
+@pytest.mark.parametrize(
+    ("join", "role"),
+    [(torch.add, Role.CLASS_WEIGHT), (torch.mul, Role.LINEAR), (lambda a, b: torch.cat([a, b], 1), Role.LINEAR)],
+)
+def test_two_classifiers_are_both_if_they_are_added(join, role):
+    net = Net(lambda m, x: join(m.head(x), m.distilled(x)) / 2, head=nn.Linear(32, 2), distilled=nn.Linear(32, 2))
+    graph = trace(net, (32,))
+    assert {role_of(graph, f"{name}.weight") for name in ("head", "distilled")} == {role}
+    assert (role_of(graph, "head.bias") is Role.CLASS_BIAS) == (role is Role.CLASS_WEIGHT)
+
+
+def test_a_sum_of_features_is_no_classifier():
+    net = Net(lambda m, x: m.conv(x) + m.norm(x), conv=nn.Conv2d(3, 3, 1), norm=nn.BatchNorm2d(3))
+    assert role_of(trace(net, SMALL), "conv.weight") is Role.CONV
+
+
 def test_a_classifier_computed_early_still_comes_last():
     def forward(m, x):
         return m.head(x), m.other(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -45,23 +46,30 @@ class Composer:
         self.targets: list[int] = []
         self.skipped: list[str] = []
 
+    def run(self, op: PlannedOp, prefix: str, values: Sequence[int]) -> int:
+        """Append an operation that reads one of the values; returns the value that leaves it."""
+        name, source, spec, live = op
+        block = placed(name, spec, prefix)
+        return self.add(block, values[source]) if live else self.skip(block)
+
     def add(self, block: Block, source: int) -> int:
-        """Append a block that reads ``source``; returns the node that leaves it."""
+        """Append a block that reads ``source``; returns the value that leaves it."""
+        nodes, edges, output, _ = block
         base = len(self.nodes)
-        self.nodes += block.nodes
-        for a, b in block.edges:
+        self.nodes += nodes
+        for a, b in edges:
             self.sources.append(source if a < 0 else base + a)
             self.targets.append(base + b)
-        return source if block.output < 0 else base + block.output
+        return source if output < 0 else base + output
 
     def skip(self, block: Block) -> int:
         """Note the parameters of a block that nothing reads."""
         self.skipped += [name for node in block.nodes for name in (node.name, node.norm_bias) if name]
         return -1
 
-    def join(self, op: str, sources: list[int]) -> int:
+    def join(self, op: str, values: Sequence[int]) -> int:
         """Append a sum or a concatenation; one that joins a value with itself is no node."""
-        distinct = list(dict.fromkeys(sources))
+        distinct = dict.fromkeys(values)
         if len(distinct) < 2:
             return max(distinct, default=-1)
         self.sources += distinct
@@ -89,7 +97,7 @@ def _add_stem(composer: Composer, arch: Architecture) -> tuple[int, int]:
     if arch.is_vit:
         patches = composer.add(blocks["stem0"], 0)
         position = composer.add(blocks["pos_enc"], patches)
-        total = composer.join("sum", [patches, position])
+        total = composer.join("sum", (patches, position))
         return total, total
     if "stem1" not in blocks:
         stem = composer.add(blocks["stem"], 0)
@@ -100,17 +108,13 @@ def _add_stem(composer: Composer, arch: Architecture) -> tuple[int, int]:
 
 def _add_cell(composer: Composer, cell: PlannedCell, prefix: str, s0: int, s1: int) -> int:
     """The value that leaves the cell."""
-
-    def run(op: PlannedOp, name: str, values: list[int]) -> int:
-        block = placed(op.name, op.spec, prefix + name)
-        return composer.add(block, values[op.source]) if op.live else composer.skip(block)
-
-    states = [run(op, f"preprocess{i}.", [s0, s1]) for i, op in enumerate(cell.preprocess)]
+    inputs = (s0, s1)
+    states = [composer.run(op, f"{prefix}preprocess{i}.", inputs) for i, op in enumerate(cell.preprocess)]
     for j in range(0, len(cell.ops), 2):
-        first = run(cell.ops[j], f"_ops.{j}.", states)
-        second = run(cell.ops[j + 1], f"_ops.{j + 1}.", states)
+        first = composer.run(cell.ops[j], f"{prefix}_ops.{j}.", states)
+        second = composer.run(cell.ops[j + 1], f"{prefix}_ops.{j + 1}.", states)
         both = first >= 0 and second >= 0
-        states.append(composer.join("sum", [first, second]) if both else max(first, second))
+        states.append(composer.join("sum", (first, second)) if both else max(first, second))
     return composer.join("concat", [states[i] for i in cell.concat if states[i] >= 0])
 
 

@@ -107,17 +107,21 @@ class Graph:
         unreachable = n + MAX_DISTANCE
         dtype = np.min_scalar_type(-unreachable - n)  # a path's length may be added to it
         rows = list(distances := np.full((n, n), unreachable, dtype))  # row: source, column: target
-        targets: list[list[int]] = [[] for _ in range(n)]
+        first, others = [n] * n, {}  # of the nodes that follow; most nodes have one
         for source, target in self.edges.tolist():
-            targets[source].append(target)
+            if first[source] == n:
+                first[source] = target
+            else:
+                others.setdefault(source, []).append(target)
         one = np.array(1, dtype)  # half as slow to add as a scalar
         for source in reversed(range(n)):
-            if following := targets[source]:
-                nearest = rows[following[0]]
-                for target in following[1:]:
+            row = rows[source]
+            if first[source] < n:
+                nearest = rows[first[source]]
+                for target in others.get(source, ()):
                     nearest = np.minimum(nearest, rows[target])
-                np.add(nearest, one, rows[source])
-            rows[source][source] = 0
+                np.add(nearest, one, row)
+            row[source] = 0
         return (distances * (distances <= MAX_DISTANCE)).astype(np.uint8)
 
     def to_networkx(self) -> nx.DiGraph:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -114,9 +115,11 @@ class Recipe:
         warmup: share of the steps ("cosine") or epochs ("cosine-epochs") with rising learning rate.
         milestones: shares of the steps at which "multistep" divides the rate by 10.
         clip: largest norm of the gradient.
-        gamma: weight of the norms of predicted parameters (GHN-3 eq. 10).
+        gamma: weight of the penalty on predicted parameters (GHN-3 eq. 10).
+        penalty: "norm" (sum of the tensors' norms) or "squared" (of their squares, GHN-3 Table 5).
         label_smoothing: of the cross-entropy.
         dropout: whether the networks' own dropout is active.
+        precision: of the networks' arithmetic; parameters, loss and the hypernetwork stay in float32.
         max_nodes: meta-batches with more nodes than this share times ``meta_batch`` are passed over.
         log_every, validate_every: intervals; a checkpoint is written with every log line.
     """
@@ -133,8 +136,67 @@ class Recipe:
     milestones: tuple[float, ...] = (2 / 3, 5 / 6)
     clip: float = 5.0
     gamma: float = 0.0
+    penalty: Literal["norm", "squared"] = "norm"
     label_smoothing: float = 0.0
     dropout: bool = True
+    precision: Literal["float32", "bfloat16"] = "float32"
     max_nodes: int = 275
     log_every: int = 50
     validate_every: int = 250
+
+    def rate_factor(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of a step as a share of ``lr``.
+
+        Raises:
+            ValueError: an unknown schedule.
+        """
+        if self.schedule == "cosine":
+            warmup = self.warmup * self.steps
+            if step < warmup:
+                return (step + 1) / warmup
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
+        if self.schedule == "multistep":
+            return 0.1 ** sum(step >= milestone * self.steps for milestone in self.milestones)
+        if self.schedule == "cosine-epochs":
+            epochs = math.ceil(self.steps / steps_per_epoch)
+            return self._cosine_epochs(step // steps_per_epoch, epochs, max(1, round(self.warmup * epochs)))
+        raise ValueError(f"schedule={self.schedule!r} is not one of cosine, cosine-epochs, multistep")
+
+    def _cosine_epochs(self, epoch: int, epochs: int, warmup: int) -> float:
+        """GHN-3: from 1e-5 in equal steps over the warm-up epochs, then cosine; constant within an epoch."""
+        if epoch < warmup - 1:
+            return (1e-5 + (self.lr - 1e-5) * epoch / (warmup - 1)) / self.lr
+        return max(0.0, 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup))))
+
+
+_ADAM = {"betas": (0.9, 0.999), "clip": 5.0, "meta_batch": 8, "max_nodes": 275}
+_PPUDA = {
+    **_ADAM,
+    "steps": 300 * 703,  # epochs of 45,000 images
+    "batch_size": 64,
+    "optimizer": "adam",
+    "lr": 1e-3,
+    "weight_decay": 1e-5,
+    "schedule": "multistep",  # at epochs 200 and 250
+}
+_GHN3 = {
+    **_ADAM,
+    "steps": 75 * 9618,  # epochs of 1,231,167 images
+    "batch_size": 128,
+    "optimizer": "adamw",
+    "lr": 4e-4,
+    "weight_decay": 1e-2,
+    "schedule": "cosine-epochs",
+    "warmup": 5 / 75,
+    "gamma": 3e-5,
+    "label_smoothing": 0.1,
+    "precision": "bfloat16",  # in place of float16 with scaled losses
+}
+RECIPES: dict[str, dict] = {
+    "mlp": _PPUDA,
+    "ghn1": {**_PPUDA, "meta_batch": 1},
+    "ghn2": _PPUDA,
+    **dict.fromkeys(("ghn3-t", "ghn3-s", "ghn3-l", "ghn3-xl"), _GHN3),
+}
+"""How the hypernetworks of ``PRESETS`` are trained: GHN-1, GHN-2 and MLP on CIFAR-10 (PPUDA appendix B), GHN-3 on
+ImageNet (GHN-3 section 5; its m16 models with ``meta_batch`` 16). Nodes: at most 2200 in a meta-batch of 8."""

@@ -1,4 +1,4 @@
-"""Processes that end together: what a killed run leaves behind must not go on training."""
+"""Processes that end together, and in good order: what a killed run leaves behind must not go on training."""
 
 from __future__ import annotations
 
@@ -6,8 +6,27 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import psutil
+
+
+@contextmanager
+def termination_noted() -> Iterator[Callable[[], bool]]:
+    """Within, SIGTERM ends nothing: yields whether it has come, for work that can stop between two steps.
+
+    Signals reach the main thread alone: in another one nothing changes.
+    """
+    noted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield noted.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: noted.set())
+    try:
+        yield noted.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def stop_with(pid: int) -> None:

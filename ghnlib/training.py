@@ -1,9 +1,13 @@
 """Meta-training of hypernetworks: predict a meta-batch of networks, train the predictor through them.
 
 The backward pass has two phases: each child network runs forward and backward alone, with the predicted
-parameters as leaves, and one backward pass through the hypernetwork follows. Peak memory is that of one child,
-not of the meta-batch, and the gradients are those of the joint backward pass. Under torch.distributed every rank
-takes its share of each meta-batch, all with the same images, and gradients are averaged (GHN-3 appendix).
+parameters as leaves, and one backward pass through the hypernetwork follows. Peak memory is that of one child
+and ``PREDICTED_TOGETHER`` predictions, not of the meta-batch, and the gradients are those of the joint backward pass.
+Under torch.distributed every rank takes its share of each meta-batch, all with the same images, and gradients are
+averaged (GHN-3 appendix).
+
+Every random choice is a function of the seed and the step, so a checkpoint holds no random state: training
+continues exactly from any step, and on any number of processes up to the order of sums.
 """
 
 from __future__ import annotations
@@ -11,12 +15,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from time import perf_counter
 
 import filelock
 import pandas as pd
@@ -29,6 +35,10 @@ from ghnlib.architectures import Architecture
 from ghnlib.config import Recipe
 from ghnlib.hypernetwork import GHN
 from ghnlib.images import Augment, ImageSet, mix
+from ghnlib.processes import termination_noted
+
+PREDICTED_TOGETHER = 4
+"""Networks of a rank predicted at once: larger meta-batches are taken in parts, so that memory does not grow."""
 
 
 class TrainingError(RuntimeError):
@@ -36,28 +46,6 @@ class TrainingError(RuntimeError):
 
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-
-
-def learning_rate_factor(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of a step as a share of ``recipe.lr``."""
-    if recipe.schedule == "cosine":
-        warmup = recipe.warmup * recipe.steps
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, recipe.steps - warmup)))
-    if recipe.schedule == "multistep":
-        return 0.1 ** sum(step >= milestone * recipe.steps for milestone in recipe.milestones)
-    if recipe.schedule == "cosine-epochs":
-        epochs = math.ceil(recipe.steps / steps_per_epoch)
-        return _cosine_epochs(step // steps_per_epoch, epochs, max(1, round(recipe.warmup * epochs)), recipe.lr)
-    raise ValueError(f"schedule={recipe.schedule!r} is not one of cosine, cosine-epochs, multistep")
-
-
-def _cosine_epochs(epoch: int, epochs: int, warmup: int, lr: float) -> float:
-    """GHN-3: from 1e-5 in equal steps over the warm-up epochs, then cosine; constant within an epoch."""
-    if epoch < warmup - 1:
-        return (1e-5 + (lr - 1e-5) * epoch / (warmup - 1)) / lr
-    return max(0.0, 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup))))
 
 
 class MetaTrainer:
@@ -75,7 +63,7 @@ class MetaTrainer:
             ghn.parameters(), lr=recipe.lr, betas=tuple(recipe.betas), weight_decay=recipe.weight_decay, fused=True
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate_factor(recipe, step, steps_per_epoch)
+            self.optimizer, lambda step: recipe.rate_factor(step, steps_per_epoch)
         )
 
     def step(
@@ -96,25 +84,42 @@ class MetaTrainer:
         m = len(architectures)
         mine = share_of_rank(range(m), cost=lambda i: len(architectures[i].graph))
         self.optimizer.zero_grad(set_to_none=True)
-        predictions = self.ghn([architectures[i].graph for i in mine])
-        leaves = [{name: p.detach().requires_grad_() for name, p in prediction.items()} for prediction in predictions]
-        results = [self._run_child(architectures[i], own, images, labels, mix(seed, i)) for i, own in zip(mine, leaves)]
-        finite = [k for k in range(len(mine)) if all(map(math.isfinite, results[k])) and _finite(leaves[k].values())]
-        if finite:
-            torch.autograd.backward(
-                [p for k in finite for p in predictions[k].values()],
-                [leaf.grad / m for k in finite for leaf in leaves[k].values()],
-            )
-        sums = torch.tensor([[1.0, *results[k]] for k in finite]).reshape(-1, 4).sum(0).to(images.device)
+        results = []
+        for start in range(0, len(mine), PREDICTED_TOGETHER):
+            part = {i: architectures[i] for i in mine[start : start + PREDICTED_TOGETHER]}
+            results += self._add_gradients(part, m, images, labels, seed)
+        sums = torch.tensor([[1.0, *result] for result in results]).reshape(-1, 4).sum(0).to(images.device)
         self._sum_over_ranks(sums)
         grad_norm = float(nn.utils.clip_grad_norm_(self.ghn.parameters(), self.recipe.clip))
         if sums[0] and math.isfinite(grad_norm):
             self.optimizer.step()
         self.schedule.step()
-        loss, correct, norm = (sums[1:] / sums[0].clamp(min=1)).tolist()
+        loss, correct, norm = (sums[1:] / sums[0]).tolist()  # not a number if there is no network left
         skipped = m - int(sums[0]) if math.isfinite(grad_norm) else m
         means = {"loss": loss, "accuracy": 100 * correct, "parameter_norm": norm}
         return means | {"grad_norm": grad_norm, "skipped": skipped}
+
+    def _add_gradients(
+        self, part: dict[int, Architecture], m: int, images, labels, seed: int
+    ) -> list[tuple[float, float, float]]:
+        """Predict some of the m networks, run each, add its share of the gradient to the hypernetwork's.
+
+        Returns:
+            What ``_run_child`` returns, of the networks whose loss and gradients are finite; the others are dropped.
+        """
+        predictions = self.ghn([architecture.graph for architecture in part.values()])
+        outputs, gradients, results = [], [], []
+        for (i, architecture), prediction in zip(part.items(), predictions):
+            leaves = {name: p.detach().requires_grad_() for name, p in prediction.items()}
+            result = self._run_child(architecture, leaves, images, labels, mix(seed, i))
+            if all(map(math.isfinite, result)) and _finite(leaves.values()):
+                results.append(result)
+                outputs += prediction.values()
+                gradients += [leaf.grad for leaf in leaves.values()]
+        if outputs:
+            torch._foreach_div_(gradients, m)
+            torch.autograd.backward(outputs, gradients)
+        return results
 
     def _run_child(
         self, architecture, leaves: dict[str, Tensor], images, labels, seed: int
@@ -122,12 +127,14 @@ class MetaTrainer:
         """Loss, share of images classified correctly, norm of parameters; gradients go to the leaves."""
         torch.manual_seed(seed)
         net = _network(architecture, self.recipe.dropout)
-        logits = torch.func.functional_call(net, leaves, (images,))
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+            logits = torch.func.functional_call(net, leaves, (images,)).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        norm = torch.stack(torch._foreach_norm(list(leaves.values()))).sum()
-        (loss + self.recipe.gamma * norm).backward()
+        norms = torch.stack(torch._foreach_norm(list(leaves.values())))
+        penalty = norms.square() if self.recipe.penalty == "squared" else norms
+        (loss + self.recipe.gamma * penalty.sum()).backward()
         correct = (logits.detach().argmax(1) == labels).float().mean()
-        return loss.item(), correct.item(), norm.item()
+        return loss.item(), correct.item(), norms.sum().item()
 
     def _sum_over_ranks(self, sums: Tensor) -> None:
         if not distributed.is_initialized():
@@ -213,12 +220,15 @@ def train_ghn(
 ) -> pd.DataFrame:
     """Train a hypernetwork; started again after an interruption, it continues from its last checkpoint.
 
+    SIGTERM ends the step in hand, writes a checkpoint and exits with status 143.
+
     Args:
         ghn: initialised hypernetwork, trained in place.
         architectures: training networks.
         images: training images.
         recipe: see ``Recipe``.
-        folder: for ``checkpoint.pt`` and ``history.csv``; the checkpoint of another configuration is replaced.
+        folder: for ``checkpoint.pt`` (and the one before it), ``history.csv`` and ``timing.csv`` (seconds of each log
+            interval); the checkpoint of another configuration is replaced.
         seed: decides the order of images and architectures, augmentation and dropout.
         augment: of the training images.
         validate: called on every rank each ``recipe.validate_every`` steps; its values join the history.
@@ -227,41 +237,62 @@ def train_ghn(
         One row a log interval: step, means of what ``MetaTrainer.step`` returns, and validation values.
 
     Raises:
-        TrainingError: losses that are not finite have become the rule, or another process trains in ``folder``.
+        TrainingError: losses that are not finite have become the rule, a checkpoint cannot be written, or another
+            process trains in ``folder``.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     trainer = MetaTrainer(ghn, recipe, max(1, len(images) // recipe.batch_size))
     identity = json.dumps([asdict(ghn.config), asdict(recipe), asdict(augment or Augment()), seed], sort_keys=True)
     with _only_writer(folder):
-        progress = _resume(trainer, folder, identity) or {"step": 0, "position": 0, "skipped": 0, "history": []}
+        start = {"step": 0, "position": 0, "skipped": 0, "window": [], "history": []}
+        progress = _resume(trainer, folder, identity) or start
         _loop(trainer, architectures, images, seed, augment, validate, folder, identity, progress)
+        if is_first_rank():  # again: the last process may have been killed between checkpoint and history
+            _write_history(progress["history"], folder)
     return pd.DataFrame(progress["history"])
 
 
 def _loop(trainer, architectures, images, seed, augment, validate, folder, identity, progress) -> None:
-    recipe, window = trainer.recipe, []
+    recipe, device, clock = trainer.recipe, images.labels.device, perf_counter()
     batches = images.stream(recipe.batch_size, seed, progress["step"], augment)
-    bar = tqdm(total=recipe.steps, initial=progress["step"], disable=None if is_first_rank() else True, unit="step")
-    while progress["step"] < recipe.steps:
-        step = progress["step"]
-        chosen, progress["position"] = sample_meta_batch(architectures, recipe, seed, progress["position"])
-        window.append(trainer.step(chosen, *next(batches), seed=mix(seed, 2, step)))
-        progress["skipped"] += window[-1]["skipped"]
-        progress["step"] = step = step + 1
-        bar.update()
-        _stop_if_diverged(progress["skipped"], step * recipe.meta_batch)
-        if step % recipe.log_every and step != recipe.steps:
-            continue
-        row = {"step": step, **pd.DataFrame(window).mean().to_dict()}
-        window = []
-        if validate and (step % recipe.validate_every == 0 or step == recipe.steps):
-            row |= validate(trainer.ghn)
-        progress["history"].append(row)
-        if is_first_rank():
-            _report(row, recipe.steps)
-            _save({**trainer.state_dict(), "progress": progress, "identity": identity}, folder)
-    bar.close()
+    hidden = None if is_first_rank() else True
+    with (
+        tqdm(total=recipe.steps, initial=progress["step"], disable=hidden, unit="step") as bar,
+        termination_noted() as terminated,
+    ):
+        while progress["step"] < recipe.steps:
+            step = progress["step"]
+            chosen, progress["position"] = sample_meta_batch(architectures, recipe, seed, progress["position"])
+            progress["window"].append(trainer.step(chosen, *next(batches), seed=mix(seed, 2, step)))
+            progress["skipped"] += progress["window"][-1]["skipped"]
+            progress["step"] = step = step + 1
+            bar.update()
+            _stop_if_diverged(progress["skipped"], step * recipe.meta_batch)
+            logged = step % recipe.log_every == 0 or step == recipe.steps
+            if logged:
+                row = {"step": step, **pd.DataFrame(progress["window"]).mean().to_dict()}
+                progress["window"] = []
+                if validate and (step % recipe.validate_every == 0 or step == recipe.steps):
+                    row |= validate(trainer.ghn)
+                progress["history"].append(row)
+                _report(row, recipe.steps)
+            stop = _on_any_rank(terminated(), device)
+            if (logged or stop) and is_first_rank():
+                _save({**trainer.state_dict(), "progress": progress, "identity": identity}, folder)
+                clock = _record_time(step, clock, folder)
+            if stop:
+                _say(f"asked to stop: saved after step {step}; started again, it resumes")
+                raise SystemExit(143)
+
+
+def _on_any_rank(flag: bool, device: torch.device) -> bool:
+    """The same answer on all ranks: one that stopped alone would leave the others waiting for it."""
+    if not distributed.is_initialized():
+        return flag
+    count = torch.tensor(float(flag), device=device)
+    distributed.all_reduce(count)
+    return bool(count)
 
 
 def _stop_if_diverged(skipped: int, total: int) -> None:
@@ -282,31 +313,53 @@ def _report(row: dict, steps: int) -> None:
     _say(f"step {row['step']:>{len(str(steps))}}/{steps}  {values}")
 
 
+def _record_time(step: int, since: float, folder: Path) -> float:
+    """Append the seconds up to this step; the time now. In a file of its own: equal runs write equal histories."""
+    now = perf_counter()
+    with (folder / "timing.csv").open("a") as file:
+        file.write(("" if file.tell() else "step,seconds\n") + f"{step},{now - since:.3f}\n")
+    return now
+
+
 def _save(state: dict, folder: Path) -> None:
-    """Write next to the last checkpoint, then replace it: a crash or a full disk leaves the last good one."""
-    new = folder / "checkpoint.new"
+    """Write a checkpoint, then rename it: at any moment a kill or a full disk leaves a good one, this or the last."""
+    new, last = folder / "checkpoint.new", folder / "checkpoint.pt"
     try:
-        torch.save(state, new)
-        os.replace(new, folder / "checkpoint.pt")
-        pd.DataFrame(state["progress"]["history"]).to_csv(folder / "history.csv", index=False)
-    except OSError as error:
+        with new.open("wb") as file:
+            torch.save(state, file)
+            os.fsync(file.fileno())
+        if last.exists():
+            os.replace(last, folder / "checkpoint.previous.pt")
+        os.replace(new, last)
+        _write_history(state["progress"]["history"], folder)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as either
         new.unlink(missing_ok=True)
         free = shutil.disk_usage(folder).free >> 20
-        raise TrainingError(f"cannot write a checkpoint to {folder} ({error.strerror}, {free} MiB free); "
+        raise TrainingError(f"cannot write a checkpoint to {folder} ({error}, {free} MiB free); "
                             "the last one is intact, free some space and start again") from error  # fmt: skip
 
 
+def _write_history(rows: list[dict], folder: Path) -> None:
+    pd.DataFrame(rows).to_csv(folder / "history.new", index=False)
+    os.replace(folder / "history.new", folder / "history.csv")
+
+
 def _resume(trainer: MetaTrainer, folder: Path, identity: str) -> dict | None:
-    path = folder / "checkpoint.pt"
-    if not path.exists():
-        return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["identity"] != identity:
-        _say("the checkpoint here is of another configuration: starting anew")
-        return None
-    trainer.load_state_dict(state)
-    _say(f"resuming after step {state['progress']['step']}")
-    return state["progress"]
+    for name in "checkpoint.pt", "checkpoint.previous.pt":
+        try:
+            state = torch.load(folder / name, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            continue
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            _say(f"{folder / name} is damaged ({error}): trying the one before it")
+            continue
+        if state["identity"] != identity:
+            _say("the checkpoint here is of another configuration: starting anew")
+            return None
+        trainer.load_state_dict(state)
+        _say(f"resuming after step {state['progress']['step']}")
+        return state["progress"]
+    return None
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -99,14 +99,9 @@ class MetaTrainer:
         means = {"loss": loss, "accuracy": 100 * correct, "parameter_norm": norm}
         return means | {"grad_norm": grad_norm, "skipped": skipped}
 
-    def _add_gradients(
-        self, part: dict[int, Architecture], m: int, images, labels, seed: int
-    ) -> list[tuple[float, float, float]]:
-        """Predict some of the m networks, run each, add its share of the gradient to the hypernetwork's.
-
-        Returns:
-            What ``_run_child`` returns, of the networks whose loss and gradients are finite; the others are dropped.
-        """
+    def _add_gradients(self, part: dict[int, Architecture], m: int, images, labels, seed: int) -> list[tuple]:
+        """Predict some of the m networks, run each, add its share of the gradient to the hypernetwork's; returns what
+        ``_run_child`` returns, of the networks whose loss and gradients are finite: the others are dropped."""
         predictions = self.ghn([architecture.graph for architecture in part.values()])
         outputs, gradients, results = [], [], []
         for (i, architecture), prediction in zip(part.items(), predictions):
@@ -121,9 +116,7 @@ class MetaTrainer:
             torch.autograd.backward(outputs, gradients)
         return results
 
-    def _run_child(
-        self, architecture, leaves: dict[str, Tensor], images, labels, seed: int
-    ) -> tuple[float, float, float]:
+    def _run_child(self, architecture, leaves: dict[str, Tensor], images, labels, seed: int) -> tuple:
         """Loss, share of images classified correctly, norm of parameters; gradients go to the leaves."""
         torch.manual_seed(seed)
         net = _network(architecture, self.recipe.dropout)
@@ -254,7 +247,7 @@ def train_ghn(
 
 
 def _loop(trainer, architectures, images, seed, augment, validate, folder, identity, progress) -> None:
-    recipe, device, clock = trainer.recipe, images.labels.device, perf_counter()
+    recipe, started = trainer.recipe, perf_counter()
     batches = images.stream(recipe.batch_size, seed, progress["step"], augment)
     hidden = None if is_first_rank() else True
     with (
@@ -277,10 +270,11 @@ def _loop(trainer, architectures, images, seed, augment, validate, folder, ident
                     row |= validate(trainer.ghn)
                 progress["history"].append(row)
                 _report(row, recipe.steps)
-            stop = _on_any_rank(terminated(), device)
+            stop = _on_any_rank(terminated(), images.labels.device)
             if (logged or stop) and is_first_rank():
                 _save({**trainer.state_dict(), "progress": progress, "identity": identity}, folder)
-                clock = _record_time(step, clock, folder)
+                _record_time(step, perf_counter() - started, folder)
+                started = perf_counter()
             if stop:
                 _say(f"asked to stop: saved after step {step}; started again, it resumes")
                 raise SystemExit(143)
@@ -305,7 +299,8 @@ def _stop_if_diverged(skipped: int, total: int) -> None:
 
 def _say(text: str) -> None:
     if is_first_rank():
-        tqdm.write(text)
+        with suppress(BrokenPipeError):  # who read this may have been killed: the training is to be saved all the same
+            tqdm.write(text)
 
 
 def _report(row: dict, steps: int) -> None:
@@ -313,12 +308,10 @@ def _report(row: dict, steps: int) -> None:
     _say(f"step {row['step']:>{len(str(steps))}}/{steps}  {values}")
 
 
-def _record_time(step: int, since: float, folder: Path) -> float:
-    """Append the seconds up to this step; the time now. In a file of its own: equal runs write equal histories."""
-    now = perf_counter()
+def _record_time(step: int, seconds: float, folder: Path) -> None:
+    """In a file of its own: equal runs write equal histories."""
     with (folder / "timing.csv").open("a") as file:
-        file.write(("" if file.tell() else "step,seconds\n") + f"{step},{now - since:.3f}\n")
-    return now
+        file.write(("" if file.tell() else "step,seconds\n") + f"{step},{seconds:.3f}\n")
 
 
 def _save(state: dict, folder: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 
+import filelock
 import pandas as pd
 import pytest
 import torch
@@ -238,6 +239,20 @@ def test_sigterm_saves_and_exits_143(tmp_path):
     assert 2 <= torch.load(tmp_path / "part" / "checkpoint.pt")["progress"]["step"] < DURABLE.steps
     train_in_child(tmp_path / "part")
     assert (tmp_path / "part" / "history.csv").read_bytes() == (tmp_path / "whole" / "history.csv").read_bytes()
+
+
+def test_processes_save_when_their_caller_is_killed(tmp_path):
+    """No log line is due before the end: the checkpoint is the one that SIGTERM asked for."""
+    job = JOB | {"folder": str(tmp_path), "recipe": JOB["recipe"] | {"steps": 10_000, "log_every": 10_000}}
+    code = f"from ghnlib.jobs import train_in_processes as t; t({job!r}, 2)"
+    caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    while not (tmp_path / "lock").exists():
+        time.sleep(0.1)
+    time.sleep(2)
+    caller.kill()
+    caller.wait()
+    with filelock.FileLock(tmp_path / "lock", timeout=30):
+        assert 0 < torch.load(tmp_path / "checkpoint.pt")["progress"]["step"] < 10_000
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):

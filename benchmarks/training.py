@@ -5,8 +5,9 @@
 
 Floor: float32, contiguous images. Floor and step run in the same processes of one thread, which share the networks as
 in ``train_in_processes``, and take turns over the same networks; prints medians, the median of the ratios, and where
-the first process's time goes. ``--memory``: peak resident memory of a step with the whole meta-batch beside that of
-steps with one network at a time, each in a process of its own.
+the first process's time goes: processor seconds, so that others on the machine change little. ``--memory``: peak
+resident memory of a step with the whole meta-batch beside that of steps with one network at a time, each in a process
+of its own.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import multiprocessing
 import tempfile
 from collections import Counter
 from statistics import median
-from time import perf_counter
+from time import process_time
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +27,9 @@ from ghnlib.training import MetaTrainer, sample_meta_batch, share_of_rank
 
 
 def seconds(function) -> float:
-    start = perf_counter()
+    start = process_time()
     function()
-    return perf_counter() - start
+    return process_time() - start
 
 
 def train_networks(networks, images, labels) -> None:
@@ -41,11 +42,11 @@ def timed(owner, name: str, spent: Counter, label: str) -> None:
     method = getattr(owner, name)
 
     def call(*arguments, **options):
-        start = perf_counter()
+        start = process_time()
         try:
             return method(*arguments, **options)
         finally:
-            spent[label] += perf_counter() - start
+            spent[label] += process_time() - start
 
     setattr(owner, name, call)
 
@@ -86,9 +87,9 @@ def compare(rank: int, options, file: str) -> None:
         floors, steps, sampling, graphs, position = [], {p: [] for p in trainers}, [], [], 0
         pool = pool_of(options, 50 * m)
         for i in range(options.steps):
-            start, position_before = perf_counter(), position
+            start, position_before = process_time(), position
             batch, position = sample_meta_batch(pool, Recipe(meta_batch=m), 0, position_before)
-            sampling.append(perf_counter() - start)
+            sampling.append(process_time() - start)
             graphs.append(seconds(lambda: [a.graph.distances for a in batch]))
             mine = share_of_rank(batch, cost=lambda architecture: len(architecture.graph))
             networks = [a.build(device="cpu").train() for a in mine]

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 
 def diversity(tensors: Iterable[Tensor]) -> float:
-    """Mean of 1 - |cosine| over all pairs of tensors of one shape (PPUDA Table 12); 0 if they are all parallel.
+    """Mean of 1 - |cosine| over pairs of different tensors of one shape (PPUDA Table 12); 0 if they are all parallel.
 
     Independent Gaussian tensors with D entries give 1 - sqrt(2 / (pi D)).
     """
     rows = torch.nn.functional.normalize(torch.stack([t.detach().flatten() for t in tensors]), dim=1)
-    return float((1 - (rows @ rows.T).abs()).mean())
+    n = len(rows)
+    return float((1 - (rows @ rows.T).abs())[~torch.eye(n, dtype=torch.bool)].mean())
 
 
 def sparsity(weight: Tensor, threshold: float = 0.05) -> float:

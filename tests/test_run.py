@@ -113,6 +113,8 @@ def test_a_stopped_runner_takes_its_kernel_along(tree, sent, status):
     runner = subprocess.Popen(
         [sys.executable, "-m", "ghnlib.run", "finetune"],
         env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL,
+        # Where the tests run in the background of a shell, Ctrl-C is ignored, and would be here too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     wait_for(lambda: (root / "pid").exists() and (root / "pid").read_text())
     kernel = int((root / "pid").read_text())

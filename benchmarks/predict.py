@@ -18,18 +18,18 @@ weights and result. Random weights serve. Prints medians measured alternately in
 import argparse
 from collections import Counter
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import numpy as np
 import psutil
 import torch
-import torchvision
+from memory import forget_peak, peak_bytes
 from torch import Tensor
 
 from ghnlib import GHN, Graph
 from ghnlib.config import PRESETS
+from ghnlib.coverage import build
 from ghnlib.encoders import Graphormer, _levels
 from ghnlib.graph import Role
 
@@ -50,11 +50,6 @@ def hypernetwork(preset: str) -> GHN:
     for parameter in ghn.parameters():
         parameter.data.uniform_(-0.05, 0.05)
     return ghn
-
-
-def network(model: str) -> torch.nn.Module:
-    with torch.device("meta"):
-        return getattr(torchvision.models, model)().eval()
 
 
 def product(rows: int, matrix: Tensor) -> Tensor:
@@ -134,20 +129,18 @@ def sliced_afterwards(ghn: GHN, state: Tensor) -> Tensor:
 
 def peak_memory(preset: str, model: str) -> float:
     """Linux only. Call it in a fresh process, whose allocator holds no memory yet."""
-    graph = Graph.from_module(network(model))
+    graph = Graph.from_module(build(f"torchvision.models.{model}", 1000))
     before = psutil.Process().memory_info().rss
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    forget_peak()
     ghn = hypernetwork(preset)
     with torch.no_grad():
         predicted = ghn.predict(graph)
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    peak = 1024 * int(status["VmHWM"].split()[0]) - before
-    return peak / sum(tensor.nbytes for tensor in [*ghn.parameters(), *predicted.values()])
+    return (peak_bytes() - before) / sum(tensor.nbytes for tensor in [*ghn.parameters(), *predicted.values()])
 
 
 def measure(ghn: GHN, model: str, repeats: int) -> list[float]:
     """Milliseconds: trace, floor, predict, slice, all."""
-    net, state = network(model), torch.randn(1, ghn.config.hid)
+    net, state = build(f"torchvision.models.{model}", 1000), torch.randn(1, ghn.config.hid)
     graph = Graph.from_module(net)
     functions = [
         lambda: Graph.from_module(net).distances,

@@ -19,6 +19,7 @@ from time import process_time
 
 import torch
 import torch.nn.functional as F
+from memory import forget_peak, peak_bytes
 from torch import distributed
 
 from ghnlib import GHN, DeepNets
@@ -132,12 +133,10 @@ def peak(arguments) -> float:
     architectures = [pool[i] for i in range(options.meta_batch)]
     trainer = new_trainer(preset)
     trainer.step([pool[options.meta_batch]], images[:2], labels[:2], 0)  # the optimiser's state is there from now on
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak is counted from here
+    forget_peak()
     for start in range(0, options.meta_batch, part):
         trainer.step(architectures[start : start + part], images, labels, 0)
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
+    return peak_bytes() / 2**20
 
 
 def main() -> None:

@@ -31,12 +31,8 @@ $(DONE): requirements.lock pyproject.toml
 	@rm -f $(HALF) && touch $(DONE)
 
 repro: env
-ifeq ($(filter-out digits,$(PROFILE)),)
 	@test -e .git || $(BIN)/dvc config --local core.no_scm true
-	@$(BIN)/dvc repro
-else
-	@$(BIN)/python -m ghnlib.profiles $(PROFILE)
-endif
+	@$(BIN)/python -m ghnlib.pipeline $(filter-out digits,$(PROFILE))
 
 test: env
 	@$(BIN)/python -m pytest

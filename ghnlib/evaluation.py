@@ -62,8 +62,8 @@ def mean_and_error(values: Iterable[float]) -> dict[str, float]:
 
 def paired_interval(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> dict[str, float]:
     """Mean of a - b over paired observations, with its Student-t confidence interval."""
-    difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     from scipy import stats  # takes a second, and only this needs it
 
+    difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     low, high = stats.t.interval(confidence, len(difference) - 1, difference.mean(), stats.sem(difference))
     return {"n": len(difference), "mean": float(difference.mean()), "low": float(low), "high": float(high)}

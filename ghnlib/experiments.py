@@ -13,13 +13,16 @@ from joblib import Parallel, delayed
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import shortest_path
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from ghnlib.architectures import Architecture
+from ghnlib.config import Recipe
 from ghnlib.coverage import build
 from ghnlib.data import ImageSplits
 from ghnlib.deepnets import DeepNets
 from ghnlib.finetuning import Run, SGDRecipe, initial_network, run_all, train_network
 from ghnlib.graph import PRIMITIVES, Graph
+from ghnlib.hypernetwork import GHN
 from ghnlib.images import ImageSet, mix
 from ghnlib.jobs import augmentation_of
 
@@ -99,6 +102,43 @@ def train_from_random(
         ]
         results.append(run_all(runs, images.train, images.test, processes=processes))
     return pd.concat(results)[["method", "index", "accuracy"]].assign(split="test")
+
+
+def training_costs(variants: Mapping[str, Mapping], architectures: Sequence[Architecture]) -> pd.DataFrame:
+    """What each trained hypernetwork of models/ took (GHN-3 Figs. 1 and 3, PPUDA Fig. 9).
+
+    Returns:
+        One row a variant: ``encoder``, ``meta_batch``, ``parameters``, ``flops`` of its training (of the average
+        architecture), mean and deviation over all steps of the norm of its gradient.
+    """
+    rows = {}
+    for variant, fields in variants.items():
+        ghn, recipe = GHN.from_pretrained(f"models/{variant}"), Recipe(**fields["recipe"])
+        history = pd.read_csv(f"models/{variant}/history.csv")
+        mean = history["grad_norm"].mean()
+        square = (history["grad_norm"] ** 2 + history["grad_norm_deviation"] ** 2).mean()
+        rows[variant] = {
+            "encoder": ghn.config.encoder,
+            "meta_batch": recipe.meta_batch,
+            "parameters": sum(p.numel() for p in ghn.parameters()),
+            "flops": recipe.steps * step_flops(ghn, architectures, recipe),
+            "grad_norm": mean,
+            "grad_norm_deviation": max(0.0, square - mean**2) ** 0.5,
+        }
+    return pd.DataFrame(rows).T.infer_objects()
+
+
+@torch.no_grad()
+def step_flops(ghn: GHN, architectures: Sequence[Architecture], recipe: Recipe) -> float:
+    """FLOPs of one training step: three forward passes (a backward pass takes two), hypernetwork and networks."""
+    with FlopCounterMode(display=False) as counter:
+        for architecture in architectures:
+            (predicted,) = ghn([architecture.graph], predict_class_layers=True)
+            parameters = {name: p.to("meta") for name, p in predicted.items()}
+            side = architecture.input_size
+            images = torch.empty(recipe.batch_size, 3, side, side, device="meta")
+            torch.func.functional_call(architecture.build(device="meta").eval(), parameters, (images,))
+    return 3 * recipe.meta_batch * counter.get_total_flops() / len(architectures)
 
 
 def random_and_trained_parameters(

@@ -81,8 +81,8 @@ def validation_accuracy(ghn: GHN, architectures: Sequence[Architecture], images:
     return float(total) / len(architectures)
 
 
-def train_in_processes(job: Mapping, processes: int) -> pd.DataFrame:
-    """Run ``train_variant`` in processes of one core (or device) each, which share every meta-batch.
+def train_in_processes(job: Mapping, devices: int) -> pd.DataFrame:
+    """Run ``train_variant`` in a process of its own, or in one for each core (or GPU), which share every meta-batch.
 
     The training survives the caller: its checkpoints stay in ``job["folder"]``, and the same call resumes it.
 
@@ -95,7 +95,7 @@ def train_in_processes(job: Mapping, processes: int) -> pd.DataFrame:
     folder = Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.json").write_text(json.dumps(job, indent=1))
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"] if devices > 1 else []
     command = [sys.executable, "-u", *launcher, "-m", "ghnlib.jobs", str(folder / "job.json")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GHNLIB_PARENT": str(os.getpid())}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -127,11 +127,13 @@ def _main(path: str) -> None:
         stop_with(int(parent))
     job = json.loads(Path(path).read_text())
     torch.set_num_threads(1)
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if distributed.is_torchelastic_launched():
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         train_variant(job)
     finally:
-        distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ Variant = create_model("Variant", __base__=Section, **_fields_of(GHNConfig), **_
 class Train(Section):
     """Hypernetworks: what they share, and for each variant what it changes."""
 
+    devices: Positive
     ghn: GHNSection
     recipe: RecipeSection
     variants: Annotated[dict[Name, Variant], Field(min_length=1)]
@@ -114,7 +115,7 @@ class Train(Section):
     def variant(self, name: str) -> dict[str, Any]:
         """``ghn`` (of GHNConfig) and ``recipe`` (of Recipe) of a variant, and what all variants share."""
         changes = self.variants[name].model_dump(mode="json", exclude_unset=True)
-        merged = self.model_dump(mode="json", exclude={"variants"})
+        merged = self.model_dump(mode="json", exclude={"variants", "devices"})
         for section in "ghn", "recipe":
             merged[section] |= {key: value for key, value in changes.items() if key in merged[section]}
         return merged

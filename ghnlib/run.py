@@ -113,7 +113,7 @@ def label(stage: str, variant: str = "") -> str:
 def available(stage: str, variant: str, params: Params) -> dict[str, Any]:
     """Everything a notebook may ask for in its parameters cell."""
     values = params.model_dump(mode="json", exclude={"train"})
-    own = {"processes": params.processes}
+    own = {"devices": params.train.devices}
     values["variants"] = {name: params.train.variant(name) | own for name in params.train.variants}
     values["folder"] = f".training/{params.profile}/{label(stage, variant)}"
     return values | ({"variant": variant, "train": values["variants"][variant]} if variant else {})

@@ -227,7 +227,8 @@ def train_ghn(
         validate: called on every rank each ``recipe.validate_every`` steps; its values join the history.
 
     Returns:
-        One row a log interval: step, means of what ``MetaTrainer.step`` returns, and validation values.
+        One row a log interval: step, means of what ``MetaTrainer.step`` returns, deviation of the gradient norm,
+        validation values.
 
     Raises:
         TrainingError: losses that are not finite have become the rule, a checkpoint cannot be written, or another
@@ -264,7 +265,8 @@ def _loop(trainer, architectures, images, seed, augment, validate, folder, ident
             _stop_if_diverged(progress["skipped"], step * recipe.meta_batch)
             logged = step % recipe.log_every == 0 or step == recipe.steps
             if logged:
-                row = {"step": step, **pd.DataFrame(progress["window"]).mean().to_dict()}
+                window = pd.DataFrame(progress["window"])
+                row = {"step": step, **window.mean(), "grad_norm_deviation": window["grad_norm"].std(ddof=0)}
                 progress["window"] = []
                 if validate and (step % recipe.validate_every == 0 or step == recipe.steps):
                     row |= validate(trainer.ghn)

@@ -164,7 +164,9 @@ def test_predictions_without_gradients_are_the_same(encoder):
     ghn = tiny(encoder)
     with torch.no_grad():
         without = ghn.predict(Residual(width=24), SHAPE)
-    torch.testing.assert_close(without, {name: p.detach() for name, p in ghn.predict(Residual(width=24), SHAPE).items()})
+    torch.testing.assert_close(
+        without, {name: p.detach() for name, p in ghn.predict(Residual(width=24), SHAPE).items()}
+    )
 
 
 def reordered(graph):

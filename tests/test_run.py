@@ -10,11 +10,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from ruamel.yaml import YAML
 
-from ghnlib import notebooks, profiles, run
+from ghnlib import notebooks, run
 from ghnlib.notebooks import NotebookError
-from ghnlib.params import ParamsError, read_yaml
+from ghnlib.params import read_yaml
 
 ROOT = Path(__file__).parent.parent
 PIPELINE = read_yaml(ROOT / "dvc.yaml")["stages"]
@@ -231,17 +230,3 @@ def test_notebooks_are_committed_clean(path):
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in ours.cells)
     assert ours.metadata.kernelspec.name == "python3" and "language_info" in ours.metadata
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in ours.cells) == 1
-
-
-def test_a_profile_gets_a_folder_with_merged_parameters_and_its_own_dvc(tmp_path):
-    for name in "ghnlib", "notebooks", "profiles", "params.yaml", "dvc.yaml":
-        (tmp_path / name).symlink_to(ROOT / name)
-    folder = profiles.run_folder(tmp_path, "cifar10-small")
-    folder.mkdir(parents=True)
-    profiles.prepare(tmp_path, folder)
-    params = YAML(typ="safe", pure=True).load(folder / "params.yaml")
-    assert params["profile"] == "cifar10-small" and params["data"]["root"] == "../../datasets/cifar10"
-    assert "no_scm = true" in (folder / ".dvc" / "config").read_text()
-    assert (folder / "ghnlib" / "run.py").exists() and not (folder / "ghnlib").is_symlink()
-    with pytest.raises(ParamsError, match="there are .*tiny"):
-        profiles.run_folder(tmp_path, "tony")

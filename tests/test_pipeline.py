@@ -1,0 +1,66 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ghnlib import pipeline
+from ghnlib.params import ParamsError, load_params, read_yaml
+
+ROOT = Path(__file__).parent.parent
+PARAMS = load_params(ROOT / "params.yaml")
+MEET = "touch {me}.there; for i in $(seq 300); do test -e {other}.there && exit 0; sleep 0.1; done; exit 1"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A DVC folder whose stages are to be written by the test: name -> command."""
+    monkeypatch.setattr(pipeline.signal, "signal", lambda *_: None)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text(pipeline.CONFIG)
+
+    def write(commands, groups):
+        monkeypatch.setattr(pipeline, "independent_stages", lambda params: groups)
+        stages = "".join(f"  {name}: {{cmd: '{command}'}}\n" for name, command in commands.items())
+        (tmp_path / "dvc.yaml").write_text(f"stages:\n{stages}")
+        return tmp_path
+
+    return write
+
+
+def test_independent_stages_run_side_by_side(folder, capfd):
+    meet = {me: MEET.format(me=me, other=other) for me, other in ("ab", "ba")}
+    root = folder(meet | {"last": "echo done > last.out"}, (["a", "b"],))
+    assert pipeline.reproduce(root, PARAMS) == 0
+    assert (root / "last.out").exists()
+    assert "a | Running stage" in capfd.readouterr().out
+
+
+def test_after_a_failure_nothing_is_started(folder):
+    root = folder({"a": "exit 3", "b": "touch b.out"}, (["a"], ["b"]))
+    assert pipeline.reproduce(root, PARAMS) != 0
+    assert not (root / "b.out").exists()
+
+
+def test_independent_stages_are_stages_of_the_pipeline():
+    command = [sys.executable, "-m", "dvc", "stage", "list", "--name-only"]
+    known = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert {stage for group in pipeline.independent_stages(PARAMS) for stage in group} == set(known) - {"metrics"}
+
+
+@pytest.mark.parametrize("names", [["tony"], ["tiny", "digits-long"]])
+def test_unknown_profiles_are_refused(names):
+    with pytest.raises(ParamsError, match="there are .*cifar10-small"):
+        pipeline.run_folder(ROOT, *names)
+
+
+def test_a_profile_gets_a_folder_with_merged_parameters_and_its_own_dvc(tmp_path):
+    for name in "ghnlib", "notebooks", "profiles", "params.yaml", "dvc.yaml":
+        (tmp_path / name).symlink_to(ROOT / name)
+    folder = pipeline.run_folder(tmp_path, "cifar10-small")
+    folder.mkdir(parents=True)
+    pipeline.prepare(tmp_path, folder)
+    params = read_yaml(folder / "params.yaml")
+    assert params["profile"] == "cifar10-small" and params["data"]["root"] == "../../datasets/cifar10"
+    assert "no_scm = true" in (folder / ".dvc" / "config").read_text()
+    assert (folder / "ghnlib" / "run.py").exists() and not (folder / "ghnlib").is_symlink()

@@ -1,7 +1,7 @@
 """Runs the pipeline: ``dvc repro``, with stages that do not need each other side by side.
 
-``python -m ghnlib.pipeline`` runs it here, ``python -m ghnlib.pipeline NAME`` at another scale (profiles/NAME.yaml) in a
-folder of its own, runs/NAME, with a copy of the code, the merged params.yaml and its own DVC state; edits made
+``python -m ghnlib.pipeline`` runs it here, ``python -m ghnlib.pipeline NAME`` at another scale (profiles/NAME.yaml) in
+a folder of its own, runs/NAME, with a copy of the code, the merged params.yaml and its own DVC state; edits made
 meanwhile do not reach it and the tree stays clean. Its reports come back to reports/NAME.
 """
 

@@ -6,7 +6,7 @@ Shapes: B images, C channels, H x W pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,8 +52,20 @@ class _NoMetaInit:
             super().reset_parameters()
 
 
+def float32_on_cpu(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """For layers whose bfloat16 kernels are many times slower on processors, as is the backward pass of depthwise 5x5
+    convolutions and of attention with few channels a head: there autocast leaves them in float32."""
+    if not (inputs[0].is_cpu and torch.is_autocast_enabled("cpu")):
+        return function(*inputs)
+    with torch.autocast("cpu", enabled=False):
+        return function(*(x.float() for x in inputs))
+
+
 class Conv2d(_NoMetaInit, nn.Conv2d):
     """``nn.Conv2d``, cheap to build on the meta device."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.groups == 1 else float32_on_cpu(super().forward, x)
 
 
 class Linear(_NoMetaInit, nn.Linear):

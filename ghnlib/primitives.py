@@ -26,6 +26,7 @@ from ghnlib.layers import (
     chain_block,
     clone_meta,
     conv,
+    float32_on_cpu,
     layer_node,
     make_block,
     make_chain,
@@ -226,7 +227,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.to_qkv(x).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, n, a / heads)
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        values = float32_on_cpu(F.scaled_dot_product_attention, q, k, v)
+        return self.to_out(values.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):

@@ -7,9 +7,9 @@ import torch
 from torch.func import functional_call
 
 from ghnlib.architectures import GENOTYPES, PREDEFINED, Architecture, Genotype
-from ghnlib.layers import Layer, make_layer
+from ghnlib.layers import Conv2d, Layer, make_layer
 from ghnlib.networks import Cell, cell_liveness, plan, reduction_cells
-from ghnlib.primitives import REGISTRY, FactorizedReduce, Spec, build, primitive, register
+from ghnlib.primitives import REGISTRY, FactorizedReduce, SelfAttention, Spec, build, primitive, register
 
 
 def genotype(normal: str, reduce: str, concat: tuple[int, ...]) -> Genotype:
@@ -296,3 +296,13 @@ def test_mistakes_are_explained():
         Architecture(genotype("conv_0x0:0 conv_1x1:1", "conv_1x1:0 conv_1x1:1", (2,))).build()
     with pytest.raises(ValueError, match="unknown layer"):
         make_layer(Layer("dense"))
+
+
+def test_layers_without_fast_bfloat16_kernels_stay_in_float32():
+    x = torch.randn(2, 8, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        depthwise, dense = (Conv2d(8, 8, 5, padding=2, groups=groups)(x) for groups in (8, 1))
+        attention = SelfAttention(8, "cpu")
+        attention.to_out = torch.nn.Identity()
+        tokens = attention(x.flatten(2).mT)
+    assert [depthwise.dtype, dense.dtype, tokens.dtype] == [torch.float32, torch.bfloat16, torch.float32]

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import chain, count
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -233,14 +234,10 @@ class Draws:
     """Uniform draws from one PCG64 stream, taken in blocks since single draws of numpy are slow."""
 
     def __init__(self, *entropy: int):
-        self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
-        self._block: list[float] = []
-
-    def uniform(self) -> float:
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
+        blocks = (reversed(generator.random(128).tolist()) for _ in count())
+        self.uniform = chain.from_iterable(blocks).__next__
         """A number in [0, 1)."""
-        if not self._block:
-            self._block = self._generator.random(128).tolist()
-        return self._block.pop()
 
     def flip(self, probability: float) -> bool:
         """True with the given probability."""

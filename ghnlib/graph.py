@@ -108,7 +108,7 @@ class Graph:
         dtype = np.min_scalar_type(-unreachable - n)  # a path's length may be added to it
         rows = list(distances := np.full((n, n), unreachable, dtype))  # row: source, column: target
         first, others = [n] * n, {}  # of the nodes that follow; most nodes have one
-        for source, target in self.edges.tolist():
+        for source, target in zip(*self.edges.T.tolist()):
             if first[source] == n:
                 first[source] = target
             else:
@@ -122,7 +122,8 @@ class Graph:
                     nearest = np.minimum(nearest, rows[target])
                 np.add(nearest, one, row)
             row[source] = 0
-        return (distances * (distances <= MAX_DISTANCE)).astype(np.uint8)
+        distances *= distances <= MAX_DISTANCE
+        return distances.astype(np.uint8)
 
     def to_networkx(self) -> nx.DiGraph:
         """The graph with node attributes ``op``, ``name``, ``shape`` and ``role``."""

@@ -6,7 +6,6 @@ graph (``ghnlib.compose``) both follow it. Shapes: B images of size H x W, C cha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -78,7 +77,7 @@ class Liveness(NamedTuple):
     inputs: tuple[bool, bool]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache  # of a few networks: many objects that live long make Python's garbage collection slow
 def cell_liveness(ops: Operations, concat: tuple[int, ...], has_inputs: tuple[bool, bool]) -> Liveness:
     """What is left of a cell once 'none' and absent inputs are taken out."""
     has_value = [name != "none" for name, _ in ops]
@@ -101,22 +100,25 @@ def reduction_cells(n_cells: int) -> tuple[int, ...]:
     return tuple(sorted({n_cells // 3, 2 * n_cells // 3} - {0}))
 
 
-def _network_liveness(genotypes: Sequence[tuple[Operations, tuple[int, ...]]]) -> tuple[list[Liveness], list[bool]]:
+@lru_cache(maxsize=16)  # an architecture is planned for several widths and sizes of images
+def _network_liveness(genotype: Genotype, n_cells: int) -> tuple[list[Liveness], list[bool]]:
     """Per cell its liveness; per source (stem twice, then the cells) whether the output depends on it."""
-    present, cells = [True, True], []
-    for k, (ops, concat) in enumerate(genotypes):
+    present, cells, reductions = [True, True], [], reduction_cells(n_cells)
+    for k in range(n_cells):
+        ops, concat = genotype.cell(k in reductions)
         cell = cell_liveness(ops, concat, (present[k], present[k + 1]))
         cells.append(cell)
-        present.append(any(cell.present[i] for i in concat))
+        present.append(True in [cell.present[i] for i in concat])
     if not present[-1]:
         raise ValueError("the last cell has no operation with a value: 'none' cuts this architecture in two")
     needed = [False] * len(present)
     needed[-1] = True
-    for k in reversed(range(len(cells))):
+    for k in reversed(range(n_cells)):
         if needed[k + 2] and present[k + 2]:
-            needed[k] |= cells[k].inputs[0]
-            needed[k + 1] |= cells[k].inputs[1]
-    return cells, [n and p for n, p in zip(needed, present, strict=True)]
+            first, second = cells[k].inputs
+            needed[k] |= first
+            needed[k + 1] |= second
+    return cells, [n and p for n, p in zip(needed, present)]
 
 
 def plan(arch: Architecture) -> Plan:
@@ -134,7 +136,7 @@ def plan(arch: Architecture) -> Plan:
     return Plan(cells, tuple(sides), features, stem1)
 
 
-@lru_cache(maxsize=64)  # an architecture is planned for several sizes of images, mostly with the same cells
+@lru_cache(maxsize=16)  # sizes of images mostly leave the cells the same
 def _plan_cells(
     genotype: Genotype, n_cells: int, width: int, C_mult: int, stem: int, halved: bool, shared: tuple[bool, bool, str]
 ) -> tuple[tuple[PlannedCell, ...], bool]:
@@ -142,24 +144,24 @@ def _plan_cells(
     second part has half the side.
     """
     reductions, stride = reduction_cells(n_cells), 1 if "msa" in genotype.names else 2
-    genotypes = [genotype.cell(k in reductions) for k in range(n_cells)]
-    liveness, needed = _network_liveness(genotypes)
+    liveness, needed = _network_liveness(genotype, n_cells)
     before_last, last, halved = stem, stem, halved and stride == 2
     cells = []
-    for k, (ops, concat) in enumerate(genotypes):
+    for k in range(n_cells):
         reduction = k in reductions
         width *= C_mult if reduction else 1
         channels, live = (before_last, last, width), needed[k + 2]
-        cell = _plan_cell(ops, concat, stride if reduction else 1, halved, channels, liveness[k], live, shared)
+        cell = _plan_cell(
+            genotype.cell(reduction), stride if reduction else 1, halved, channels, liveness[k], live, shared
+        )
         cells.append(cell)
         before_last, last, halved = last, cell.channels, reduction and stride == 2
     return tuple(cells), needed[1]
 
 
-@lru_cache(maxsize=256)  # the cells of a network repeat
+@lru_cache(maxsize=64)  # the cells of a network repeat
 def _plan_cell(
-    ops: Operations,
-    concat: tuple[int, ...],
+    cell: tuple[Operations, tuple[int, ...]],
     stride: int,
     halve: bool,
     channels: tuple[int, int, int],
@@ -167,16 +169,16 @@ def _plan_cell(
     live: bool,
     shared: tuple[bool, bool, str],
 ) -> PlannedCell:
-    """One cell. ``channels``: of its two inputs and its own. ``halve``: its first input has twice the side.
+    """A genotype's cell. ``channels``: of its two inputs and its own. ``halve``: its first input has twice the side.
     ``live``: whether the network uses the cell. ``shared`` by all cells: preproc, norm and naming.
     """
     before_last, last, width = channels
-    preproc, *rest = shared
+    (ops, concat), (preproc, *rest) = cell, shared
     inner, outer = Spec(width, width, 1, *rest), Spec(width if preproc else last, width, stride, *rest)
     planned = tuple(
         [
             PlannedOp(name, source, outer if source < 2 else inner, live and used)
-            for (name, source), used in zip(ops, liveness.ops, strict=True)
+            for (name, source), used in zip(ops, liveness.ops)
         ]
     )
     project, shrink = ("conv_1x1", "skip_connect") if preproc else ("subsample", "subsample")

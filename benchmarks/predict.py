@@ -30,7 +30,9 @@ from torch import Tensor
 from ghnlib import GHN, Graph
 from ghnlib.config import PRESETS
 from ghnlib.coverage import build
-from ghnlib.encoders import Graphormer, _levels
+from ghnlib.decoder import Slice, positions
+from ghnlib.encoders import Graphormer
+from ghnlib.gatedgnn import _levels
 from ghnlib.graph import Role
 
 
@@ -108,23 +110,23 @@ def decoder_floor(ghn: GHN, graph: Graph) -> None:
             product(nodes, row.transpose(0, 1))
         product(nodes * height * width, decoder.conv1.weight)
     matrices = decoder.conv2.weight.unflatten(0, largest[:2])
-    for (out, in_), positions in slices.items():
-        product(positions, matrices[:out, :in_])
+    for (out, in_), count in slices.items():
+        product(count, matrices[:out, :in_])
     rows = sum(node.role in (Role.NORM, Role.BIAS, Role.CLASS_BIAS) for node in graph.nodes)
     product(rows, vectors.fc1.weight)
     product(rows, vectors.fc2.weight)
 
 
 def sliced_before(ghn: GHN, state: Tensor) -> Tensor:
-    decoder = ghn.weight_decoder
-    return decoder.weights(decoder.features(state, (3, 3)).flatten(0, 1), 64, 64)
+    ((_, values),) = ghn.weight_decoder([Slice((3, 3), 64, 64)], [state])
+    return values
 
 
 def sliced_afterwards(ghn: GHN, state: Tensor) -> Tensor:
-    decoder, (out, in_, *kernel) = ghn.weight_decoder, ghn.config.max_shape
-    values = decoder.weights(decoder.features(state, tuple(kernel)).flatten(0, 1), out, in_)
-    rows, cols = decoder._positions(3), decoder._positions(3)
-    return values.unflatten(0, kernel)[rows, cols, :64, :64].flatten(0, 1)
+    out, in_, *kernel = ghn.config.max_shape
+    ((_, values),) = ghn.weight_decoder([Slice(tuple(kernel), out, in_)], [state])
+    at = positions(3, kernel[0], ghn.config.window)
+    return values.unflatten(1, kernel)[:, at, at, :64, :64]
 
 
 def peak_memory(preset: str, model: str) -> float:

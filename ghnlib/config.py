@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ghnlib.graph import CONVENTIONS
 
 CHOICES = {
     "encoder": ("mlp", "gated_gnn", "graphormer"),
+    "decoder": ("conv", "mlp"),
+    "directions": ("both", "forward", "none"),
+    "batching": ("aligned", "misaligned"),
+    "fan": ("in", "out"),
     "window": ("centre", "corner"),
     "initialization": ("framework", "ghn3"),
     "convention": CONVENTIONS,
@@ -27,8 +31,16 @@ class GHNConfig:
         layers: Graphormer layers, or forward-backward sweeps T of the gated GNN.
         heads: attention heads of the Graphormer.
         max_shape: largest tensor decoded (out, in, S, S); larger ones are tiled.
-        weight_norm: fan-in normalisation of predicted parameters.
+        decoder: of tensors with two or more axes, "conv" or "mlp" (PPUDA Table 8).
+        weight_norm: normalisation of predicted parameters, of weights by their ``fan``, "in" or "out".
+        shape_encoding: shapes of the parameters as features of nodes.
         virtual_edges: distances up to 50 instead of one-hop edges only.
+        directions: "both", "forward" or "none": sweeps of the gated GNN (which needs one), or edge embeddings of the
+            Graphormer.
+        stacked: the gated GNN takes one cell of the network after the other (GHN 2018), see ``GatedGNN``.
+        attention: False puts an MLP in place of the Graphormer's layers; its node embeddings stay.
+        centrality, input_distance: which node embeddings the Graphormer adds.
+        batching: "misaligned" reads the states of a meta-batch as the released code of GHN-3, see ``Graphormer``.
         layernorm: LayerNorm on node states before decoding.
         window: where kernels are cut from the decoded S x S map, "centre" (GHN-3) or "corner" (GHN-1, GHN-2).
         initialization: before training, "framework" (GHN-1, GHN-2) or "ghn3" (small last layers and embeddings).
@@ -44,8 +56,17 @@ class GHNConfig:
     layers: int = 3
     heads: int = 8
     max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)
+    decoder: str = "conv"
     weight_norm: bool = True
+    fan: str = "in"
+    shape_encoding: bool = True
     virtual_edges: bool = True
+    directions: str = "both"
+    stacked: bool = False
+    attention: bool = True
+    centrality: bool = True
+    input_distance: bool = True
+    batching: str = "aligned"
     layernorm: bool = True
     window: str = "centre"
     initialization: str = "framework"
@@ -63,6 +84,8 @@ class GHNConfig:
             raise ValueError(f"max_shape={self.max_shape} must be (out, in, S, S) with positive sizes")
         if self.hid % 4:
             raise ValueError(f"hid={self.hid} must be a multiple of 4: four shape embeddings share it")
+        if self.encoder == "gated_gnn" and self.directions == "none":
+            raise ValueError("directions='none' leaves the gated GNN no sweep: both or forward, or encoder mlp")
         if self.encoder == "graphormer" and self.hid % self.heads:
             raise ValueError(f"hid={self.hid} must be a multiple of heads={self.heads}")
 
@@ -120,6 +143,7 @@ class Recipe:
         label_smoothing: of the cross-entropy.
         dropout: whether the networks' own dropout is active.
         precision: of the networks' arithmetic; parameters, loss and the hypernetwork stay in float32.
+        architectures: how many of the training architectures are used, the first ones; None: all.
         max_nodes: meta-batches with more nodes than this share times ``meta_batch`` are passed over.
         log_every, validate_every: intervals; a checkpoint is written with every log line.
     """
@@ -140,6 +164,7 @@ class Recipe:
     label_smoothing: float = 0.0
     dropout: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
+    architectures: int | None = None
     max_nodes: int = 275
     log_every: int = 50
     validate_every: int = 250
@@ -183,3 +208,88 @@ RECIPES: dict[str, dict] = {
 }
 """How the hypernetworks of ``PRESETS`` are trained: GHN-1, GHN-2 and MLP on CIFAR-10 (PPUDA appendix B), GHN-3 on
 ImageNet (GHN-3 section 5; its m16 models with ``meta_batch`` 16). Nodes: at most 2200 in a meta-batch of 8."""
+
+
+class Ablation(NamedTuple):
+    """A row of a table: what it changes of a preset and its recipe, and the hypernetwork's size.
+
+    ``parameters``: as published. ``note``: where no reading of the row gives that number, what ours is.
+    """
+
+    preset: str
+    parameters: str
+    ghn: dict = {}
+    recipe: dict = {}
+    note: str = ""
+
+    def resolved(self) -> tuple[GHNConfig, Recipe]:
+        """The whole configuration of the row."""
+        return GHNConfig(**PRESETS[self.preset] | self.ghn), Recipe(**RECIPES[self.preset] | self.recipe)
+
+
+_M1 = {"meta_batch": 1}
+_IMAGENET = {"num_classes": 1000, "max_shape": (64, 64, 16, 16)}
+_WIDE = {"num_classes": 1000, "hid": 128, "max_shape": (128, 128, 16, 16)}
+_NO_TILING = {"max_shape": (512, 1024, 11, 11)}
+_NO_NODES = {"centrality": False, "input_distance": False}
+_NO_PENALTY = {"gamma": 0.0}
+_GHN2_IMAGENET = {"steps": 150 * 4809, "batch_size": 256, "milestones": (100 / 150, 140 / 150), "label_smoothing": 0.1}
+_SHARED = "34,731,312: both sweeps share their weights; with two sets it would be 34,863,536, with three 34,995,760"
+ABLATIONS: dict[str, Ablation] = {
+    # PPUDA Table 8, CIFAR-10; rows from the ninth on compare with "m = 1"
+    "GHN-2": Ablation("ghn2", "1.6 M"),
+    "1000 training architectures": Ablation("ghn2", "1.6 M", recipe={"architectures": 1000}),
+    "100 training architectures": Ablation("ghn2", "1.6 M", recipe={"architectures": 100}),
+    "no normalization": Ablation("ghn2", "1.6 M", {"weight_norm": False}),
+    "no virtual edges": Ablation("ghn2", "1.6 M", {"virtual_edges": False}),
+    "no LayerNorm": Ablation("ghn2", "1.6 M", {"layernorm": False}),
+    "no GatedGNN (MLP)": Ablation("mlp", "1.6 M"),
+    "m = 1, trained 8 times longer": Ablation("ghn2", "1.6 M", recipe=_M1 | {"steps": 8 * _PPUDA["steps"]}),
+    "m = 1": Ablation("ghn2", "1.6 M", recipe=_M1),
+    "no shape encoding": Ablation("ghn2", "1.6 M", {"shape_encoding": False}, _M1),
+    "m = 1, no virtual edges": Ablation("ghn2", "1.6 M", {"virtual_edges": False}, _M1),
+    "stacked GHN, no virtual edges": Ablation("ghn2", "1.6 M", {"stacked": True, "virtual_edges": False}, _M1),
+    "stacked GHN": Ablation("ghn2", "1.6 M", {"stacked": True}, _M1),
+    "only forward pass": Ablation("ghn2", "1.6 M", {"directions": "forward"}, _M1),
+    "T = 5": Ablation("ghn2", "1.6 M", {"layers": 5}, _M1),
+    "fan-out normalization": Ablation("ghn2", "1.6 M", {"fan": "out"}, _M1),
+    "MLP decoder": Ablation("ghn2", "32 M", {"decoder": "mlp"}, _M1),
+    "no tiling": Ablation("ghn2", "135 M", _NO_TILING, _M1),
+    "no tiling, MLP decoder": Ablation("ghn2", "4.1 B", _NO_TILING | {"decoder": "mlp"}, _M1),
+    "GHN-1": Ablation("ghn1", "1.6 M"),
+    "GHN-1 + LayerNorm": Ablation("ghn1", "1.6 M", {"layernorm": True}),
+    # GHN-3 Table 1, ImageNet
+    "GHN-2, ImageNet": Ablation("ghn2", "2.3 M", _IMAGENET, _GHN3),
+    "GHN-2-S": Ablation("ghn2", "35.0 M", _WIDE | {"layers": 2}, _GHN3, _SHARED),
+    "GHN-3-T": Ablation("ghn3-t", "6.9 M"),
+    "GHN-3-S": Ablation("ghn3-s", "35.8 M"),
+    "GHN-3-L": Ablation("ghn3-l", "214.7 M"),
+    "GHN-3-XL": Ablation("ghn3-xl", "654.4 M"),
+    # GHN-3 Tables 5 and 10
+    "GHN-3-T, gamma = 3e-5, lambda = 0.01": Ablation("ghn3-t", "6.91 M"),
+    "squared penalty": Ablation("ghn3-t", "6.91 M", recipe={"penalty": "squared"}),
+    "no penalty on predicted parameters": Ablation("ghn3-t", "6.91 M", recipe=_NO_PENALTY),
+    "no backward embedding": Ablation("ghn3-t", "6.90 M", {"directions": "forward"}),
+    "no edge embedding, self-attention": Ablation("ghn3-t", "6.88 M", {"directions": "none"}),
+    "no attention (MLP)": Ablation("ghn3-t", "6.74 M", {"attention": False}),
+    "gamma = 0, lambda = 0.1": Ablation("ghn3-t", "6.91 M", recipe=_NO_PENALTY | {"weight_decay": 0.1}),
+    "gamma = 0, lambda = 0.3": Ablation("ghn3-t", "6.91 M", recipe=_NO_PENALTY | {"weight_decay": 0.3}),
+    "gamma = 1e-4": Ablation("ghn3-t", "6.91 M", recipe={"gamma": 1e-4}),
+    # GHN-3 Table 11
+    "ii: GHN-2/m8, released": Ablation("ghn2", "2.32 M", _IMAGENET, _GHN2_IMAGENET),
+    "iii: GHN-2/m8": Ablation("ghn2", "2.32 M", _IMAGENET, _GHN3),
+    "iv: GHN-3, d = 32": Ablation("ghn3-t", "2.37 M", _IMAGENET | {"hid": 32, "layers": 1}),
+    "v: no centrality": Ablation("ghn3-t", "6.89 M", {"centrality": False}),
+    "vi: no input distance": Ablation("ghn3-t", "6.84 M", {"input_distance": False}),
+    "vii: GHN-3-T/m8": Ablation("ghn3-t", "6.91 M"),
+    "viii: no edge embeddings": Ablation("ghn3-t", "6.88 M", {"directions": "none"}),
+    "ix: no edge, centrality, distance embeddings": Ablation("ghn3-t", "6.80 M", _NO_NODES | {"directions": "none"}),
+    "x: GHN-2, d = 128": Ablation("ghn2", "34.73 M", _WIDE, _GHN3),
+    "xi: decoder of 4d channels": Ablation("ghn3-t", "38.86 M", {"max_shape": (256, 256, 16, 16)}),
+    "xii: GHN-3-S/m8": Ablation("ghn3-s", "35.81 M"),
+    "xiii: GHN-3-XL/m16": Ablation("ghn3-xl", "654.37 M", recipe={"meta_batch": 16}),
+    # The released code of GHN-3
+    "misaligned meta-batches": Ablation("ghn3-t", "6.91 M", {"batching": "misaligned"}),
+}
+"""Rows of PPUDA Table 8 and GHN-3 Tables 1, 5, 10 and 11. "No tiling" is the largest tensor that gives both sizes
+published for it; the wider first layers of classifiers without global pooling would still be tiled."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -16,11 +16,15 @@ from torch import Tensor, nn
 
 from ghnlib.checkpoints import CheckpointError, fill, is_official, read_official
 from ghnlib.config import GHNConfig
-from ghnlib.decoder import ConvDecoder, VectorDecoder, resize, tile, weight_scale
-from ghnlib.encoders import MLP, GatedGNN, Graphormer, NodeEmbedding
+from ghnlib.decoder import ConvDecoder, MLPDecoder, Slice, VectorDecoder, resize, tile, weight_scale
+from ghnlib.encoders import MLP, Graphormer, NodeEmbedding
+from ghnlib.gatedgnn import GatedGNN
 from ghnlib.graph import Graph, Node, Role
 
 POSITION_SEED = 0
+VECTORS = (Role.NORM, Role.BIAS, Role.CLASS_BIAS)
+ENCODERS = {"mlp": lambda config: MLP(config.hid), "gated_gnn": GatedGNN, "graphormer": Graphormer}
+DECODERS = {"conv": ConvDecoder, "mlp": MLPDecoder}
 
 
 @dataclass(frozen=True)
@@ -48,22 +52,17 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         _check_names(fields_)
         self.config = c = GHNConfig(**fields_)
         self._hub_mixin_config = asdict(c)  # what save_pretrained writes to config.json
-        self.embedding = NodeEmbedding(c.hid, c.num_classes, c.max_shape[2])
-        if c.encoder == "mlp":
-            self.encoder: nn.Module = MLP(c.hid)
-        elif c.encoder == "gated_gnn":
-            self.encoder = GatedGNN(c.hid, c.virtual_edges, c.cutoff, c.layers)
-        else:
-            self.encoder = Graphormer(c.hid, c.layers, c.heads, c.cutoff)
+        self.embedding = NodeEmbedding(c.hid, c.num_classes, c.max_shape[2], c.shape_encoding)
+        self.encoder: nn.Module = ENCODERS[c.encoder](c)
         self.norm = nn.LayerNorm(c.hid) if c.layernorm else nn.Identity()
-        self.weight_decoder = ConvDecoder(c.hid, c.max_shape, c.num_classes, c.window)
+        self.weight_decoder = DECODERS[c.decoder](c.hid, c.max_shape, c.num_classes, c.window)
         self.vector_decoder = VectorDecoder(c.hid, max(c.max_shape[:2]), c.num_classes)
         if c.initialization == "ghn3":
             self._initialize_as_ghn3()
 
     def _initialize_as_ghn3(self) -> None:
         """Small last layers and truncated-normal embeddings, as GHN-3 starts its training."""
-        for layer in (self.vector_decoder.fc2, self.weight_decoder.conv2, self.weight_decoder.class_layer):
+        for layer in (self.vector_decoder.fc2, self.weight_decoder.last, self.weight_decoder.class_layer):
             layer.weight.data.div_(5)
             nn.init.zeros_(layer.bias)
         for module in self.modules():
@@ -101,7 +100,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         return predictions if isinstance(networks, Sequence) else predictions[0]
 
     def forward(self, graphs: Sequence[Graph], predict_class_layers: bool | None = None) -> list[dict[str, Tensor]]:
-        """Parameters of the networks of a meta-batch of graphs: one dict each, in the order of the nodes."""
+        """Parameters of the networks of a meta-batch of graphs: one dict of name -> tensor each."""
         states = self.encode(graphs)
         groups: dict[tuple[Role, tuple[int, ...]], list[_Target]] = {}
         row = 0
@@ -158,58 +157,46 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
 
     def _decode(self, states: Tensor, groups: dict) -> Iterator[tuple[list[_Target], str, Tensor]]:
         """Values of all tensors of one role and shape at once, and the Node field that holds their names."""
-        weights = {}
-        for (role, shape), targets in groups.items():
-            if role in (Role.NORM, Role.BIAS, Role.CLASS_BIAS):
-                vectors = self._vectors(role, shape, states[[target.row for target in targets]])
-                yield from ((targets, name_of, values) for name_of, values in vectors)
-            else:
-                weights[role, shape] = targets
-        for key, values in self._decode_weights(states, weights):
-            yield weights[key], "name", self._weights(*key, values)
+        vectors = {key: targets for key, targets in groups.items() if key[0] in VECTORS}
+        weights = {key: targets for key, targets in groups.items() if key[0] not in VECTORS}
+        for decode, part in (self._vectors, vectors), (self._weights, weights):
+            if part:
+                rows = [target.row for targets in part.values() for target in targets]
+                decoded = decode(states[rows], list(part), [len(targets) for targets in part.values()])
+                yield from ((part[key], name_of, values) for key, name_of, values in decoded)
 
-    def _decode_weights(self, states: Tensor, groups: dict) -> Iterator[tuple[tuple, Tensor]]:
-        """Keys of ``groups`` with their decoded positions (n, h * w, out, in).
-
-        Tensors of one kernel size share a product for the features, tensors of one slice a product for the values.
-        """
-        features = {}
-        for kernel, keys in _grouped(groups, _kernel).items():
-            rows = [target.row for key in keys for target in groups[key]]
-            parts = self.weight_decoder.features(states[rows], kernel).split([len(groups[key]) for key in keys])
-            features.update(zip(keys, parts))
-        for (out, in_), keys in _grouped(features, self._slice).items():
-            parts = [features[key].flatten(0, 1) for key in keys]
-            values = self.weight_decoder.weights(torch.cat(parts), out, in_).split([len(part) for part in parts])
-            yield from ((key, value.unflatten(0, features[key].shape[:2])) for key, value in zip(keys, values))
-
-    def _vectors(self, role: Role, shape: tuple[int, ...], states: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """States (n, d) -> (n, *shape) of tensors with one axis."""
-        if role == Role.CLASS_BIAS:
-            yield "name", tile(self._bounded(self.vector_decoder.class_bias(states)), shape)
-            return
+    def _vectors(self, states: Tensor, keys: list, sizes: list[int]) -> Iterator[tuple[tuple, str, Tensor]]:
+        """States (N, d) of the tensors with one axis -> (n, *shape) for each role and shape of ``keys``."""
         weight, bias = self.vector_decoder(states)
-        if role == Role.NORM:
-            yield "name", tile(2 * torch.sigmoid(weight / 2) if self.config.weight_norm else weight, shape)
-        yield "name" if role == Role.BIAS else "norm_bias", tile(self._bounded(bias), shape)
+        weights = 2 * torch.sigmoid(weight / 2) if self.config.weight_norm else weight
+        parts = zip(keys, weights.split(sizes), bias.split(sizes), self._bounded(bias).split(sizes))
+        for (role, shape), weight, raw, bias in parts:
+            if role == Role.CLASS_BIAS:
+                bias = self._bounded(self.vector_decoder.class_bias(raw))
+            if role == Role.NORM:
+                yield (role, shape), "name", tile(weight, shape)
+            yield (role, shape), "norm_bias" if role == Role.NORM else "name", tile(bias, shape)
 
     def _bounded(self, bias: Tensor) -> Tensor:
         return torch.tanh(0.2 * bias) if self.config.weight_norm else bias
 
-    def _slice(self, role: Role, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Output and input channels to decode."""
+    def _weights(self, states: Tensor, keys: list, sizes: list[int]) -> Iterator[tuple[tuple, str, Tensor]]:
+        """States (N, d) of the tensors with two or more axes -> (n, *shape) for each role and shape of ``keys``."""
+        for i, values in self.weight_decoder([self._slice(*key) for key in keys], states.split(sizes)):
+            yield keys[i], "name", self._shaped(*keys[i], values)
+
+    def _slice(self, role: Role, shape: tuple[int, ...]) -> Slice:
+        """What to decode for a tensor."""
         largest_out, largest_in = self.config.max_shape[:2]
         if role == Role.CLASS_WEIGHT:
-            return largest_out, min(shape[1], largest_in)
+            return Slice((1, 1), largest_out, min(shape[1], largest_in), classes=True)
         out, in_ = (1, shape[2]) if len(shape) == 3 else shape[:2]
-        return min(out, largest_out), min(in_, largest_in)
+        return Slice(_kernel(role, shape), min(out, largest_out), min(in_, largest_in))
 
-    def _weights(self, role: Role, shape: tuple[int, ...], values: Tensor) -> Tensor:
+    def _shaped(self, role: Role, shape: tuple[int, ...], values: Tensor) -> Tensor:
         """Decoded positions (n, h * w, out, in) -> (n, *shape) of tensors with two or more axes."""
-        if role == Role.CLASS_WEIGHT:
-            values = self.weight_decoder.class_weights(values.squeeze(1)).unsqueeze(1)
         if self.config.weight_norm:
-            values = values * weight_scale(shape, role == Role.POSITION)
+            values = values * weight_scale(shape, role == Role.POSITION, self.config.fan)
         values = resize(values, _kernel(role, shape), self.config.max_shape[2])
         if role == Role.POSITION and len(shape) == 3:
             return self._token_positions(shape, values)
@@ -265,13 +252,6 @@ def _kernel(role: Role, shape: tuple[int, ...]) -> tuple[int, int]:
         side = int(shape[1] ** 0.5)
         return side, side
     return shape[2], shape[3]
-
-
-def _grouped(keys: Iterable[tuple], label: Callable) -> dict[tuple, list[tuple]]:
-    groups: dict[tuple, list[tuple]] = {}
-    for key in keys:
-        groups.setdefault(label(*key), []).append(key)
-    return groups
 
 
 def _as_list(networks) -> list:

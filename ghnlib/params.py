@@ -73,6 +73,7 @@ _LIMITS: dict[str, Any] = {
     "max_shape": tuple[Positive, Positive, Positive, Positive],
     "milestones": tuple[Share, ...],
     "warmup": NonNegative,
+    "architectures": Positive | None,
     "label_smoothing": Annotated[float, Field(ge=0, lt=1)],
     **dict.fromkeys(("lr", "clip"), Rate),
     **dict.fromkeys(("weight_decay", "gamma"), NonNegative),

@@ -177,16 +177,18 @@ def sample_meta_batch(
 ) -> tuple[list[Architecture], int]:
     """The next meta-batch and the position after it: a pure function of its arguments.
 
-    Architectures are drawn without replacement within a pass, in a new order each pass. Meta-batches with too
-    many nodes are passed over, as in the papers.
+    Architectures, the first ``recipe.architectures``, are drawn without replacement within a pass, in a new order each
+    pass. Meta-batches with too many nodes are passed over, as in the papers.
     """
-    if len(architectures) < recipe.meta_batch:
+    count = len(architectures) if recipe.architectures is None else recipe.architectures
+    if not recipe.meta_batch <= count <= len(architectures):
         raise TrainingError(
-            f"meta_batch={recipe.meta_batch} needs as many architectures, there are {len(architectures)}"
+            f"meta_batch={recipe.meta_batch} and architectures={recipe.architectures} need as many architectures, "
+            f"there are {len(architectures)}"
         )
-    per_pass = len(architectures) // recipe.meta_batch
+    per_pass = count // recipe.meta_batch
     for candidate in range(position, position + 1000):
-        order = _permutation(len(architectures), seed, candidate // per_pass)
+        order = _permutation(count, seed, candidate // per_pass)
         start = candidate % per_pass * recipe.meta_batch
         chosen = [architectures[i] for i in order[start : start + recipe.meta_batch]]
         if recipe.meta_batch == 1 or sum(len(a.graph) for a in chosen) <= recipe.max_nodes * recipe.meta_batch:

@@ -8,7 +8,7 @@ from torch import nn
 
 from ghnlib import GHN, GHNConfig
 from ghnlib.config import PRESETS
-from ghnlib.decoder import ConvDecoder, tile, weight_scale
+from ghnlib.decoder import ConvDecoder, MLPDecoder, Slice, positions, tile, weight_scale
 from ghnlib.encoders import NodeEmbedding, truncated_distances
 from ghnlib.graph import Graph, Node, Role
 
@@ -87,22 +87,33 @@ def test_operations_read_the_last_row_of_the_shape_tables():
     (16, 32, (0, 16)), (11, 3, (4, 7)), (11, 11, (0, 11)),
 ])  # fmt: skip
 def test_ghn3_reads_kernels_from_the_centre(side, size, expected):
-    positions = ConvDecoder(4, (4, 4, side, side), 10, "centre")._positions(size)
-    assert (positions.start, positions.stop) == expected
+    assert positions(size, side, "centre") == slice(*expected)
 
 
 def test_ghn2_reads_kernels_from_the_corner():
-    positions = ConvDecoder(4, (4, 4, 11, 11), 10, "corner")._positions(3)
-    assert (positions.start, positions.stop) == (0, 3)
+    assert positions(3, 11, "corner") == slice(0, 3)
 
 
-def test_the_decoder_computes_the_slice_of_the_full_map():
+DECODERS = {"conv": ConvDecoder, "mlp": MLPDecoder}
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_decoders_compute_the_slice_of_the_full_map(kind):
     torch.manual_seed(0)
-    decoder = ConvDecoder(8, (6, 5, 11, 11), 10, "centre")
+    decoder = DECODERS[kind](8, (6, 5, 11, 11), 10, "centre")
     states = torch.randn(2, 8)
-    full = decoder.weights(decoder.features(states, (11, 11)).flatten(0, 1), 6, 5).view(2, 11, 11, 6, 5)
-    part = decoder.weights(decoder.features(states, (3, 1)).flatten(0, 1), 4, 2).view(2, 3, 1, 4, 2)
-    torch.testing.assert_close(part, full[:, 4:7, 5:6, :4, :2])
+    (_, full), (_, part) = decoder([Slice((11, 11), 6, 5), Slice((3, 1), 4, 2)], [states, states])
+    torch.testing.assert_close(part.view(2, 3, 1, 4, 2), full.view(2, 11, 11, 6, 5)[:, 4:7, 5:6, :4, :2])
+
+
+def test_the_mlp_decoder_reads_a_class_layer_instead_of_its_second_layer():
+    torch.manual_seed(0)
+    decoder = MLPDecoder(8, (6, 5, 11, 11), 10, "corner")
+    states = torch.randn(2, 8)
+    (_, plain), (_, classes) = decoder([Slice((2, 1), 6, 5), Slice((1, 1), 6, 3, classes=True)], [states, states])
+    whole = decoder.fc2(decoder.fc1(states).relu()).view(2, 6, 5, 11, 11)
+    torch.testing.assert_close(plain, whole[..., :2, 0].permute(0, 3, 1, 2))
+    torch.testing.assert_close(classes[:, 0], decoder.class_layer(decoder.fc1(states).relu()).view(2, 10, 5)[..., :3])
 
 
 def test_tiling_repeats_whole_blocks_and_truncates():
@@ -134,9 +145,9 @@ def test_vectors_are_bounded_and_norm_layers_take_both_rows():
 def test_class_scores_reduce_over_the_output_channels_after_relu():
     torch.manual_seed(0)
     decoder = ConvDecoder(8, (6, 5, 11, 11), 10, "centre")
-    w = torch.randn(6, 5)
-    expected = decoder.class_layer.weight @ w.relu() + decoder.class_layer.bias[:, None]
-    torch.testing.assert_close(decoder.class_weights(w[None])[0], expected)
+    (_, plain), (_, classes) = decoder([Slice((1, 1), 6, 4), Slice((1, 1), 6, 4, classes=True)], [torch.randn(1, 8)] * 2)
+    expected = decoder.class_layer.weight @ plain[0, 0].relu() + decoder.class_layer.bias[:, None]
+    torch.testing.assert_close(classes[0, 0], expected)
 
 
 def test_edges_read_row_distance_plus_two_in_both_directions():
@@ -203,23 +214,35 @@ def test_every_topological_order_gives_the_same_parameters(encoder):
     torch.testing.assert_close(ghn.predict(other), ghn.predict(graph))
 
 
-def test_gated_gnn_updates_node_by_node_in_both_directions():
-    ghn = tiny("gated_gnn")
+def swept(encoder, x, graph, directions=("forward", "backward"), message=None):
+    """The sweeps of a gated GNN written node by node; ``message``: to the inputs in the forward sweep."""
+    h, distances = list(x), truncated_distances(graph, encoder.config.cutoff)
+    for direction in directions:
+        forward = direction == "forward"
+        d = distances if forward else distances.T
+        for v in range(len(graph)) if forward else reversed(range(len(graph))):
+            m = torch.zeros_like(h[v])
+            if forward and message is not None and not (d[:, v] == 1).any():
+                m = m + message
+            for u in range(len(graph)):
+                if d[u, v] == 1:
+                    m = m + encoder.mlp(h[u])
+                if d[u, v] > 0 and encoder.mlp_ve is not None:
+                    m = m + encoder.mlp_ve(h[u]) / d[u, v]
+            h[v] = encoder.gru(m[None], h[v][None])[0]
+    return torch.stack(h)
+
+
+@pytest.mark.parametrize("virtual_edges", [True, False])
+def test_gated_gnn_updates_node_by_node_in_both_directions(virtual_edges):
+    encoder = tiny("gated_gnn", virtual_edges=virtual_edges).encoder.double()
     graph = Graph.from_module(TwoBranches(), SHAPE)
-    x = ghn.embedding([graph])
-    with torch.no_grad():
-        h = list(x.clone())
-        distances = truncated_distances(graph, 50)
-        for d, order in ((distances, range(len(graph))), (distances.T, reversed(range(len(graph))))):
-            for v in order:
-                message = torch.zeros(16)
-                for u in range(len(graph)):
-                    if d[u, v] == 1:
-                        message = message + ghn.encoder.mlp(h[u])
-                    if d[u, v] > 0:
-                        message = message + ghn.encoder.mlp_ve(h[u]) / d[u, v]
-                h[v] = ghn.encoder.gru(message[None], h[v][None])[0]
-        torch.testing.assert_close(ghn.encoder(x, [graph]), torch.stack(h))
+    x = torch.randn(len(graph), 16, dtype=torch.float64, requires_grad=True)
+    ours, expected = encoder(x, [graph]), swept(encoder, x, graph)
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7)
+    weights, inputs = torch.randn_like(x), [x, *encoder.parameters()]
+    gradients = [torch.autograd.grad((states * weights).sum(), inputs) for states in (ours, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -260,6 +283,7 @@ def test_initialize_refuses_networks_without_storage():
 @pytest.mark.parametrize(("changes", "message"), [
     ({"encoder": "lstm"}, "mlp, gated_gnn, graphormer"), ({"hid": 30}, "multiple of 4"), ({"heads": 3}, "multiple of heads"),
     ({"max_shape": (8, 8, 3, 5)}, "max_shape"), ({"layers": 0}, "at least 1"),
+    ({"fan": "both"}, "fan='both' is not one of in, out"), ({"encoder": "gated_gnn", "directions": "none"}, "directions='none'"),
 ])  # fmt: skip
 def test_impossible_configurations_are_named(changes, message):
     with pytest.raises(ValueError, match=message):

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torchvision
 from safetensors.torch import save_file
 
 from ghnlib.checkpoints import CheckpointError
-from ghnlib.coverage import build, coverage
+from ghnlib.coverage import build, coverage, torchvision_classifiers
 from ghnlib.hypernetwork import GHN
 from ghnlib.tracing import TraceError
 
@@ -60,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
     about = "table of many networks: share of parameters that are predicted, seconds, norm"
     table = commands.add_parser("coverage", parents=[common], help=about)
-    names = [TORCHVISION + name for name in torchvision.models.list_models(module=torchvision.models)]
+    names = torchvision_classifiers()
     about = f"importable names; default: the {len(names)} classifiers of torchvision"
     table.add_argument("--models", nargs="+", metavar="MODEL", default=names, help=about)
     table.add_argument("--csv", type=Path, metavar="FILE", help="write the table there too")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import networkx as nx
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -59,15 +60,11 @@ def _conv_op(conv: nn.Conv2d) -> str:
     return "dil_conv" if min(conv.dilation) > 1 else "sep_conv"
 
 
-def _always(op: str) -> Callable[[nn.Module], str]:
-    return lambda module: op
-
-
 class Layer(NamedTuple):
     """One kind of layer: how to recognise it, its weights' primitive and role, its parameters' names and rank."""
 
     matches: Callable[[nn.Module], bool]
-    op: Callable[[nn.Module], str]
+    op: str
     role: Role
     rank: int
     weights: tuple[str, ...] = ("weight",)
@@ -88,20 +85,18 @@ def _looks_like_norm(module: nn.Module) -> bool:
 
 ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 LAYERS = {
-    "conv": Layer(_is(nn.Conv2d), _conv_op, Role.CONV, 4),
-    "linear": Layer(_is(nn.Linear), _always("conv"), Role.LINEAR, 2),
-    "conv1d_hf": Layer(_named("Conv1D"), _always("conv"), Role.LINEAR, 2),
-    "attention": Layer(
-        _is(nn.MultiheadAttention), _always("conv"), Role.LINEAR, 2, ATTENTION_WEIGHTS, ("in_proj_bias",)
-    ),
-    "bn2d": Layer(_is(nn.BatchNorm2d), _always("bn"), Role.NORM, 1),
-    "bn": Layer(_is(_BatchNorm), _always("bn"), Role.NORM, 1),
-    "layer_norm": Layer(_is(nn.LayerNorm), _always("ln"), Role.NORM, 1),
-    "other_norm": Layer(_is(nn.GroupNorm, nn.RMSNorm, _InstanceNorm), _always("ln"), Role.NORM, 1),
-    "norm_by_name": Layer(_looks_like_norm, _always("ln"), Role.NORM, 1),
-    "embedding": Layer(_is(nn.Embedding), _always("pos_enc"), Role.LINEAR, 2, biases=()),
-    "pos_enc": Layer(_named("PosEnc"), _always("pos_enc"), Role.POSITION, 4, biases=()),
-    "vit_encoder": Layer(_named("Encoder"), _always("pos_enc"), Role.POSITION, 3, ("pos_embedding",), ()),
+    "conv": Layer(_is(nn.Conv2d), "conv", Role.CONV, 4),
+    "linear": Layer(_is(nn.Linear), "conv", Role.LINEAR, 2),
+    "conv1d_hf": Layer(_named("Conv1D"), "conv", Role.LINEAR, 2),
+    "attention": Layer(_is(nn.MultiheadAttention), "conv", Role.LINEAR, 2, ATTENTION_WEIGHTS, ("in_proj_bias",)),
+    "bn2d": Layer(_is(nn.BatchNorm2d), "bn", Role.NORM, 1),
+    "bn": Layer(_is(_BatchNorm), "bn", Role.NORM, 1),
+    "layer_norm": Layer(_is(nn.LayerNorm), "ln", Role.NORM, 1),
+    "other_norm": Layer(_is(nn.GroupNorm, nn.RMSNorm, _InstanceNorm), "ln", Role.NORM, 1),
+    "norm_by_name": Layer(_looks_like_norm, "ln", Role.NORM, 1),
+    "embedding": Layer(_is(nn.Embedding), "pos_enc", Role.LINEAR, 2, biases=()),
+    "pos_enc": Layer(_named("PosEnc"), "pos_enc", Role.POSITION, 4, biases=()),
+    "vit_encoder": Layer(_named("Encoder"), "pos_enc", Role.POSITION, 3, ("pos_embedding",), ()),
 }
 _PPUDA_LAYERS = frozenset({"conv", "linear", "bn2d", "layer_norm", "pos_enc"})
 _GHN3_LAYERS = _PPUDA_LAYERS | {"conv1d_hf", "attention", "embedding", "vit_encoder"}
@@ -124,16 +119,13 @@ REASONS = (
 
 def parameters_of(net: nn.Module, convention: Convention) -> Iterator[tuple[nn.Parameter, Parameter]]:
     """Each distinct parameter tensor with what is known of it, in registration order."""
-    owners: dict[int, list[tuple[nn.Parameter, str, str, nn.Module]]] = {}
-    for prefix, module in net.named_modules(remove_duplicate=False):
-        for attribute, tensor in module._parameters.items():
-            if tensor is not None:
-                name = f"{prefix}.{attribute}" if prefix else attribute
-                owners.setdefault(id(tensor), []).append((tensor, name, attribute, module))
-    for uses in owners.values():
-        tensor, name, attribute, module = uses[0]
-        parameter = classify(name, attribute, tuple(tensor.shape), module, convention)
-        yield tensor, parameter._replace(aliases=tuple(use[1] for use in uses[1:]))
+    modules, names = dict(net.named_modules(remove_duplicate=False)), {}
+    for name, tensor in net.named_parameters(remove_duplicate=False):
+        names.setdefault(tensor, []).append(name)
+    for tensor, (name, *aliases) in names.items():
+        owner, _, attribute = name.rpartition(".")
+        parameter = classify(name, attribute, tuple(tensor.shape), modules[owner], convention)
+        yield tensor, parameter._replace(aliases=tuple(aliases))
 
 
 def classify(name: str, attribute: str, shape: tuple[int, ...], module: nn.Module, convention: Convention) -> Parameter:
@@ -143,7 +135,8 @@ def classify(name: str, attribute: str, shape: tuple[int, ...], module: nn.Modul
             continue
         if attribute in layer.weights and len(shape) == layer.rank:
             norm_bias = _norm_bias(name, module) if layer.role is Role.NORM else ""
-            return Parameter(name, shape, layer.op(module), layer.role, norm_bias)
+            op = _conv_op(module) if layer.role is Role.CONV else layer.op
+            return Parameter(name, shape, op, layer.role, norm_bias)
         if attribute in layer.biases and layer.role is not Role.NORM:
             return Parameter(name, shape, "bias", Role.BIAS)
     if "vit_encoder" in convention.layers and _is_position(name, shape, convention):
@@ -169,18 +162,16 @@ def _reason(name: str, module: nn.Module) -> str:
     return f"unsupported {'parameter of' if known else 'layer'} {type(module).__name__}"
 
 
-def out_of_reach(convention: str, net: nn.Module, nodes: list[Node], parents: list[set[int]]) -> str:
+def out_of_reach(convention: str, net: nn.Module, nodes: list[Node], wiring: nx.DiGraph) -> str:
     """Why the released code of a convention fails on this network; "" if it does not."""
     if convention == "ppuda" and type(net).__name__ == "VisionTransformer":
         return "refuses vision transformers"
-    cut = _detached_linear(nodes, parents) if convention == "ghn3" else []
+    cut = _detached_linear(nodes, wiring) if convention == "ghn3" else []
     return f"cuts {len(cut)} linear layers without bias off the graph ({cut[0]}, ...)" if cut else ""
 
 
-def _detached_linear(nodes: list[Node], parents: list[set[int]]) -> list[str]:
+def _detached_linear(nodes: list[Node], wiring: nx.DiGraph) -> list[str]:
     """Linear layers without bias were cut off, except before a softmax and in Swin's patch merging."""
     linear = {i for i, node in enumerate(nodes) if node.role is Role.LINEAR and node.op == "conv"}
-    for child, node in enumerate(nodes):
-        if node.op in ("bias", "msa"):
-            linear -= parents[child]
+    linear -= {source for source, target in wiring.edges if nodes[target].op in ("bias", "msa")}
     return sorted(nodes[i].name for i in linear if not nodes[i].name.endswith("reduction.weight"))

@@ -73,16 +73,22 @@ def coverage(ghn: GHN, net: nn.Module, input_shape: tuple[int, ...] | None = Non
     squares = (torch.linalg.vector_norm(value, dtype=torch.float64).item() ** 2 for value in values.values())
     roles = {name: str(node.role) for node in graph.nodes for name in (node.name, node.norm_bias)}
     sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
-    classes = f"class layer; the hypernetwork predicts {ghn.config.num_classes} classes"
     return Coverage(
         len(graph),
         sizes,
         predicted={name: roles[name] for name in sizes if name in values},
-        skipped={name: graph.skipped.get(name, classes) for name in sizes if name not in values},
+        skipped={name: ghn._why_skipped(name, graph) for name in sizes if name not in values},
         norm=sum(squares) ** 0.5,
         trace_seconds=traced - start,
         predict_seconds=done - traced,
     )
+
+
+def torchvision_classifiers() -> list[str]:
+    """Importable names of torchvision's classifiers."""
+    from torchvision import models  # takes a second, and only this needs it
+
+    return [f"torchvision.models.{name}" for name in models.list_models(module=models)]
 
 
 class WeightsOnMeta(TorchFunctionMode):

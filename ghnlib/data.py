@@ -42,16 +42,6 @@ class ImageSplits:
         """Class names, in label order."""
         return self.train.classes
 
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Channel means that images are normalised by."""
-        return self.train.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Channel standard deviations that images are normalised by."""
-        return self.train.std
-
     def subset(self, classes: Sequence[int]) -> ImageSplits:
         """All three splits with some of the classes only."""
         return ImageSplits(*(part.subset(classes) for part in (self.train, self.val, self.test)))
@@ -135,15 +125,7 @@ def _statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _cifar(
-    which: str,
-    root: Path,
-    seed: int,
-    size: int | None,
-    val: float,
-    test: float,
-    download: bool,
-) -> ImageSplits:
+def _cifar(which: str, root: Path, seed: int, size: int | None, val: float, test: float, download: bool) -> ImageSplits:
     from torchvision import datasets
 
     kind = getattr(datasets, which)
@@ -239,10 +221,7 @@ def _read(paths: Sequence[str], size: int) -> Tensor:
 
 
 def _square(path: str, size: int) -> np.ndarray:
-    image = decode(path)
-    return np.asarray(
-        image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    )
+    return np.asarray(ImageOps.fit(decode(path), (size, size), Image.Resampling.BILINEAR))
 
 
 SOURCES: dict[str, Callable[..., ImageSplits]] = {

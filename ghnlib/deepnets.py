@@ -9,14 +9,12 @@ from pathlib import Path
 from ghnlib.architectures import GENOTYPES, PREDEFINED, Architecture, Genotype, ResNet50
 from ghnlib.deepnets_files import OfficialFile
 from ghnlib.designspace import SPACES, SPLITS, DesignSpace, register_split, resolve_space, sample, sample_stored
-from ghnlib.spaces2018 import AnytimeArchitecture, AnytimeSpace, BlockSpace
+from ghnlib.spaces2018 import AnytimeArchitecture  # adds its spaces to SPACES
 
 __all__ = [
     "GENOTYPES", "SPACES", "SPLITS", "AnytimeArchitecture", "Architecture", "DeepNets", "DesignSpace", "Genotype",
     "ResNet50", "register_split",
 ]  # fmt: skip
-
-SPACES.update(blocks=BlockSpace(), anytime=AnytimeSpace())
 
 
 class DeepNets:

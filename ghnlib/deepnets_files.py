@@ -43,15 +43,12 @@ class StoredArchitecture(Architecture):
             name = name if self.naming == "ghn3" else name.replace(".attn.", ".")
             if name and name not in table:
                 raise ValueError(f"the stored graph has parameter {name!r}, which the network does not have")
-            nodes.append(table[name]._replace(op=op) if name else _operation(op))
+            shape = (1, 1, 3, 3) if op in ("max_pool", "avg_pool") else None
+            nodes.append(table[name]._replace(op=op) if name else Node(op, shape=shape))
         stored = {node.name for node in nodes}
         unused = [node for name, node in table.items() if name not in stored]
         names = [name for node in unused for name in (node.name, node.norm_bias) if name]
         return Graph(nodes, self.edges, dict.fromkeys(names, UNUSED))
-
-
-def _operation(op: str) -> Node:
-    return Node(op, "", (1, 1, 3, 3) if op in ("max_pool", "avg_pool") else None)
 
 
 class OfficialFile:
@@ -112,7 +109,8 @@ class OfficialFile:
         if np.tril(adjacency).any():
             raise ValueError(f"{where}: edges that point backwards")
         try:
-            records = tuple(self._record(*row) for row in nodes.tolist())
+            rows = ((self._ops[op], cell, self._names[name]) for op, cell, name in nodes.tolist())
+            records = tuple((primitive_name(op), parameter_name(name, cell)) for op, cell, name in rows)
             genotype, norm = Genotype.from_lists(**net["genotype"]), "bn" if net["norm"] else None
         except (KeyError, TypeError) as error:
             raise ValueError(f"{where}: unknown id or primitive, or missing argument: {error}") from error
@@ -140,10 +138,6 @@ class OfficialFile:
 
             self._open = os.getpid(), h5py.File(self.path, "r")
         return self._open[1]
-
-    def _record(self, op: int, cell: int, name: int) -> tuple[str, str]:
-        """(primitive, parameter name) of one row."""
-        return primitive_name(self._ops[op]), parameter_name(self._names[name], cell)
 
 
 def _meta_path(path: Path) -> Path:
@@ -202,13 +196,8 @@ def stored_node(node: Node, cell: int) -> tuple[str, int, str]:
 
 def primitive_name(extended: str) -> str:
     """The primitive that a name with kernel size stands for, such as "conv_1x1" or "sep_conv_3x3"."""
-    if extended in PRIMITIVES:
-        return extended
-    for primitive in PRIMITIVES:
-        if extended[:4] == primitive[:4]:
-            return primitive
     aliases = {"fc-b": "bias", "bnorm": "bn"}
-    return aliases[extended]
+    return next((known for known in PRIMITIVES if known[:4] == extended[:4]), None) or aliases[extended]
 
 
 def parameter_name(stored: str, cell: int) -> str:

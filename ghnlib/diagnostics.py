@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -31,10 +31,9 @@ def first_weight(parameters: dict[str, Tensor]) -> Tensor:
 
 def most_common_shape(predictions: Sequence[dict[str, Tensor]], axes: int = 4) -> tuple[int, ...]:
     """The shape that most networks have at least one tensor of, among shapes with that many axes and a 3x3 kernel."""
-    counts: dict[tuple[int, ...], int] = defaultdict(int)
+    counts: Counter[tuple[int, ...]] = Counter()
     for prediction in predictions:
-        for shape in {tuple(p.shape) for p in prediction.values() if p.ndim == axes and p.shape[-1] == 3}:
-            counts[shape] += 1
+        counts.update({tuple(p.shape) for p in prediction.values() if p.ndim == axes and p.shape[-1] == 3})
     return max(counts, key=lambda shape: (counts[shape], shape))
 
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ghnlib.architectures import Architecture
 from ghnlib.config import Recipe
-from ghnlib.coverage import build
+from ghnlib.coverage import build, torchvision_classifiers
 from ghnlib.data import ImageSplits
 from ghnlib.deepnets import DeepNets
 from ghnlib.finetuning import Run, SGDRecipe, initial_network, run_all, train_network
@@ -53,16 +53,36 @@ def graph_statistics(graph: Graph) -> dict:
 
 def torchvision_statistics(processes: int = 1) -> pd.DataFrame:
     """The same of torchvision's classifiers with 1000 classes, and ``network``, their name (GHN-3 Table 3)."""
-    from torchvision import models  # takes a second, and only this needs it
-
-    names = models.list_models(module=models)
-    return pd.DataFrame(Parallel(processes)(delayed(_torchvision_row)(name) for name in names))
+    return pd.DataFrame(Parallel(processes)(delayed(_torchvision_row)(name) for name in torchvision_classifiers()))
 
 
 def _torchvision_row(name: str) -> dict:
-    net = build(f"torchvision.models.{name}", 1000)
+    net = build(name, 1000)
     parameters = sum(p.numel() for p in net.parameters())
-    return {"network": name, **graph_statistics(Graph.from_module(net)), "parameters": parameters}
+    statistics = graph_statistics(Graph.from_module(net))
+    return {"network": name.rpartition(".")[2], **statistics, "parameters": parameters}
+
+
+def summarise(statistics: pd.DataFrame, paper: Mapping[str, Mapping[str, object]]) -> pd.DataFrame:
+    """One row a split of ``split_statistics``: means over its networks, some with their deviation.
+
+    Args:
+        paper: column -> split -> published value; "nodes" becomes the column "nodes, paper", beside ours.
+    """
+    splits = statistics.groupby("split", sort=False)
+    spread = lambda column, digits: splits[column].agg(lambda n: f"{n.mean():.{digits}f} ± {n.std(ddof=0):.{digits}f}")
+    share = lambda column: (100 * splits[column].mean()).round(1)
+    columns = {
+        "networks": splits.size(), "nodes": spread("nodes", 1), "degree": splits["degree"].mean().round(2),
+        "mean path": spread("path", 1), "parameters (millions)": (splits["parameters"].mean() / 1e6).round(2),
+        "without batch norm (%)": share("bn_free"), "attention (%)": share("attention"),
+        "squeeze-and-excitation (%)": share("squeeze_excitation"),
+    }  # fmt: skip
+    table = pd.DataFrame(columns).rename_axis(None)
+    for column, published in paper.items():
+        (ours,) = (i for i, name in enumerate(table) if name.partition(" (")[0] == column)
+        table.insert(ours + 1, f"{column}, paper", pd.Series(published))
+    return table.astype(object).fillna("")
 
 
 def assignment_cost(a: pd.DataFrame, b: pd.DataFrame) -> float:

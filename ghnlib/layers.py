@@ -203,15 +203,11 @@ def layer_node(layer: Layer, name: str) -> Node | None:
 def make_block(nodes: Sequence[Node], edges: Sequence[tuple[int, int]] | None = None) -> Block:
     """A block whose last node is its output; a chain when no edges are given."""
     chain = [(i - 1, i) for i in range(len(nodes))]
-    return Block(tuple(nodes), tuple(chain if edges is None else edges), len(nodes) - 1, count_scalars(nodes))
+    size = sum(math.prod(node.shape) * (2 if node.norm_bias else 1) for node in nodes if node.name)
+    return Block(tuple(nodes), tuple(chain if edges is None else edges), len(nodes) - 1, size)
 
 
 def chain_block(layers: Sequence[Layer], prefix: str = "") -> Block:
     """The block of a chain whose layers are named by position after ``prefix``."""
     nodes = (layer_node(layer, f"{prefix}{i}") for i, layer in enumerate(layers))
     return make_block([node for node in nodes if node])
-
-
-def count_scalars(nodes: Sequence[Node]) -> int:
-    """Number of scalars in the parameters of the nodes, biases of norm layers included."""
-    return sum(math.prod(node.shape) * (2 if node.norm_bias else 1) for node in nodes if node.name)

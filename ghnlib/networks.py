@@ -12,19 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ghnlib.layers import (
-    IDENTITY,
-    RELU,
-    Flatten,
-    Layer,
-    Linear,
-    PosEnc,
-    conv,
-    make_chain,
-    make_layer,
-    norm,
-    pool,
-)  # fmt: skip
+from ghnlib.layers import IDENTITY, RELU, Flatten, Layer, Linear, PosEnc, conv, make_chain, norm, pool
 from ghnlib.primitives import Spec, build, primitive
 
 if TYPE_CHECKING:
@@ -175,12 +163,8 @@ def _plan_cell(
     before_last, last, width = channels
     (ops, concat), (preproc, *rest) = cell, shared
     inner, outer = Spec(width, width, 1, *rest), Spec(width if preproc else last, width, stride, *rest)
-    planned = tuple(
-        [
-            PlannedOp(name, source, outer if source < 2 else inner, live and used)
-            for (name, source), used in zip(ops, liveness.ops)
-        ]
-    )
+    uses = zip(ops, liveness.ops)
+    planned = tuple([PlannedOp(op, i, outer if i < 2 else inner, live and used) for (op, i), used in uses])
     project, shrink = ("conv_1x1", "skip_connect") if preproc else ("subsample", "subsample")
     first = Spec(before_last, width, 2 if halve else 1, *rest)
     preprocess = (
@@ -294,7 +278,11 @@ class Cell(nn.Module):
         for j in range(0, len(self._ops), 2):
             left, right = self._apply(j, states, drop_path), self._apply(j + 1, states, drop_path)
             states.append(right if left is None else left if right is None else left + right)
-        return self._concat([states[i] for i in self.plan.concat])
+        output = [states[i] for i in self.plan.concat]
+        if len(output) == 1:
+            return output[0]
+        like = next(state for state in output if state is not None)
+        return torch.cat([torch.zeros_like(like) if state is None else state for state in output], 1)
 
     def _apply(self, j: int, states: list[Tensor | None], drop_path: float) -> Tensor | None:
         op = self.plan.ops[j]
@@ -305,13 +293,6 @@ class Cell(nn.Module):
             keep = torch.empty(len(out), 1, 1, 1, device=out.device, dtype=out.dtype).bernoulli_(1 - drop_path)
             out = out * (keep / (1 - drop_path))
         return out
-
-    @staticmethod
-    def _concat(states: list[Tensor | None]) -> Tensor:
-        if len(states) == 1:
-            return states[0]
-        like = next(state for state in states if state is not None)
-        return torch.cat([torch.zeros_like(like) if state is None else state for state in states], 1)
 
 
 class Network(nn.Module):
@@ -330,9 +311,9 @@ class Network(nn.Module):
         self.expected_input_sz = arch.input_size
         self.drop_path, self.runs_stem1 = drop_path, steps.stem1
         for name, layers in stem_layers(arch.stem).items():
-            single = arch.is_vit  # the patch convolution has no container
-            self.add_module(name, make_layer(layers[0], device=device) if single else make_chain(layers, track, device))
+            self.add_module(name, make_chain(layers, track, device))
         if arch.is_vit:
+            self.stem0 = self.stem0[0]  # the patch convolution has no container
             channels, side = stem_output(arch.stem)
             self.pos_enc = PosEnc(channels, side, device)
         self.cells = nn.ModuleList(Cell(cell, track, device) for cell in steps.cells)

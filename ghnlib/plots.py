@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -26,12 +25,12 @@ def use_style() -> None:
 def draw_graph(graph: Graph, ax=None):
     """Draw a graph in layers from the input, coloured by primitive (PPUDA Fig. 1 and 5). Returns the axes."""
     network = graph.to_networkx()
-    layers = _layers(network)
+    positions = _layered_positions(network)
     if ax is None:
-        _, ax = plt.subplots(figsize=(min(16, 8 + 0.1 * max(layers.values())), 3.2))
+        _, ax = plt.subplots(figsize=(min(16, 8 + 0.1 * max(layer for layer, _ in positions.values())), 3.2))
     colours = [PRIMITIVE_COLOURS[node.op] for node in graph.nodes]
-    positions = _layered_positions(network, layers)
-    over = [(i, j) for i, j in network.edges if layers[j] - layers[i] > 1 and positions[i][1] == positions[j][1]]
+    ends = {(i, j): (positions[i], positions[j]) for i, j in network.edges}
+    over = [edge for edge, ((x1, y1), (x2, y2)) in ends.items() if x2 - x1 > 1 and y1 == y2]
     straight = [edge for edge in network.edges if edge not in set(over)]
     for edges, curve in ((straight, "arc3"), (over, "arc3,rad=-0.3")):  # a straight one would hide behind its nodes
         style = {"edgelist": edges, "connectionstyle": curve, "edge_color": "0.6", "node_size": 24}
@@ -54,7 +53,7 @@ def draw_cell(operations: Sequence[tuple[str, int]], concat: Sequence[int], ax=N
     for i, (name, source) in enumerate(operations):
         edge = names[source], names[2 + i // 2]
         labels[edge] = f"{labels[edge]}\n{name}" if edge in labels else name
-    positions = _layered_positions(cell, _layers(cell))
+    positions = _layered_positions(cell)
     ax = ax or plt.subplots(figsize=(9, 3))[1]
     curve = "arc3,rad=-0.12"  # an edge that passes over a state stays visible
     style = {"node_size": 900, "node_color": "0.92", "edge_color": "0.6", "font_size": 8}
@@ -64,23 +63,12 @@ def draw_cell(operations: Sequence[tuple[str, int]], concat: Sequence[int], ax=N
     return ax
 
 
-def _layers(network: nx.DiGraph) -> dict[int, int]:
-    """Longest path from a source, per node."""
-    layers: dict[int, int] = {}
-    for node in nx.topological_sort(network):
-        layers[node] = 1 + max((layers[sender] for sender in network.predecessors(node)), default=-1)
-    return layers
-
-
-def _layered_positions(network: nx.DiGraph, layers: dict[int, int]) -> dict[int, tuple[float, float]]:
-    """x: layer; y: in the order of the senders' heights, spread around the middle of the layer."""
-    members = defaultdict(list)
-    for node, layer in layers.items():
-        members[layer].append(node)
+def _layered_positions(network: nx.DiGraph) -> dict[int, tuple[float, float]]:
+    """x: longest path from a source; y: in the order of the senders' heights, spread around the middle."""
     positions: dict[int, tuple[float, float]] = {}
-    for layer in sorted(members):
-        heights = {n: [positions[s][1] for s in network.predecessors(n)] or [0.0] for n in members[layer]}
-        order = sorted(members[layer], key=lambda n: (sum(heights[n]) / len(heights[n]), n))
+    for layer, members in enumerate(nx.topological_generations(network)):
+        heights = {n: [positions[s][1] for s in network.predecessors(n)] or [0.0] for n in members}
+        order = sorted(members, key=lambda n: (sum(heights[n]) / len(heights[n]), n))
         for rank, node in enumerate(order):
             positions[node] = (float(layer), rank - (len(order) - 1) / 2)
     return positions

@@ -283,12 +283,8 @@ def _msa(spec: Spec) -> Primitive:
     attention = "attn." if spec.naming == "ghn3" else ""
     linear = partial(weight, role=Role.LINEAR)
     nodes = [norm_node("ln1", a, "ln"), linear(f"{attention}to_qkv", 3 * a, a), Node("msa")]
-    nodes += [
-        linear(f"{attention}to_out.0", a, a),
-        bias(f"{attention}to_out.0", a),
-        Node("sum"),
-        norm_node("ln2", a, "ln"),
-    ]
-    nodes += [linear("ff.net.0", b, a), bias("ff.net.0", b), linear("ff.net.3", a, b), bias("ff.net.3", a), Node("sum")]
+    nodes += [linear(f"{attention}to_out.0", a, a), bias(f"{attention}to_out.0", a), Node("sum")]
+    nodes += [norm_node("ln2", a, "ln"), linear("ff.net.0", b, a), bias("ff.net.0", b)]
+    nodes += [linear("ff.net.3", a, b), bias("ff.net.3", a), Node("sum")]
     edges = [(i - 1, i) for i in range(len(nodes))] + [(-1, 5), (5, 11)]
     return Primitive(make_block(nodes, edges), partial(Transformer if attention else PPUDATransformer, spec))

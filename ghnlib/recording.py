@@ -130,9 +130,10 @@ def copy_of(net: nn.Module, on_meta: bool) -> nn.Module:
     except Exception as error:
         text = f"{type(net).__name__} cannot be traced because copy.deepcopy fails on it: {error}. Keep what cannot be"
         raise TraceError(f"{text} copied out of the module, or give its class a __deepcopy__") from error
-    for module in shadow.modules():
-        for hooks in HOOKS:
-            _drop_foreign(getattr(module, hooks))
+    for hooks in (getattr(module, kind) for module in shadow.modules() for kind in HOOKS):
+        # those of torch.nn.utils compute weights (weight norm, pruning); any other may write into the caller's state
+        for key in [key for key, hook in hooks.items() if not type(hook).__module__.startswith("torch.nn.utils")]:
+            del hooks[key]
     return shadow
 
 
@@ -149,13 +150,6 @@ def _twin(tensor: Tensor, on_meta: bool) -> Tensor:
     if not isinstance(tensor, nn.Parameter):
         return twin
     return nn.Parameter(twin, requires_grad=tensor.is_floating_point() or tensor.is_complex())
-
-
-def _drop_foreign(hooks: dict) -> None:
-    """Hooks of torch.nn.utils compute weights (weight norm, pruning); any other may write into the caller's state."""
-    for key, hook in list(hooks.items()):
-        if not type(hook).__module__.startswith("torch.nn.utils"):
-            del hooks[key]
 
 
 # --- the forward pass ------------------------------------------------------------------------------------------------

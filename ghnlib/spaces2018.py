@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ghnlib.architectures import Architecture, Genotype
-from ghnlib.designspace import DesignSpace, Draws
+from ghnlib.designspace import SPACES, DesignSpace, Draws
 from ghnlib.graph import Graph, Role
 from ghnlib.layers import RELU, Linear, conv, make_chain, norm, pool
 
@@ -216,3 +216,6 @@ class AnytimeSpace:
     def finish(self, arch: AnytimeArchitecture, draws: Draws, arguments: Mapping[str, Any]) -> AnytimeArchitecture:
         """The architecture for the classes and image size asked for."""
         return arch.adapted(arguments["num_classes"], arguments["input_size"])
+
+
+SPACES.update(blocks=BlockSpace(), anytime=AnytimeSpace())

@@ -6,11 +6,12 @@ produced its inputs, which contracts reshapes, activations and all else that has
 
 from __future__ import annotations
 
-import heapq
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import NamedTuple
 
+import networkx as nx
 from torch import Tensor, nn
 
 from ghnlib.conventions import CONVENTIONS, Convention, Parameter, out_of_reach, parameters_of
@@ -41,7 +42,7 @@ def trace(net: nn.Module, input_shape: tuple[int, ...] | None = None, convention
     rules = CONVENTIONS[convention]
     recording = record(net, input_shape, rules.first_output)
     reduction = Reduction(recording, rules)
-    problem = out_of_reach(convention, net, reduction.nodes, reduction.parents)
+    problem = out_of_reach(convention, net, reduction.nodes, reduction.wiring)
     if problem:
         text = f"{type(net).__name__}: the released code of {convention} {problem}; this is the correct graph"
         warnings.warn(text, stacklevel=2)
@@ -50,19 +51,20 @@ def trace(net: nn.Module, input_shape: tuple[int, ...] | None = None, convention
 
 
 class Value(NamedTuple):
-    """What flows out of a step. ``nodes``: its producers after contraction. ``pending``: parameters that have not met
-    data yet. ``softmax``, ``pooled``: the attention map or global pooling it comes from (0: none; node 0 is the input).
+    """What flows out of a step. ``nodes``: its producers after contraction; data have some, constants and parameters
+    none. ``pending``: parameters that have not met data yet. ``softmax``, ``pooled``: the attention map or global
+    pooling it comes from (0: none; node 0 is the input).
     """
 
     nodes: frozenset[int] = frozenset()
     pending: tuple[Parameter, ...] = ()
-    is_data: bool = False
     softmax: int = 0
     pooled: int = 0
 
 
 CONSTANT = Value()
-IMAGE = Value(frozenset({0}), is_data=True)
+IMAGE = Value(frozenset({0}))
+OUTPUT = -1  # stands for the network's output while nodes are contracted
 # where a layer's function takes its weight; the data come just before
 WEIGHT_SLOT = {"Norm": 1, "Linear": 1, "Convolution": 1, "Addmm": 2, "Mm": 1}
 POOLS = {"MaxPool2DWithIndices": "max_pool", "AvgPool2D": "avg_pool"}
@@ -70,34 +72,36 @@ MERGES = {"Add": "sum", "Addcmul": "sum", "Cat": "concat"}
 
 
 class Reduction:
-    """The growing graph. ``parents[i]`` are the producers of node i; ``keys[i]`` its place in the forward pass;
-    ``dropped``: nodes to contract at the end, because what they turn out to be is known only later.
+    """The growing graph. ``wiring``: its edges, between indices of ``nodes``; ``keys[i]``: place of node i in the
+    forward pass; ``dropped``: nodes to contract at the end, because what they turn out to be is known only later.
     """
 
     def __init__(self, recording: Recording, rules: Convention):
         self.recording, self.rules = recording, rules
         known = dict(parameters_of(recording.network, rules))
         self.parameters = {id(tensor): parameter for tensor, parameter in known.items()}
-        self.nodes: list[Node] = [Node("input")]
-        self.parents: list[set[int]] = [set()]
-        self.keys: list[tuple[int, int]] = [(-1, 0)]
+        self.nodes: list[Node] = []
+        self.keys: list[int] = []
+        self.wiring = nx.DiGraph()
         self.node_of: dict[str, int] = {}
         self.seen: set[str] = set()
         self.repeated: set[str] = set()
         self.dropped: set[int] = set()
         self.values: list[Value] = []
+        self.add(Node("input"), frozenset(), -1)
         for step in recording.steps:
             self.values.append(self.visit(step))
-        self.parents.append(set(self.values[recording.output].nodes))  # the output takes part in contractions
-        for node in sorted(self.dropped):
-            self.contract(node)
-        self.final = self.parents.pop()
+        self.wiring.add_node(OUTPUT)
+        self.wire(self.values[recording.output].nodes, OUTPUT)
+        for node in self.dropped:
+            self.wiring.add_edges_from(list(product(self.wiring.pred[node], self.wiring.succ[node])))
+            self.wiring.remove_node(node)
+        self.final = self.parents(OUTPUT)
+        self.wiring.remove_node(OUTPUT)
         if rules.pool_first and type(recording.network).__name__ == "SqueezeNet":
             self.pool_before_classifier()
-        self.kept = [i for i in range(len(self.nodes)) if i not in self.dropped]
-        for i in self.kept[1:]:
-            if not self.parents[i] and self.nodes[i].op != "pos_enc":
-                self.parents[i] = {0}
+        loose = [i for i, senders in self.wiring.in_degree if i and not senders]
+        self.wiring.add_edges_from((0, i) for i in loose if self.nodes[i].op != "pos_enc")
 
     # --- growing
 
@@ -105,7 +109,7 @@ class Reduction:
         if step.kind == ACCUMULATE:
             return self.leaf(step.function.variable)
         inputs = [CONSTANT if i is None else self.values[i] for i in step.inputs]
-        data = [value for value in inputs if value.is_data]
+        data = [value for value in inputs if value.nodes]
         pending = tuple(dict.fromkeys(p for value in inputs for p in value.pending))
         if not data and not _applies_layer(step.kind, inputs):
             return Value(pending=pending)
@@ -122,14 +126,25 @@ class Reduction:
             return CONSTANT
         self.seen.add(parameter.name)
         if parameter.is_source:
-            return Value(self.consume((parameter,), frozenset(), 0), is_data=True)
+            return Value(self.consume((parameter,), frozenset(), 0))
         return Value(pending=(parameter,))
 
     def add(self, node: Node, parents: frozenset[int], order: int) -> frozenset[int]:
         self.nodes.append(node)
-        self.parents.append(set(parents))
-        self.keys.append((order, len(self.nodes)))
+        self.keys.append(order)
+        self.wiring.add_node(len(self.nodes) - 1)
+        self.wire(parents, len(self.nodes) - 1)
         return frozenset({len(self.nodes) - 1})
+
+    def wire(self, parents: frozenset[int], node: int) -> None:
+        for parent in parents:
+            self.wiring.add_edge(parent, node)
+
+    def parents(self, node: int) -> set[int]:
+        return set(self.wiring.pred[node])
+
+    def leads_to(self, node: int, values: frozenset[int]) -> bool:
+        return any(nx.has_path(self.wiring, node, value) for value in values)
 
     def consume(self, pending: tuple[Parameter, ...], producers: frozenset[int], order: int) -> frozenset[int]:
         """Chain the parameters that meet data here: weights, then biases."""
@@ -140,20 +155,12 @@ class Reduction:
             if node is None:
                 producers = self.add(parameter.node(), producers, order)
                 (self.node_of[parameter.name],) = producers
-            elif node in self.ancestors(producers):
+            elif self.leads_to(node, producers):
                 self.repeated.add(parameter.name)
             else:
-                self.parents[node] |= producers
+                self.wire(producers, node)
                 producers = frozenset({node})
         return producers
-
-    def ancestors(self, nodes: frozenset[int]) -> set[int]:
-        found, stack = set(nodes), list(nodes)
-        while stack:
-            for parent in self.parents[stack.pop()] - found:
-                found.add(parent)
-                stack.append(parent)
-        return found
 
     # --- one method per kind of step; ``data``: the inputs that are not constants or parameters
 
@@ -170,13 +177,13 @@ class Reduction:
             *others, last = sorted(data, key=lambda value: value.softmax)
             if self.flow_into(last.softmax, _producers(others) - last.nodes):
                 return last._replace(pooled=pooled)
-        return Value(_producers(data), is_data=True, pooled=pooled)
+        return Value(_producers(data), pooled=pooled)
 
     def flow_into(self, node: int, values: frozenset[int]) -> bool:
         """Make values parents of an attention map's node; False if they depend on it."""
-        if node in self.ancestors(values):
+        if self.leads_to(node, values):
             return False
-        self.parents[node] |= values
+        self.wire(values, node)
         return True
 
     def merge(self, step: Step, data: list[Value]) -> Value:
@@ -190,11 +197,11 @@ class Reduction:
 
     def pool(self, step: Step, data: list[Value]) -> Value:
         shape = (1, 1, *(tuple(step.function._saved_kernel_size) or (3, 3)))
-        return Value(self.operation(step, POOLS[step.kind], data[0].nodes, shape), is_data=True)
+        return Value(self.operation(step, POOLS[step.kind], data[0].nodes, shape))
 
     def global_pool(self, step: Step, data: list[Value]) -> Value:
         nodes = self.operation(step, "glob_avg", _producers(data))
-        return Value(nodes, is_data=True, pooled=max(nodes))
+        return Value(nodes, pooled=max(nodes))
 
     def mean(self, step: Step, data: list[Value]) -> Value:
         if not step.is_spatial_mean:
@@ -207,10 +214,10 @@ class Reduction:
     def softmax(self, step: Step, data: list[Value]) -> Value:
         nodes = self.operation(step, "msa", _producers(data))
         self.dropped |= nodes  # until a matrix product applies the map
-        return Value(nodes, is_data=True, softmax=max(nodes))
+        return Value(nodes, softmax=max(nodes))
 
     def fused_attention(self, step: Step, data: list[Value]) -> Value:
-        return Value(self.operation(step, "msa", _producers(data)), is_data=True)
+        return Value(self.operation(step, "msa", _producers(data)))
 
     def matmul(self, step: Step, data: list[Value]) -> Value:
         """An attention map times values: the values flow into the map's node, and only that flows on."""
@@ -220,18 +227,18 @@ class Reduction:
         if not self.flow_into(attention.softmax, content.nodes):
             return self.pass_on(step, data)
         self.dropped.discard(attention.softmax)
-        return Value(attention.nodes, is_data=True)
+        return Value(attention.nodes)
 
     def multiply(self, step: Step, data: list[Value]) -> Value:
         """x (B, C, H, W) times a vector over channels that depends on a spatial mean of x: squeeze-and-excitation."""
         if len(data) != 2 or bool(data[0].pooled) == bool(data[1].pooled) or not self.is_gate_seen(step):
             return self.pass_on(step, data)
         x, gate = sorted(data, key=lambda value: value.pooled)
-        if not x.nodes & self.parents[gate.pooled]:
+        if not x.nodes & self.parents(gate.pooled):
             return self.pass_on(step, data)
         if not self.rules.pool_by_keepdim:
             self.dropped.add(gate.pooled)
-        return Value(self.operation(step, "cse", _producers(data)), is_data=True)
+        return Value(self.operation(step, "cse", _producers(data)))
 
     def is_gate_seen(self, step: Step) -> bool:
         """The released PPUDA code looks for a hard activation two steps before the product: a reshape lies between."""
@@ -246,26 +253,20 @@ class Reduction:
 
     # --- finishing
 
-    def contract(self, node: int) -> None:
-        """Wire a node's parents straight into its children."""
-        for parents in self.parents:
-            if node in parents:
-                parents.discard(node)
-                parents |= self.parents[node]
-        self.parents[node] = set()
-
     def pool_before_classifier(self) -> None:
         (pool,) = self.final
-        (bias,) = self.final = self.parents[pool]
-        (weight,) = self.parents[bias]
-        self.parents[pool], self.parents[weight] = self.parents[weight], {pool}
+        (bias,) = self.final = self.parents(pool)
+        (weight,) = self.parents(bias)
+        features = self.parents(weight)
+        self.wiring.remove_edges_from([(bias, pool), *product(features, [weight])])
+        self.wiring.add_edges_from([(pool, weight), *product(features, [pool])])
 
     def graph(self) -> Graph:
         self.warn()
         classifier = self.classifier()
         order = self.sorted(classifier)
         position = {node: i for i, node in enumerate(order)}
-        edges = sorted((position[parent], position[i]) for i in self.kept for parent in self.parents[i])
+        edges = sorted((position[source], position[target]) for source, target in self.wiring.edges)
         nodes = [self.nodes[i] for i in order]
         for i, role in self.class_roles(nodes, [position[i] for i in classifier]):
             nodes[i] = nodes[i]._replace(role=role)
@@ -287,13 +288,13 @@ class Reduction:
         """
         nodes, op = self.final, ""
         while len(nodes) == 1 and self.nodes[min(nodes)].role is Role.OPERATION:
-            op, nodes = self.nodes[min(nodes)].op, self.parents[min(nodes)]
+            op, nodes = self.nodes[min(nodes)].op, self.parents(min(nodes))
         if len(nodes) > 1 and op != "sum":
             return []
         found: list[int] = []
         for node in sorted(nodes):
             bias = [node] if self.nodes[node].role is Role.BIAS else []
-            weights = self.parents[node] if bias else {node}
+            weights = self.parents(node) if bias else {node}
             if any(self.nodes[weight].role not in (Role.CONV, Role.LINEAR) for weight in weights):
                 return []
             found += [*weights, *bias]
@@ -301,26 +302,11 @@ class Reduction:
 
     def sorted(self, classifier: list[int]) -> list[int]:
         """Topological order by forward execution; a classifier that nothing follows comes last."""
-        children: dict[int, list[int]] = {i: [] for i in self.kept}
-        missing = {i: len(self.parents[i]) for i in self.kept}
-        for i in self.kept:
-            for parent in self.parents[i]:
-                children[parent].append(i)
-        for i in self.kept[1:]:
-            if not self.parents[i] and children[i]:  # a positional encoding stands where it is first used
-                self.keys[i] = (min(self.keys[child][0] for child in children[i]), 0)
-        late = set(classifier) if classifier and not children[classifier[-1]] else set()
-        ready = [(i in late, self.keys[i], i) for i in self.kept if not missing[i]]
-        heapq.heapify(ready)
-        order = []
-        while ready:
-            node = heapq.heappop(ready)[-1]
-            order.append(node)
-            for child in children[node]:
-                missing[child] -= 1
-                if not missing[child]:
-                    heapq.heappush(ready, (child in late, self.keys[child], child))
-        return order
+        for i, senders in self.wiring.in_degree:
+            if i and not senders:  # a positional encoding stands where it is first used
+                self.keys[i] = min((self.keys[child] for child in self.wiring.succ[i]), default=self.keys[i])
+        late = set(classifier) if classifier and not self.wiring.succ[classifier[-1]] else set()
+        return list(nx.lexicographical_topological_sort(self.wiring, key=lambda i: (i in late, self.keys[i])))
 
     def class_roles(self, nodes: list[Node], classifier: list[int]) -> Iterator[tuple[int, Role]]:
         """Of the classifier; for released hypernetworks, of the last two nodes if their names say weight and bias."""

@@ -96,7 +96,9 @@ def test_the_mlp_decoder_predicts_everything_and_learns_with_all_its_parameters(
     ghn = tiny("gated_gnn", decoder="mlp", initialization="ghn3")
     assert not ghn.weight_decoder.fc2.bias.any()
     predicted = ghn.predict(Residual(width=24), SHAPE)
-    assert {name: p.shape for name, p in Residual(width=24).named_parameters()} == {n: p.shape for n, p in predicted.items()}
+    assert {name: p.shape for name, p in Residual(width=24).named_parameters()} == {
+        n: p.shape for n, p in predicted.items()
+    }
     torch.testing.assert_close(predicted["stem.weight"][16:], predicted["stem.weight"][:8])  # tiled
     sum(p.square().sum() for p in predicted.values()).backward()
     assert all(p.grad is not None for p in ghn.parameters())
@@ -116,7 +118,14 @@ def test_parts_of_an_architecture_are_stem_cells_and_head():
 
 
 def two_cells(*edges):
-    nodes = [conv(8, "stem"), conv(8, "cells.0.a"), Node("max_pool", "", (1, 1, 3, 3)), conv(16, "cells.1.a"), Node("sum"), conv(8, "head")]
+    nodes = [
+        conv(8, "stem"),
+        conv(8, "cells.0.a"),
+        Node("max_pool", "", (1, 1, 3, 3)),
+        conv(16, "cells.1.a"),
+        Node("sum"),
+        conv(8, "head"),
+    ]
     return Graph([Node("input"), *nodes], [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6), *edges])
 
 

@@ -145,7 +145,9 @@ def test_vectors_are_bounded_and_norm_layers_take_both_rows():
 def test_class_scores_reduce_over_the_output_channels_after_relu():
     torch.manual_seed(0)
     decoder = ConvDecoder(8, (6, 5, 11, 11), 10, "centre")
-    (_, plain), (_, classes) = decoder([Slice((1, 1), 6, 4), Slice((1, 1), 6, 4, classes=True)], [torch.randn(1, 8)] * 2)
+    (_, plain), (_, classes) = decoder(
+        [Slice((1, 1), 6, 4), Slice((1, 1), 6, 4, classes=True)], [torch.randn(1, 8)] * 2
+    )
     expected = decoder.class_layer.weight @ plain[0, 0].relu() + decoder.class_layer.bias[:, None]
     torch.testing.assert_close(classes[0, 0], expected)
 

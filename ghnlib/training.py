@@ -268,7 +268,8 @@ def _loop(trainer, architectures, images, seed, augment, validate, folder, ident
             logged = step % recipe.log_every == 0 or step == recipe.steps
             if logged:
                 window = pd.DataFrame(progress["window"])
-                row = {"step": step, **window.mean(), "grad_norm_deviation": window["grad_norm"].std(ddof=0)}
+                deviation = float(window["grad_norm"].std(ddof=0))
+                row = {"step": step, **window.mean().to_dict(), "grad_norm_deviation": deviation}
                 progress["window"] = []
                 if validate and (step % recipe.validate_every == 0 or step == recipe.steps):
                     row |= validate(trainer.ghn)

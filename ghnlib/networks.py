@@ -276,7 +276,7 @@ class Cell(nn.Module):
         first, second = self.plan.preprocess
         states = [self.preprocess0(s0) if first.live else None, self.preprocess1(s1) if second.live else None]
         for j in range(0, len(self._ops), 2):
-            left, right = self._apply(j, states, drop_path), self._apply(j + 1, states, drop_path)
+            left, right = self._term(j, states, drop_path), self._term(j + 1, states, drop_path)
             states.append(right if left is None else left if right is None else left + right)
         output = [states[i] for i in self.plan.concat]
         if len(output) == 1:
@@ -284,7 +284,7 @@ class Cell(nn.Module):
         like = next(state for state in output if state is not None)
         return torch.cat([torch.zeros_like(like) if state is None else state for state in output], 1)
 
-    def _apply(self, j: int, states: list[Tensor | None], drop_path: float) -> Tensor | None:
+    def _term(self, j: int, states: list[Tensor | None], drop_path: float) -> Tensor | None:
         op = self.plan.ops[j]
         if not op.live:
             return None

@@ -239,8 +239,8 @@ def test_drop_path_drops_whole_images_in_training():
     assert torch.equal(net.eval()(x), net(x))
     cell: Cell = net.cells[0].train()
     states = [cell.preprocess0(net._stem(x)[0])] * 2
-    outs = cell._apply(0, states, 0.5)
-    full = cell._apply(0, states, 0.0)
+    outs = cell._term(0, states, 0.5)
+    full = cell._term(0, states, 0.0)
     assert all(torch.allclose(o, 2 * f, atol=1e-5) or not o.any() for o, f in zip(outs, full, strict=True))
 
 
@@ -306,3 +306,8 @@ def test_layers_without_fast_bfloat16_kernels_stay_in_float32():
         attention.to_out = torch.nn.Identity()
         tokens = attention(x.flatten(2).mT)
     assert [depthwise.dtype, dense.dtype, tokens.dtype] == [torch.float32, torch.bfloat16, torch.float32]
+
+
+def test_networks_move_between_devices_and_types():
+    net = Architecture(CONVS).build(device="meta").to_empty(device="cpu").double()
+    assert {p.dtype for p in net.parameters()} == {torch.float64} and not any(p.is_meta for p in net.parameters())

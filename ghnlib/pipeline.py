@@ -30,7 +30,6 @@ def main(arguments: Sequence[str]) -> int:
     root = Path.cwd()
     try:
         folder = run_folder(root, *arguments)
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / ".dvc" / "tmp" / "pipeline.lock", timeout=0):
             if folder != root:
@@ -43,6 +42,8 @@ def main(arguments: Sequence[str]) -> int:
         print(error, file=sys.stderr)
     except filelock.Timeout:
         print(f"the pipeline is already running in {folder}", file=sys.stderr)
+    except KeyboardInterrupt:  # before the first stage; later the stages are interrupted, not this
+        return 130
     return 2
 
 
@@ -87,16 +88,16 @@ def reproduce(folder: Path, params: Params) -> int:
 
     After a stage that fails no other is started. Returns the first exit status that is not 0.
     """
+    changed = _Runs(folder).start("status", "--quiet")
     runs = _Runs(folder)
     # Ctrl-C reaches DVC and the stages by itself; here we only wait for them.
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: runs.terminate())
-    if runs.start("status", "--quiet") != 0:
-        runs.status = 0
+    if changed:
         for stages in independent_stages(params):
             with ThreadPoolExecutor(max(1, params.processes // params.train.devices)) as pool:
                 list(pool.map(lambda stage: runs.start("repro", "--single-item", stage, label=stage), stages))
-    return runs.start("repro") or runs.status
+    return runs.start("repro")
 
 
 def independent_stages(params: Params) -> tuple[list[str], ...]:

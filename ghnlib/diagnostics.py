@@ -1,4 +1,4 @@
-"""What predicted parameters look like: diversity, copies, spectra, activations (PPUDA appendix C, GHN-3 section 5)."""
+"""What predicted parameters look like: diversity, copies, sparsity, activations (PPUDA appendix C, GHN-3 section 5)."""
 
 from __future__ import annotations
 
@@ -23,30 +23,24 @@ def diversity(tensors: Iterable[Tensor]) -> float:
 
 def matched_diversity(tensors: Iterable[Tensor]) -> float:
     """``diversity`` after the output channels of each pair are matched for the largest cosine (GHN-3 Table 9: trained
-    networks, whose channels have no order; Hungarian algorithm)."""
+    networks, whose channels have no order; Hungarian algorithm). Not a number for a single tensor."""
     rows = [t.detach().flatten(1) / t.detach().norm() for t in tensors]  # (out, in * h * w)
     cosines = []
     for a, b in combinations(rows, 2):
         products = a @ b.T
         cosines.append(float(products[linear_sum_assignment(products, maximize=True)].sum().abs()))
-    return 1 - sum(cosines) / len(cosines)
+    return 1 - float(torch.tensor(cosines).mean())
 
 
 def duplicated_filters(parameters: dict[str, Tensor], threshold: float = 0.99) -> float:
     """Share of a network's filters, in convolutions with at least 9 weights a filter, with a cosine above the threshold
-    to an earlier filter of their layer. Random filters of 9 weights: about one in 10^7 pairs."""
+    to an earlier filter of their layer. Random filters of 9 weights: two in 10^8 pairs."""
     copies = []
     for weight in parameters.values():
         if weight.ndim == 4 and weight[0].numel() >= 9:
             rows = torch.nn.functional.normalize(weight.detach().flatten(1), dim=1)
             copies.append(((rows @ rows.T).tril(-1) > threshold).any(1))
     return float(torch.cat(copies).float().mean())
-
-
-def spectrum(weight: Tensor) -> Tensor:
-    """Singular values of a weight's matrix (out, in * h * w), falling, the first scaled to 1."""
-    values = torch.linalg.svdvals(weight.detach().flatten(1))
-    return values / values[0]
 
 
 def sparsity(weight: Tensor, threshold: float = 0.05) -> float:
@@ -60,10 +54,10 @@ def first_weight(parameters: dict[str, Tensor]) -> Tensor:
 
 
 def common_shapes(networks: Sequence[dict[str, Tensor]], count: int) -> list[tuple[int, ...]]:
-    """The ``count`` shapes of convolutions, of at least 9 weights a filter, that most networks have a tensor of."""
+    """The ``count`` shapes of convolutions with kernels larger than 1x1 that most networks have a tensor of."""
     counts: Counter[tuple[int, ...]] = Counter()
     for parameters in networks:
-        counts.update({tuple(p.shape) for p in parameters.values() if p.ndim == 4 and p[0].numel() >= 9})
+        counts.update({tuple(p.shape) for p in parameters.values() if p.ndim == 4 and p.shape[-1] > 1})
     return sorted(counts, key=lambda shape: (counts[shape], shape), reverse=True)[:count]
 
 

@@ -1,11 +1,11 @@
-"""Diversity, copies and spectra of parameters, each against its definition."""
+"""Diversity, copies and shapes of parameters, each against its definition."""
 
 from itertools import permutations
 
 import pytest
 import torch
 
-from ghnlib.diagnostics import common_shapes, duplicated_filters, matched_diversity, spectrum, tensors_of
+from ghnlib.diagnostics import common_shapes, duplicated_filters, matched_diversity, tensors_of
 
 
 def normal(*shape):
@@ -23,11 +23,6 @@ def test_copies_are_filters_parallel_to_an_earlier_one():
     filters = normal(4, 2, 3, 3)
     net = {"tiled": torch.cat([filters, 2 * filters]), "own": normal(8, 3, 3, 3), "small": torch.ones(4, 1, 1, 1)}
     assert duplicated_filters(net) == pytest.approx(4 / 16)
-
-
-def test_a_spectrum_tells_parallel_from_orthogonal_filters():
-    assert torch.allclose(spectrum(torch.eye(4).reshape(4, 4, 1, 1)), torch.ones(4))
-    assert spectrum(torch.ones(4, 4, 1, 1))[1] < 1e-5
 
 
 def test_common_shapes_are_those_of_most_networks():

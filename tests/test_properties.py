@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from ghnlib import DeepNets, properties
-from ghnlib.data import load_images
+from ghnlib.data import ImageSplits, load_images
 from ghnlib.diagnostics import first_weight
 from ghnlib.finetuning import SGDRecipe
 from ghnlib.properties import NoisyImages, frechet_distance, inference_flops, predict_property, steps_to
 
 IMAGES = load_images("digits", seed=0, image_size=16)
+FEW = ImageSplits(*(part.few_shot(4, seed=0) for part in (IMAGES.train, IMAGES.val, IMAGES.test)))
 ANALYSIS = {"checkpoints": [1], "noise": 0.3, "converged": 50.0, "networks": 1}
 
 
@@ -25,12 +26,12 @@ def test_networks_are_measured_once_and_an_interrupted_call_goes_on(tmp_path, mo
     measured = []
     train = properties.train_network
     monkeypatch.setattr(properties, "train_network", lambda *rest: measured.append(rest) or train(*rest))
-    few, *_ = properties.train_and_measure(architectures(2), IMAGES, seed=0, folder=tmp_path, **arguments)
+    few, *_ = properties.train_and_measure(architectures(2), FEW, seed=0, folder=tmp_path, **arguments)
     assert len(measured) == 2
-    table, before, after = properties.train_and_measure(architectures(3), IMAGES, seed=0, folder=tmp_path, **arguments)
+    table, before, after = properties.train_and_measure(architectures(3), FEW, seed=0, folder=tmp_path, **arguments)
     assert len(measured) == 3
     assert table[:2].equals(few)
-    properties.train_and_measure(architectures(1), IMAGES, seed=1, folder=tmp_path, **arguments)
+    properties.train_and_measure(architectures(1), FEW, seed=1, folder=tmp_path, **arguments)
     assert len(measured) == 4  # another seed is another network
     assert {*properties.PROPERTIES, "parameters", "accuracy, 1 steps", "index"} == set(table)
     assert len(before) == len(after) == 1

@@ -13,7 +13,7 @@ from joblib import Memory, Parallel, delayed
 from scipy import stats
 from sklearn import config_context
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict
-from sklearn.preprocessing import scale
+from sklearn.preprocessing import StandardScaler, scale
 from sklearn.svm import SVR
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -131,10 +131,11 @@ def predict_property(features: np.ndarray, target: np.ndarray, seeds: Sequence[i
         ``n`` networks, ``tau`` (mean over seeds), its ``deviation`` over seeds and 95 % interval over networks.
     """
     svr, taus = GridSearchCV(SVR(), {"C": PENALTIES}, cv=3), []
+    x, y = StandardScaler().fit_transform(features.astype(float)), scale(target)
     for seed in seeds:
         folds = KFold(5, shuffle=True, random_state=seed)
         with config_context(assume_finite=True, skip_parameter_validation=True):  # the checks take half of the time
-            predicted = cross_val_predict(svr, scale(features), scale(target), cv=folds)
+            predicted = cross_val_predict(svr, x, y, cv=folds)
         taus.append(stats.kendalltau(predicted, target).statistic)
     low, high = tau_interval(np.mean(taus), len(target))
     return {"n": len(target), "tau": float(np.mean(taus)), "deviation": float(np.std(taus)), "low": low, "high": high}

@@ -27,7 +27,7 @@ from ghnlib.search import tau_interval
 
 Parameters = dict[str, Tensor]
 PROPERTIES = ("accuracy", "noisy accuracy", "FLOPs", "convergence")
-PENALTIES = (1, 10, 100)
+PENALTIES = (1, 10)
 """Of the SVR, chosen by cross-validation. PPUDA's grid has 105 points, which few networks cannot tell apart."""
 
 

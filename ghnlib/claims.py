@@ -92,7 +92,8 @@ def claims_table(metrics: Mapping) -> pd.DataFrame:
             ours = Measured(nan)
         rows.append((paper, claim, published, *ours, _verdict(ours)))
     columns = ["paper", "claim", "published", "ours", "low", "high", "networks", "verdict"]
-    return pd.DataFrame(rows, columns=columns).astype({"networks": "Int64"}).round(3)
+    table = pd.DataFrame(rows, columns=columns).astype({"networks": "Int64"})
+    return table.assign(**{name: table[name].map(lambda x: float(f"{x:.3g}")) for name in ("ours", "low", "high")})
 
 
 def _read(metrics: Mapping, place: str) -> Measured:
@@ -105,7 +106,7 @@ def _read(metrics: Mapping, place: str) -> Measured:
         return Measured(found, *((found, found) if not place else ()))
     value = next(found[key] for key in ("mean", "tau", "lead") if key in found)
     half = 1.96 * found.get("standard_error", nan)
-    return Measured(value, found.get("low", value - half), found.get("high", value + half), found.get("n"))
+    return Measured(value, found.get("low", value - half), found.get("high", value + half), found["n"])
 
 
 def _verdict(ours: Measured) -> str:

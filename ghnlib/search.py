@@ -146,7 +146,7 @@ def top_against_random(
     """Random search with a surrogate: trained accuracy of the k highest scores against k architectures at random.
 
     Returns:
-        ``k``; ``top``, mean accuracy of the k best by score; ``random``, of all; ``lead`` of the top, with bounds
+        ``n``: k; ``top``, mean accuracy of the k best by score; ``random``, of all; ``lead`` of the top, with bounds
         ``low`` and ``high``: what remains of it against 95 % of random choices of k (GHN 2018 Table 1).
     """
     accuracy = np.asarray(accuracy, dtype=float)
@@ -155,7 +155,7 @@ def top_against_random(
     drawn = accuracy[rng.permuted(np.tile(np.arange(len(accuracy)), (draws, 1)), axis=1)[:, :k]].mean(1)
     low, high = top - np.quantile(drawn, (0.975, 0.025))
     mean = accuracy.mean()
-    return {"k": k, "top": top, "random": mean, "lead": top - mean, "low": float(low), "high": float(high)}
+    return {"n": k, "top": top, "random": mean, "lead": top - mean, "low": float(low), "high": float(high)}
 
 
 def _gradients(net: nn.Module, value: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

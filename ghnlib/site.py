@@ -60,9 +60,9 @@ def build(profile: str) -> Path:
     for name in names:
         html = page(notebooks.read(reports / f"{name}.ipynb"), name, seconds.get(name.partition("_")[2]), links)
         notebooks.write_text(html, site / f"{name}.html")
-    table = pd.read_csv(reports / "claims.csv")
+    table = pd.read_csv(reports / "claims.csv", dtype=str, keep_default_na=False)  # shown as written
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in table["verdict"].value_counts().items())
-    claims = table.to_html(index=False, na_rep="", border=0)
+    claims = table.to_html(index=False, border=0)
     timing = pd.Series(seconds, name="seconds").to_frame().to_html(border=0) if seconds else ""
     index = jinja2.Template(INDEX).render(profile=profile, links=links, claims=claims, verdicts=verdicts, timing=timing)
     notebooks.write_text(index, site / "index.html")

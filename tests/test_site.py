@@ -62,7 +62,7 @@ def test_pages_load_nothing_and_hold_their_figures(tree):
 def test_the_index_shows_claims_and_times(tree):
     html = site.build("digits").read_text()
     assert "a &lt; b" in html and "1 held, 1 not testable at this scale" in html and "nan" not in html.lower()
-    assert "297.3" in html
+    assert "297.3" in html and "<td>100</td>" in html
     assert "took\n297 seconds" in Path("site/digits/2_train-ghn3.html").read_text()
 
 

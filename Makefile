@@ -1,6 +1,7 @@
 # make repro            the default pipeline, from nothing: environment, training, executed reports
 # make repro PROFILE=x  the same at another scale (profiles/x.yaml), in runs/x, reports in reports/x
 # make test             the tests; make lab: JupyterLab; make env: the environment alone
+# make report           the reports as HTML without a network: site/digits/index.html (PROFILE=x: of another profile)
 # make readme           writes the results in README.md from the reports
 # make clean            removes what the pipeline made, reports too (not .venv): after it a run is cold
 #
@@ -14,7 +15,7 @@ HALF := .venv/.installing
 
 export PATH := $(BIN):$(PATH)
 
-.PHONY: env repro test readme lab clean
+.PHONY: env repro test report readme lab clean
 
 env: $(DONE)
 
@@ -36,6 +37,9 @@ repro: env
 
 test: env
 	@$(BIN)/python -m pytest
+
+report: env
+	@$(BIN)/python -m ghnlib.site $(PROFILE)
 
 readme: env
 	@$(BIN)/python tests/test_readme.py

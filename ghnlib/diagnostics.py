@@ -1,11 +1,13 @@
-"""What predicted parameters look like: diversity, sparsity, variance of activations (PPUDA appendix C)."""
+"""What predicted parameters look like: diversity, copies, sparsity, activations (PPUDA appendix C, GHN-3 section 5)."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 
@@ -19,6 +21,28 @@ def diversity(tensors: Iterable[Tensor]) -> float:
     return float((1 - (rows @ rows.T).abs())[~torch.eye(n, dtype=torch.bool)].mean())
 
 
+def matched_diversity(tensors: Iterable[Tensor]) -> float:
+    """``diversity`` after the output channels of each pair are matched for the largest cosine (GHN-3 Table 9: trained
+    networks, whose channels have no order; Hungarian algorithm). Not a number for a single tensor."""
+    rows = [t.detach().flatten(1) / t.detach().norm() for t in tensors]  # (out, in * h * w)
+    cosines = []
+    for a, b in combinations(rows, 2):
+        products = a @ b.T
+        cosines.append(float(products[linear_sum_assignment(products, maximize=True)].sum().abs()))
+    return 1 - float(torch.tensor(cosines).mean())
+
+
+def duplicated_filters(parameters: dict[str, Tensor], threshold: float = 0.99) -> float:
+    """Share of a network's filters, in convolutions with at least 9 weights a filter, with a cosine above the threshold
+    to an earlier filter of their layer. Random filters of 9 weights: two in 10^8 pairs."""
+    copies = []
+    for weight in parameters.values():
+        if weight.ndim == 4 and weight[0].numel() >= 9:
+            rows = torch.nn.functional.normalize(weight.detach().flatten(1), dim=1)
+            copies.append(((rows @ rows.T).tril(-1) > threshold).any(1))
+    return float(torch.cat(copies).float().mean())
+
+
 def sparsity(weight: Tensor, threshold: float = 0.05) -> float:
     """Share of entries smaller in magnitude than the threshold (PPUDA Table 12: first layers, 0.05)."""
     return float((weight.detach().abs() < threshold).float().mean())
@@ -29,12 +53,18 @@ def first_weight(parameters: dict[str, Tensor]) -> Tensor:
     return next(p for name, p in parameters.items() if name.startswith("stem") and p.ndim == 4)
 
 
-def most_common_shape(predictions: Sequence[dict[str, Tensor]], axes: int = 4) -> tuple[int, ...]:
-    """The shape that most networks have at least one tensor of, among shapes with that many axes and a 3x3 kernel."""
+def common_shapes(networks: Sequence[dict[str, Tensor]], count: int) -> list[tuple[int, ...]]:
+    """The ``count`` shapes of convolutions with kernels larger than 1x1 that most networks have a tensor of."""
     counts: Counter[tuple[int, ...]] = Counter()
-    for prediction in predictions:
-        counts.update({tuple(p.shape) for p in prediction.values() if p.ndim == axes and p.shape[-1] == 3})
-    return max(counts, key=lambda shape: (counts[shape], shape))
+    for parameters in networks:
+        counts.update({tuple(p.shape) for p in parameters.values() if p.ndim == 4 and p.shape[-1] > 1})
+    return sorted(counts, key=lambda shape: (counts[shape], shape), reverse=True)[:count]
+
+
+def tensors_of(networks: Sequence[dict[str, Tensor]], shape: tuple[int, ...]) -> list[Tensor]:
+    """The first tensor of a shape of each network that has one."""
+    found = (next((p for p in parameters.values() if p.shape == shape), None) for parameters in networks)
+    return [tensor for tensor in found if tensor is not None]
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ import torch
 from joblib import Parallel, delayed
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import shortest_path
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ghnlib.architectures import Architecture
@@ -20,10 +19,9 @@ from ghnlib.config import Recipe
 from ghnlib.coverage import build, torchvision_classifiers
 from ghnlib.data import ImageSplits
 from ghnlib.deepnets import DeepNets
-from ghnlib.finetuning import Run, SGDRecipe, initial_network, run_all, train_network
+from ghnlib.finetuning import Run, SGDRecipe, run_all
 from ghnlib.graph import PRIMITIVES, Graph
 from ghnlib.hypernetwork import GHN
-from ghnlib.images import ImageSet, mix
 from ghnlib.jobs import augmentation_of
 
 OUT_OF_DISTRIBUTION = ("wide", "deep", "dense", "bnfree")
@@ -159,20 +157,3 @@ def step_flops(ghn: GHN, architectures: Sequence[Architecture], recipe: Recipe) 
             images = torch.empty(recipe.batch_size, 3, side, side, device="meta")
             torch.func.functional_call(architecture.build(device="meta").eval(), parameters, (images,))
     return 3 * recipe.meta_batch * counter.get_total_flops() / len(architectures)
-
-
-def random_and_trained_parameters(
-    architectures: Sequence[Architecture], images: ImageSet, recipe: SGDRecipe, seed: int, processes: int
-) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
-    """Parameters of each architecture before and after training; every network has random numbers of its own."""
-    tasks = (delayed(_before_and_after)(a, images, recipe, mix(seed, i)) for i, a in enumerate(architectures))
-    before, after = zip(*Parallel(processes)(tasks))
-    return list(before), list(after)
-
-
-def _before_and_after(architecture: Architecture, images: ImageSet, recipe: SGDRecipe, seed: int) -> list[dict]:
-    torch.set_num_threads(1)
-    net = initial_network(Run(architecture, recipe, seed))
-    before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    train_network(net, images, recipe, seed, evaluate=lambda net: 0.0)
-    return [before, {name: p.detach() for name, p in net.named_parameters()}]

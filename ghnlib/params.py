@@ -162,12 +162,17 @@ class Transfer(Section):
 
 
 class Analysis(Section):
-    """Diversity, sparsity, variance by depth, graph embeddings."""
+    """Properties of trained networks, search, diversity, variance by depth, graph embeddings."""
 
     networks: Positive
     images: Positive
-    trained_steps: Positive
+    property_networks: Annotated[int, Field(ge=10)]
+    property_steps: Positive
+    checkpoints: tuple[Positive, ...]
     lr: Rate
+    noise: NonNegative
+    converged: Annotated[float, Field(gt=0, le=100)]
+    top: Positive
 
 
 class Params(Section):

@@ -22,7 +22,6 @@ from typing import Any
 sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's check of web addresses: 1.5 s to import, unused here
 
 import filelock
-import nbconvert
 import nbformat
 import papermill
 from dvc.api import params_show
@@ -35,6 +34,7 @@ from ghnlib import notebooks
 from ghnlib.notebooks import NotebookError
 from ghnlib.params import Params, ParamsError, read_yaml, validate
 from ghnlib.processes import stop_with
+from ghnlib.site import page
 
 NOTEBOOKS = {
     "architectures": "1_architectures",
@@ -147,7 +147,7 @@ def run_notebook(stage: str, variant: str, params: Params) -> None:
     report = notebooks.normalise(executed, root)
     seconds = time.monotonic() - started
     notebooks.write(report, reports / f"{name}.ipynb")
-    notebooks.write_text(_html(report, seconds), site / f"{name}.html")
+    notebooks.write_text(page(report, name, seconds), site / f"{name}.html")
     _record_seconds(reports / "timing.json", label(stage, variant), seconds)
     # A finished stage has nothing to resume: what starts next is a new run.
     shutil.rmtree(available(stage, variant, params)["folder"], ignore_errors=True)
@@ -195,12 +195,6 @@ def _own_kernel() -> Iterator[None]:
             os.environ.update(environment)
 
 
-def _html(report: nbformat.NotebookNode, seconds: float) -> str:
-    note = nbformat.v4.new_markdown_cell(f"*This stage took {seconds:.0f} seconds.*", id="seconds")
-    shown = nbformat.from_dict({**report, "cells": [*report.cells, note]})
-    return nbconvert.HTMLExporter().from_notebook_node(shown)[0]
-
-
 def _record_seconds(path: Path, name: str, seconds: float) -> None:
     Path(".training").mkdir(exist_ok=True)
     with filelock.FileLock(".training/timing.lock"):  # stages end side by side
@@ -209,7 +203,9 @@ def _record_seconds(path: Path, name: str, seconds: float) -> None:
 
 
 def merge_metrics(params: Params) -> None:
-    """reports/PROFILE/metrics.json: what each stage measured, under the stage's name."""
+    """reports/PROFILE/metrics.json: what each stage measured, under its name; claims.csv: the papers' claims."""
+    from ghnlib.claims import claims_table  # pandas takes a second, and the other stages do without
+
     reports = Path("reports", params.profile)
     stages = [
         label(stage, name) for stage in NOTEBOOKS for name in (params.train.variants if stage == "train" else [""])
@@ -220,6 +216,7 @@ def merge_metrics(params: Params) -> None:
         raise StageError(f"these metrics are missing: {', '.join(missing)}; the notebooks write them.")
     merged = {stage: json.loads(path.read_text()) for stage, path in files.items()}
     notebooks.write_text(json.dumps(merged, indent=1) + "\n", reports / "metrics.json")
+    notebooks.write_text(claims_table(merged).to_csv(index=False), reports / "claims.csv")
 
 
 if __name__ == "__main__":

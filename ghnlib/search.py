@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from joblib import Parallel, delayed
 from scipy import stats
 from torch import Tensor, nn
+
+from ghnlib.architectures import Architecture
+from ghnlib.finetuning import Run, SGDRecipe, initial_network
+from ghnlib.images import ImageSet, mix
 
 
 def grad_norm(net: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -81,6 +87,24 @@ PROXIES: dict[str, Callable[[nn.Module, Tensor, Tensor], float]] = {
 and labels (b,); the higher, the better."""
 
 
+def zero_cost_scores(
+    architectures: Sequence[Architecture], images: ImageSet, batch_size: int, seed: int, processes: int = 1
+) -> pd.DataFrame:
+    """Each proxy of each architecture at random initialisation, on its first training batch: one row a network.
+
+    Initialisation and batch are those that a ``Run`` with seed ``mix(seed, index)`` begins with.
+    """
+    tasks = (delayed(_zero_cost)(a, images, batch_size, mix(seed, i)) for i, a in enumerate(architectures))
+    return pd.DataFrame(Parallel(processes)(tasks))
+
+
+def _zero_cost(architecture: Architecture, images: ImageSet, batch_size: int, seed: int) -> dict[str, float]:
+    torch.set_num_threads(1)
+    net = initial_network(Run(architecture, SGDRecipe(0, 1.0), seed))
+    x, y = next(images.stream(batch_size, seed))
+    return {name: proxy(net, x, y) for name, proxy in PROXIES.items()}
+
+
 def rank_correlations(scores: pd.DataFrame, accuracy: Sequence[float], top: int | None = None) -> pd.DataFrame:
     """Agreement of scores with accuracies after training (GHN-3 Table 13, GHN 2018 Table 3).
 
@@ -90,7 +114,8 @@ def rank_correlations(scores: pd.DataFrame, accuracy: Sequence[float], top: int 
         top: only among so many architectures with the highest accuracy.
 
     Returns:
-        One row a method: ``n``, Kendall's ``tau`` and Pearson's ``r``, not a number for fewer than 3 architectures.
+        One row a method: ``n``, Kendall's ``tau`` with the bounds of its interval, ``low`` and ``high``, and Pearson's
+        ``r``; not a number for fewer than 3 architectures, the bounds for fewer than 5.
     """
     table = scores.assign(accuracy=list(accuracy))
     if top is not None:
@@ -101,8 +126,36 @@ def rank_correlations(scores: pd.DataFrame, accuracy: Sequence[float], top: int 
         enough = len(pairs) > 2
         tau = stats.kendalltau(*pairs.to_numpy().T).statistic if enough else float("nan")
         r = stats.pearsonr(*pairs.to_numpy().T).statistic if enough else float("nan")
-        rows[method] = {"n": len(pairs), "tau": float(tau), "r": float(r)}
+        low, high = tau_interval(tau, len(pairs))
+        rows[method] = {"n": len(pairs), "tau": float(tau), "low": low, "high": high, "r": float(r)}
     return pd.DataFrame(rows).T.astype({"n": int})
+
+
+def tau_interval(tau: float, n: int) -> tuple[float, float]:
+    """95 % interval of Kendall's tau over n observations, by the variance 0.437 / (n - 4) of atanh(tau) (Fieller,
+    Hartley and Pearson 1957); not a number for n < 5."""
+    if n < 5:
+        return float("nan"), float("nan")
+    centre, half = np.arctanh(np.clip(tau, -0.999, 0.999)), 1.96 * (0.437 / (n - 4)) ** 0.5
+    return float(np.tanh(centre - half)), float(np.tanh(centre + half))
+
+
+def top_against_random(
+    score: Sequence[float], accuracy: Sequence[float], k: int, seed: int, draws: int = 10_000
+) -> dict[str, float]:
+    """Random search with a surrogate: trained accuracy of the k highest scores against k architectures at random.
+
+    Returns:
+        ``n``: k; ``top``, mean accuracy of the k best by score; ``random``, of all; ``lead`` of the top, with bounds
+        ``low`` and ``high``: what remains of it against 95 % of random choices of k (GHN 2018 Table 1).
+    """
+    accuracy = np.asarray(accuracy, dtype=float)
+    top = accuracy[np.argsort(np.asarray(score), kind="stable")[::-1][:k]].mean()
+    rng = np.random.default_rng(seed)
+    drawn = accuracy[rng.permuted(np.tile(np.arange(len(accuracy)), (draws, 1)), axis=1)[:, :k]].mean(1)
+    low, high = top - np.quantile(drawn, (0.975, 0.025))
+    mean = accuracy.mean()
+    return {"n": k, "top": top, "random": mean, "lead": top - mean, "low": float(low), "high": float(high)}
 
 
 def _gradients(net: nn.Module, value: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

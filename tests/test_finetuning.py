@@ -9,7 +9,7 @@ from torch import nn
 
 from ghnlib import DeepNets
 from ghnlib.data import load_images
-from ghnlib.diagnostics import activation_variances, diversity, most_common_shape, sparsity
+from ghnlib.diagnostics import activation_variances, diversity, sparsity
 from ghnlib.evaluation import accuracy, evaluate_predictions, mean_and_error, paired_interval
 from ghnlib.finetuning import (
     EVALUATION_BATCH,
@@ -151,10 +151,8 @@ def test_diversity_of_parallel_and_of_random_tensors():
     assert diversity(random) == pytest.approx(1 - math.sqrt(2 / (math.pi * 1152)), abs=0.002)
 
 
-def test_sparsity_and_common_shape():
+def test_sparsity():
     assert sparsity(torch.tensor([0.0, 0.04, 0.06, -1.0])) == 0.5
-    common = {"a": torch.zeros(4, 2, 3, 3)}
-    assert most_common_shape([common, common, {"b": torch.zeros(8, 2, 3, 3)}]) == (4, 2, 3, 3)
 
 
 def test_activation_variances_are_those_of_each_layer_in_order():

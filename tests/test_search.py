@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ghnlib import DeepNets
-from ghnlib.search import PROXIES, rank_correlations
+from ghnlib.search import PROXIES, rank_correlations, tau_interval, top_against_random
 
 IMAGES, LABELS = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4
 
@@ -83,3 +83,30 @@ def test_rank_correlations_leave_out_what_is_missing():
     assert table["n"].tolist() == [5, 5, 3]
     best = rank_correlations(scores, accuracy, top=3)
     assert best["n"].tolist() == [3, 3, 2] and math.isnan(best.loc["holes", "tau"])
+
+
+def test_the_interval_of_tau_is_that_of_its_normalised_value():
+    assert tau_interval(0.3, 40) == (pytest.approx(0.0933, abs=1e-3), pytest.approx(0.482, abs=1e-3))
+    low, high = tau_interval(0.0, 40)
+    assert low == -high < 0
+    assert all(math.isnan(bound) for bound in tau_interval(0.5, 4))
+
+
+def test_the_interval_of_tau_covers_its_expectation():
+    """Of normal pairs with correlation 0.6 the expected tau is 2 / pi arcsin(0.6)."""
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(300):
+        x, noise = rng.normal(size=(2, 30))
+        tau = rank_correlations(pd.DataFrame({"x": x}), 0.6 * x + 0.8 * noise).loc["x"]
+        covered += tau["low"] < 2 / math.pi * math.asin(0.6) < tau["high"]
+    assert 0.9 < covered / 300 < 0.99
+
+
+def test_a_surrogate_is_compared_with_random_choice():
+    accuracy = np.arange(10.0)
+    found = top_against_random(accuracy, accuracy, k=2, seed=0)
+    assert (found["top"], found["random"], found["lead"]) == (8.5, 4.5, 4.0)
+    assert 0 <= found["low"] < found["lead"] < found["high"] <= 8
+    assert top_against_random(-accuracy, accuracy, k=2, seed=0)["high"] <= 0
+    everyone = top_against_random(accuracy, accuracy, k=10, seed=0)
+    assert everyone["low"] == everyone["high"] == 0

@@ -1,0 +1,116 @@
+"""Claims of the four papers against a profile's metrics: a number, its 95 % interval, a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from math import hypot, isnan, nan
+from typing import NamedTuple
+
+import pandas as pd
+
+_TEST, _SPLITS = "evaluate/accuracy", "analysis/distances/ghn2"
+_MATCHED, _DIVERSITY = "analysis/matched_diversity", "analysis/diversity_and_sparsity"
+_TAU, _TUNED, _NEW = "analysis/search/all", "finetune/accuracy", "transfer/accuracy"
+
+CLAIMS = (
+    ("PPUDA Table 3", "points without training: GHN-2 over MLP", "24.7", "evaluate/paired/ghn2 - mlp"),
+    ("PPUDA Table 3", "points without training: GHN-2 over GHN-1", "15.5", "evaluate/paired/ghn2 - ghn1"),
+    ("PPUDA Table 3", "points: GHN-2 over random parameters", "56.9", f"{_TEST}/random/test", f"{_TEST}/ghn2/test"),
+    ("PPUDA Table 3", "points that GHN-2 loses without batch norm", "30.1",
+     f"{_TEST}/ghn2/bnfree", f"{_TEST}/ghn2/test"),
+    ("PPUDA Fig. 9", "gradient norm of GHN-2: small over large meta-batch", "4.7",
+     "evaluate/costs/ghn2-m8/grad_norm", "evaluate/costs/ghn2-m1/grad_norm"),
+    ("GHN-3 Table 11", "points without training: GHN-3 over GHN-2", "4.7", "evaluate/paired/ghn3 - ghn2"),
+    ("GHN-3 Table 11", "points: GHN-3 without training over one epoch of SGD", "1.3",
+     f"{_TEST}/SGD, 1 epoch/test", f"{_TEST}/ghn3/test"),
+    ("GHN-3 Table 2", "points after few steps: from GHN-3 over from random", "26.7",
+     f"{_TUNED}/random/steps", f"{_TUNED}/ghn3/steps"),
+    ("GHN-3 Table 2", "points after one epoch: from random over from GHN-3", "1.1",
+     f"{_TUNED}/ghn3/1 epoch", f"{_TUNED}/random/1 epoch"),
+    ("GHN-3 Table 7", "points on new classes: from GHN-3 over from random", "11.3",
+     f"{_NEW}/random/steps", f"{_NEW}/ghn3/steps"),
+    ("GHN-orth Table 1", "points on new classes: orthogonal factor over as predicted", "4.0",
+     f"{_NEW}/ghn3/steps", f"{_NEW}/ghn3-orth/steps"),
+    ("PPUDA section 5.2", "tau of accuracy and its prediction from GHN-2's embeddings", "0.8",
+     "analysis/properties/ghn2/accuracy"),
+    ("PPUDA section 5.2", "tau: GHN-2's embeddings over accuracy with its parameters", "0.4",
+     f"{_TAU}/ghn2", "analysis/properties/ghn2/accuracy"),
+    ("PPUDA Fig. 11", "minus tau of accuracies on clean and noisy images", "0.40", "analysis/clean_and_noisy", ""),
+    ("GHN-3 Table 13", "tau of trained accuracy and accuracy with GHN-3's parameters", "0.22", f"{_TAU}/ghn3"),
+    ("GHN-3 Table 13", "tau with trained accuracy: GHN-3 over GHN-2", "0.06", f"{_TAU}/ghn2", f"{_TAU}/ghn3"),
+    ("GHN Table 3", "tau with trained accuracy: GHN-1 over 10 SGD steps (paper: R, 50 epochs)", "0.42",
+     f"{_TAU}/SGD, 10 steps", f"{_TAU}/ghn1"),
+    ("GHN Table 1", "points of trained networks: best by GHN-1 over random choice", "1.1",
+     "analysis/random_search/ghn1"),
+    ("PPUDA Table 12", "diversity of parameters: trained over GHN-2", "0.81",
+     f"{_DIVERSITY}/ghn2/diversity", f"{_DIVERSITY}/trained/diversity"),
+    ("PPUDA Table 12", "diversity: smaller step of MLP, GHN-1, GHN-2", "0.06",
+     *(f"{_DIVERSITY}/{name}/diversity" for name in ("mlp", "ghn1", "ghn2"))),
+    ("GHN-3 Table 9", "diversity: smallest step of MLP, GHN-2, GHN-3, trained (matched)", "0.027",
+     *(f"{_MATCHED}/{name}" for name in ("mlp", "ghn2", "ghn3", "trained"))),
+    ("PPUDA Table 10", "distance from ResNet-50 for GHN-2: ViT over ResNet-34", "not legible",
+     f"{_SPLITS}/l2/ResNet-34", f"{_SPLITS}/l2/ViT"),
+    ("PPUDA Table 11", "Frechet distance from training for GHN-2: nearest shifted split over test", "0.29",
+     f"{_SPLITS}/frechet/test", f"{_SPLITS}/frechet/nearest shifted"),
+)  # fmt: skip
+"""Paper; the claim, that a number is above 0; the published number; where ours is in the metrics. Several places: the
+least step from one to the next ("" is 0)."""
+
+
+class Measured(NamedTuple):
+    """A number, the bounds of its interval (not a number where there is none), of how many networks."""
+
+    value: float
+    low: float = nan
+    high: float = nan
+    n: int | None = None
+
+    def over(self, other: Measured) -> Measured:
+        """The difference, its interval that of independent estimates (MOVER, Zou 2007): wide if they share networks."""
+        value = self.value - other.value
+        low = value - hypot(self.value - self.low, other.high - other.value)
+        high = value + hypot(self.high - self.value, other.value - other.low)
+        return Measured(value, low, high, min((n for n in (self.n, other.n) if n), default=None))
+
+
+def claims_table(metrics: Mapping) -> pd.DataFrame:
+    """One row a claim: ``paper``, ``claim``, ``published``, ``ours``, ``low``, ``high``, ``networks``, ``verdict``.
+
+    A claim held or did not hold where the whole interval (the number, if it has none) lies on one side of 0; else it is
+    not decided. What the profile has no metrics of is not testable at this scale.
+
+    Args:
+        metrics: those of all stages, by stage (reports/PROFILE/metrics.json).
+    """
+    rows = []
+    for paper, claim, published, *places in CLAIMS:
+        try:
+            found = [_read(metrics, place) for place in places]
+            ours = min((b.over(a) for a, b in pairwise(found)), default=found[0])
+        except (LookupError, ValueError):
+            ours = Measured(nan)
+        rows.append((paper, claim, published, *ours, _verdict(ours)))
+    columns = ["paper", "claim", "published", "ours", "low", "high", "networks", "verdict"]
+    table = pd.DataFrame(rows, columns=columns).astype({"networks": "Int64"})
+    return table.assign(**{name: table[name].map(lambda x: float(f"{x:.3g}")) for name in ("ours", "low", "high")})
+
+
+def _read(metrics: Mapping, place: str) -> Measured:
+    found = metrics if place else 0.0
+    for key in filter(None, place.split("/")):
+        if key == "steps":  # the longest training that is counted in steps
+            key = max((name for name in found if name.endswith(" steps")), key=lambda name: int(name.split()[0]))
+        found = found[key]
+    if not isinstance(found, Mapping):
+        return Measured(found, *((found, found) if not place else ()))
+    value = next(found[key] for key in ("mean", "tau", "lead") if key in found)
+    half = 1.96 * found.get("standard_error", nan)
+    return Measured(value, found.get("low", value - half), found.get("high", value + half), found["n"])
+
+
+def _verdict(ours: Measured) -> str:
+    if isnan(ours.value):
+        return "not testable at this scale"
+    low, high = (ours.value, ours.value) if isnan(ours.low) else (ours.low, ours.high)
+    return "held" if low > 0 else "not held" if high <= 0 else "not decided"

@@ -1,0 +1,155 @@
+"""Properties of trained networks and their prediction from graph embeddings (PPUDA section 5.2); distances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from joblib import Memory, Parallel, delayed
+from scipy import stats
+from sklearn import config_context
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict
+from sklearn.preprocessing import StandardScaler, scale
+from sklearn.svm import SVR
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ghnlib.architectures import Architecture
+from ghnlib.data import ImageSplits
+from ghnlib.evaluation import accuracy
+from ghnlib.finetuning import EVALUATION_BATCH, Run, SGDRecipe, initial_network, train_network
+from ghnlib.images import ImageSet, mix
+from ghnlib.search import tau_interval
+
+Parameters = dict[str, Tensor]
+PROPERTIES = ("accuracy", "noisy accuracy", "FLOPs", "convergence")
+PENALTIES = (1, 10)
+"""Of the SVR, chosen by cross-validation. PPUDA's grid has 105 points, which few networks cannot tell apart."""
+
+
+@dataclass(frozen=True)
+class NoisyImages:
+    """Images with Gaussian noise, the same at each pass: ``noise`` is its deviation for pixels in 0..1, clipped there
+    (PPUDA: 0.08 on CIFAR-10, 0.18 on ImageNet)."""
+
+    images: ImageSet
+    noise: float
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """As ``ImageSet.batches``, in order."""
+        generator = torch.Generator().manual_seed(self.seed)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.images.mean, self.images.std))
+        for x, y in self.images.batches(batch_size):
+            noisy = x * std + mean + self.noise * torch.randn(x.shape, generator=generator)
+            yield (noisy.clamp(0, 1) - mean) / std, y
+
+
+def train_and_measure(
+    architectures: Sequence[Architecture],
+    images: ImageSplits,
+    data: Mapping,
+    recipe: SGDRecipe,
+    analysis: Mapping,
+    seed: int,
+    folder: str | Path,
+    processes: int,
+) -> tuple[pd.DataFrame, list[Parameters], list[Parameters]]:
+    """Train each architecture from random initialisation and measure it on validation images, in parallel processes.
+
+    Finished networks are kept in ``folder``: after an interruption the same call goes on with the others.
+
+    Args:
+        data: the section that ``images`` were made from; together with the other arguments it identifies the results.
+        analysis: ``checkpoints`` (steps at which accuracy is measured too), ``noise``, ``converged`` (percent) and
+            ``networks``, the number of networks whose parameters are wanted.
+
+    Returns:
+        One row a network: ``index``, ``accuracy`` and ``noisy accuracy`` (percent, not a number if the loss was not
+        finite), "accuracy, N steps" of each checkpoint, ``FLOPs`` of one image, ``convergence`` (see ``steps_to``) and
+        ``parameters``. Then the first networks' parameters before and after training.
+    """
+    settings = {key: analysis[key] for key in ("checkpoints", "noise", "converged")}
+    measure = Memory(folder, verbose=0).cache(_measure, ignore=["images"])
+    common, kept = (dict(data), recipe, settings, images), analysis["networks"]
+    tasks = (delayed(measure)(a, mix(seed, i), i < kept, *common) for i, a in enumerate(architectures))
+    rows, before, after = zip(*Parallel(processes)(tasks))
+    return pd.DataFrame(rows).rename_axis("index").reset_index(), list(before[:kept]), list(after[:kept])
+
+
+def _measure(
+    network: Architecture, seed: int, keep: bool, data: dict, recipe: SGDRecipe, settings: dict, images: ImageSplits
+) -> tuple[dict[str, float], Parameters, Parameters]:
+    torch.set_num_threads(1)
+    net = initial_network(Run(network, recipe, seed))
+    before = {name: p.detach().clone() for name, p in net.named_parameters() if keep}
+    score = lambda net: accuracy(net, images.val, EVALUATION_BATCH)
+    curve = train_network(net, images.train, recipe, seed, score, settings["checkpoints"])
+    final = curve.pop(recipe.steps)
+    row = {
+        "accuracy": final,
+        "noisy accuracy": accuracy(net, NoisyImages(images.val, settings["noise"], seed), EVALUATION_BATCH),
+        "FLOPs": inference_flops(network),
+        "convergence": steps_to({0: 100 / len(images.classes), **curve, recipe.steps: final}, settings["converged"]),
+        "parameters": network.num_params,
+        **{f"accuracy, {step} steps": value for step, value in curve.items()},
+    }
+    return row, before, {name: p.detach() for name, p in net.named_parameters() if keep}
+
+
+def inference_flops(architecture: Architecture) -> int:
+    """FLOPs of a forward pass with one image, two for each multiplication and addition."""
+    side = architecture.input_size
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        architecture.build(track_running_stats=True).eval()(torch.empty(1, 3, side, side, device="meta"))
+    return counter.get_total_flops()
+
+
+def steps_to(curve: Mapping[int, float], target: float) -> float:
+    """Steps after which accuracy first reaches ``target``, linear between the points of the curve (step -> accuracy).
+
+    The last step where it never does: PPUDA caps its iterations to 95 % training accuracy too.
+    """
+    steps, values = zip(*sorted(curve.items()))
+    return float(np.interp(target, np.maximum.accumulate(np.nan_to_num(values)), steps))
+
+
+def predict_property(features: np.ndarray, target: np.ndarray, seeds: Sequence[int] = range(5)) -> dict[str, float]:
+    """Kendall's tau between a property and its cross-validated prediction by an SVR (PPUDA Fig. 4, its five seeds).
+
+    Args:
+        features: (networks, d); target: (networks,). seeds: of the division into five folds.
+
+    Returns:
+        ``n`` networks, ``tau`` (mean over seeds), its ``deviation`` over seeds and 95 % interval over networks.
+    """
+    svr, taus = GridSearchCV(SVR(), {"C": PENALTIES}, cv=3), []
+    x, y = StandardScaler().fit_transform(features.astype(float)), scale(target)
+    for seed in seeds:
+        folds = KFold(5, shuffle=True, random_state=seed)
+        with config_context(assume_finite=True, skip_parameter_validation=True):  # the checks take half of the time
+            predicted = cross_val_predict(svr, x, y, cv=folds)
+        taus.append(stats.kendalltau(predicted, target).statistic)
+    low, high = tau_interval(np.mean(taus), len(target))
+    return {"n": len(target), "tau": float(np.mean(taus)), "deviation": float(np.std(taus)), "low": low, "high": high}
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """``|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))`` of two samples (n, d) of embeddings (PPUDA Table 11).
+
+    Not a number for fewer than two networks; for few it is biased upwards, alike for samples of one size.
+    """
+    if min(len(a), len(b)) < 2:
+        return float("nan")
+    covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    # the trace of the root is the sum of the roots of eigenvalues, also where few networks make the product singular
+    roots = np.sqrt(np.maximum(np.linalg.eigvals(covariances[0] @ covariances[1]).real, 0))
+    means = np.square(a.mean(0) - b.mean(0)).sum()
+    return float(means + np.trace(covariances[0] + covariances[1]) - 2 * roots.sum())

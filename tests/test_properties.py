@@ -1,0 +1,92 @@
+"""Properties of networks, their prediction, distances of embeddings, each against its definition."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ghnlib import DeepNets, properties
+from ghnlib.data import ImageSplits, load_images
+from ghnlib.diagnostics import first_weight
+from ghnlib.finetuning import SGDRecipe
+from ghnlib.properties import NoisyImages, frechet_distance, inference_flops, predict_property, steps_to
+
+IMAGES = load_images("digits", seed=0, image_size=16)
+FEW = ImageSplits(*(part.few_shot(4, seed=0) for part in (IMAGES.train, IMAGES.val, IMAGES.test)))
+ANALYSIS = {"checkpoints": [1], "noise": 0.3, "converged": 50.0, "networks": 1}
+
+
+def architectures(count):
+    return list(DeepNets("val", space="small", input_size=16, size=count))
+
+
+def test_networks_are_measured_once_and_an_interrupted_call_goes_on(tmp_path, monkeypatch):
+    arguments = {"data": {"source": "digits"}, "recipe": SGDRecipe(2, 0.02), "analysis": ANALYSIS, "processes": 1}
+    measured = []
+    train = properties.train_network
+    monkeypatch.setattr(properties, "train_network", lambda *rest: measured.append(rest) or train(*rest))
+    few, *_ = properties.train_and_measure(architectures(2), FEW, seed=0, folder=tmp_path, **arguments)
+    assert len(measured) == 2
+    table, before, after = properties.train_and_measure(architectures(3), FEW, seed=0, folder=tmp_path, **arguments)
+    assert len(measured) == 3
+    assert table[:2].equals(few)
+    properties.train_and_measure(architectures(1), FEW, seed=1, folder=tmp_path, **arguments)
+    assert len(measured) == 4  # another seed is another network
+    assert {*properties.PROPERTIES, "parameters", "accuracy, 1 steps", "index"} == set(table)
+    assert len(before) == len(after) == 1
+    assert not torch.equal(first_weight(before[0]), first_weight(after[0]))
+
+
+def test_noise_is_the_same_at_each_pass_and_stays_within_the_images():
+    noisy = NoisyImages(IMAGES.val, 0.3, seed=0)
+    one, again = ([x for x, _ in noisy.batches(64)] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one, again))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGES.val.mean, IMAGES.val.std))
+    pixels = torch.cat(one) * std + mean
+    assert pixels.min() >= -1e-6 and pixels.max() <= 1 + 1e-6
+    clean = torch.cat([x for x, _ in IMAGES.val.batches(64)]) * std + mean
+    inner = (clean > 0.4) & (clean < 0.6)  # where hardly anything is clipped
+    assert (pixels - clean)[inner].std() == pytest.approx(0.3, rel=0.15)
+    (exact, labels), *_ = NoisyImages(IMAGES.val, 0.0, seed=0).batches(64)
+    torch.testing.assert_close(exact, next(IMAGES.val.batches(64))[0], atol=1e-5, rtol=0)
+    assert torch.equal(labels, IMAGES.val.labels[:64])
+
+
+def test_flops_are_those_of_the_layers():
+    class Two:
+        input_size = 8
+
+        def build(self, track_running_stats):
+            layers = torch.nn.Conv2d(3, 5, 3, bias=False), torch.nn.Flatten(), torch.nn.Linear(180, 4, bias=False)
+            return torch.nn.Sequential(*layers).to("meta")
+
+    assert inference_flops(Two()) == 2 * (5 * 27 * 36 + 180 * 4)
+
+
+@pytest.mark.parametrize(
+    ("curve", "expected"),
+    [({0: 10.0, 10: 30.0, 20: 70.0}, 15.0), ({0: 10.0, 20: 40.0}, 20.0), ({0: 10.0, 10: 60.0, 20: 40.0}, 8.0),
+     ({0: 10.0, 10: math.nan, 20: math.nan}, 20.0)],
+)  # fmt: skip
+def test_steps_to_an_accuracy(curve, expected):
+    assert steps_to(curve, 50.0) == pytest.approx(expected)
+
+
+def test_a_property_that_follows_the_features_is_predicted_and_noise_is_not():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(60, 4))
+    found = predict_property(features, features @ [1.0, 2.0, 0.5, 0.0], seeds=[0, 1])
+    assert found["low"] > 0.6 and found["low"] < found["tau"] < found["high"] and found["n"] == 60
+    unrelated = predict_property(rng.normal(size=(60, 4)), features[:, 0], seeds=[0, 1])
+    assert unrelated["low"] < 0 < found["low"]
+
+
+def test_frechet_distance_of_gaussians_is_that_of_their_moments():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(400, 2))
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a, a + [3.0, 4.0]) == pytest.approx(25)
+    decorrelated = (a - a.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(a.T))).T  # exactly unit covariance
+    assert frechet_distance(decorrelated, 3 * decorrelated) == pytest.approx(2 * (3 - 1) ** 2)
+    assert math.isnan(frechet_distance(a, a[:1]))

@@ -1,0 +1,79 @@
+"""The site of a profile's reports: complete, linked, and nothing in it is loaded from the network."""
+
+import json
+import re
+from base64 import b64encode
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import nbformat
+import pytest
+
+from ghnlib import notebooks, site
+
+ROOT = Path(__file__).parent.parent
+
+
+class Loaded(HTMLParser):
+    """Addresses that a page loads, and those that it links to."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.resources, self.links = [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        found = [value for name, value in attributes if name in ("src", "href", "data", "poster", "srcset") and value]
+        (self.links if tag == "a" else self.resources).extend(found)
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A profile with two executed notebooks, one with a figure, two claims and times."""
+    monkeypatch.chdir(tmp_path)
+    plt.figure(figsize=(1, 1)).savefig("figure.png")
+    figure = nbformat.v4.new_code_cell("plot()", id="a")
+    png = b64encode(Path("figure.png").read_bytes()).decode()
+    figure.outputs = [nbformat.v4.new_output("display_data", {"image/png": png, "text/plain": "Figure"})]
+    text = nbformat.v4.new_markdown_cell("# Accuracy < 50 % & [paper](https://arxiv.org/abs/2303.04143)", id="b")
+    for name, cell in (("1_architectures", figure), ("2_train-ghn3", text)):
+        notebooks.write(nbformat.v4.new_notebook(cells=[cell]), Path(f"reports/digits/{name}.ipynb"))
+    rows = ["paper,claim,published,ours,low,high,networks,verdict", "PPUDA Table 3,a < b,24.7,2.5,1.7,3.3,100,held"]
+    Path("reports/digits/claims.csv").write_text("\n".join([*rows, "GHN,c,1,,,,,not testable at this scale"]) + "\n")
+    Path("reports/digits/timing.json").write_text(json.dumps({"architectures": 12.5, "train-ghn3": 297.3}))
+    return tmp_path
+
+
+def test_pages_load_nothing_and_hold_their_figures(tree):
+    index = site.build("digits")
+    pages = sorted(path.name for path in index.parent.iterdir())
+    assert pages == ["1_architectures.html", "2_train-ghn3.html", "index.html"]
+    for name in pages:
+        html = (index.parent / name).read_text()
+        loaded = Loaded(html)
+        assert all(address.startswith(("data:", "#")) for address in loaded.resources)
+        assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//|import\([\"']|require\(", html)
+        local = [link for link in loaded.links if not link.startswith(("#", "https://arxiv.org"))]
+        assert local and all((index.parent / link).exists() for link in local)
+    assert "data:image/png;base64," in (index.parent / "1_architectures.html").read_text()
+
+
+def test_the_index_shows_claims_and_times(tree):
+    html = site.build("digits").read_text()
+    assert "a &lt; b" in html and "1 held, 1 not testable at this scale" in html and "nan" not in html.lower()
+    assert "297.3" in html and "<td>100</td>" in html
+    assert "took\n297 seconds" in Path("site/digits/2_train-ghn3.html").read_text()
+
+
+@pytest.mark.parametrize("profile", ["none", "digits"])
+def test_a_profile_without_a_finished_run_is_refused(tree, profile):
+    Path("reports/digits/claims.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=f"reports/{profile}.*make repro"):
+        site.build(profile)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_hold_no_formulas_that_only_a_script_would_show(path):
+    texts = [cell.source for cell in notebooks.read(path).cells if cell.cell_type == "markdown"]
+    assert not any(re.search(r"\$[^$]+\$|\\\(|\\\[", text) for text in texts)

@@ -137,7 +137,8 @@ def test_evaluation_equals_the_initialized_network():
 
 def test_statistics():
     values = mean_and_error([1.0, 2.0, 3.0])
-    assert values == {"n": 3, "mean": 2.0, "standard_error": pytest.approx((2 / 3) ** 0.5 / 3**0.5)}
+    deviation = (2 / 3) ** 0.5
+    assert values == {"n": 3, "mean": 2.0, "deviation": pytest.approx(deviation), "standard_error": pytest.approx(deviation / 3**0.5)}
     interval = paired_interval([2.0, 3.0, 4.1], [1.0, 2.0, 3.0])
     assert interval["low"] < interval["mean"] < interval["high"]
     assert interval["mean"] == pytest.approx(3.1 / 3)

@@ -151,8 +151,8 @@ def _attempt(evaluate: Callable, name: str, arguments: tuple) -> dict:
 
 
 def _read(file: Path) -> pd.DataFrame:
-    rows = pd.read_csv(file, dtype={"network": str, "error": str}, float_precision="round_trip")
-    return rows.fillna({"error": ""})
+    rows = pd.read_csv(file, dtype=str)  # numbers by way of text: exactly those that were written
+    return rows.astype({"accuracy": float, "top5": float}).fillna({"error": ""})
 
 
 def _fingerprint(ghn: GHN, images: ImageSet, *others) -> str:

@@ -76,7 +76,7 @@ def test_a_sweep_names_failures_and_goes_on_where_it_stopped(tmp_path):
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:3]) + lines[3][:4])  # killed while it wrote the third network
     log.unlink()
-    pd.testing.assert_frame_equal(sweep(scores, networks, file, processes=2), whole)
+    pd.testing.assert_frame_equal(sweep(scores, networks, file), whole)
     assert sorted(log.read_text()) == ["c", "d"]
 
 

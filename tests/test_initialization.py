@@ -59,7 +59,7 @@ def test_what_cannot_be_initialised_is_said():
 def test_he_has_its_variance_and_no_biases():
     for name, value in made("he").items():
         if value.ndim > 1 and value.numel() > 2000:
-            assert float(value.var()) == pytest.approx(2 / value[0].numel(), rel=0.2), name
+            assert float(value.detach().var()) == pytest.approx(2 / value[0].numel(), rel=0.2), name
         elif name.endswith("bias"):
             assert not value.any()
 
@@ -78,8 +78,9 @@ def test_noise_is_small_and_orthogonal_weights_start_at_their_layer():
 
 
 def test_the_mean_is_over_all_tensors_of_one_role_and_shape():
-    node = next(n for n in ARCHITECTURE.graph.nodes if n.role == Role.NORM)
-    values = [GHN.predict(peer)[n.norm_bias] for peer in PEERS for n in peer.nodes if n[2:4] == node[2:4]]
+    node = next(n for n in ARCHITECTURE.graph.nodes if n.role == Role.NORM and n.shape == (16,))
+    with torch.no_grad():
+        values = [GHN.predict(peer)[n.norm_bias] for peer in PEERS for n in peer.nodes if n[2:4] == node[2:4]]
     assert len(values) > 2
     torch.testing.assert_close(made("ghn-mean")[node.norm_bias], torch.stack(values).mean(0))
 

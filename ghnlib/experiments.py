@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import networkx as nx
@@ -146,7 +147,8 @@ def compare_initializations(
 
     Returns:
         Rows ``initialisation``, ``network``, ``cost`` (FLOPs of convolutions and matrix products, in those of a
-        training step of the network), ``step`` (0 and ``recipe.steps``), ``accuracy`` (percent, test images).
+        training step; counted for network 0, because it slows down), ``step`` (0 and ``recipe.steps``), ``accuracy``
+        (percent, test images).
     """
     tasks = [(name, i, a, images, sources, recipe) for name in names for i, a in enumerate(architectures)]
     rows = Parallel(processes)(delayed(_initialised)(*task) for task in tasks)
@@ -158,10 +160,11 @@ def _initialised(name: str, network: int, architecture, images, sources: Sources
     seed = mix(sources.seed, network)
     torch.manual_seed(seed)
     net = architecture.build(device="cpu", track_running_stats=True)
-    with FlopCounterMode(display=False) as counter:
-        initialize(name, net, replace(sources, graph=architecture.graph, seed=seed))
     common = {"initialisation": name, "network": network}
-    common["cost"] = counter.get_total_flops() / step_flops(None, [architecture], recipe.batch_size)
+    with nullcontext() if network else FlopCounterMode(display=False) as counter:
+        initialize(name, net, replace(sources, graph=architecture.graph, seed=seed))
+    if counter:
+        common["cost"] = counter.get_total_flops() / (recipe.batch_size * step_flops([architecture]))
     test = lambda net: accuracy(net, images.test, EVALUATION_BATCH)
     values = train_network(net, images.train, recipe, seed, test, (0,))
     return [{**common, "step": step, "accuracy": value} for step, value in values.items()]
@@ -176,9 +179,10 @@ def training_costs(
         One row a variant: ``encoder``, ``meta_batch``, ``parameters``, ``flops`` of its training (of the average
         architecture), mean and deviation over all steps of the norm of its gradient.
     """
-    rows = {}
+    rows, of_image = {}, step_flops(architectures)
     for variant, fields in variants.items():
         ghn, recipe = hypernetworks[variant], Recipe(**fields["recipe"])
+        of_network = recipe.batch_size * of_image + prediction_flops(ghn, architectures)
         history = pd.read_csv(f"models/{variant}/history.csv")
         mean = history["grad_norm"].mean()
         square = (history["grad_norm"] ** 2 + history["grad_norm_deviation"] ** 2).mean()
@@ -186,7 +190,7 @@ def training_costs(
             "encoder": ghn.config.encoder,
             "meta_batch": recipe.meta_batch,
             "parameters": sum(p.numel() for p in ghn.parameters()),
-            "flops": recipe.steps * recipe.meta_batch * step_flops(ghn, architectures, recipe.batch_size),
+            "flops": recipe.steps * recipe.meta_batch * of_network,
             "grad_norm": mean,
             "grad_norm_deviation": max(0.0, square - mean**2) ** 0.5,
         }
@@ -194,15 +198,22 @@ def training_costs(
 
 
 @torch.no_grad()
-def step_flops(ghn: GHN | None, architectures: Sequence[Architecture], batch_size: int) -> float:
-    """FLOPs of a training step of the average network, and of the hypernetwork that predicts it if there is one: three
-    forward passes (a backward pass takes two)."""
+def step_flops(architectures: Sequence[Architecture]) -> float:
+    """FLOPs of a training step of the average network, for each image: three forward passes (backward takes two)."""
     with FlopCounterMode(display=False) as counter:
         for architecture in architectures:
             side = architecture.input_size
-            architecture.build(device="meta").eval()(torch.empty(batch_size, 3, side, side, device="meta"))
-            if ghn:
-                ghn([architecture.graph], predict_class_layers=True)
+            pair = torch.empty(2, 3, side, side, device="meta")  # batch norm may refuse a single image
+            architecture.build(device="meta").eval()(pair)
+    return 3 * counter.get_total_flops() / 2 / len(architectures)
+
+
+@torch.no_grad()
+def prediction_flops(ghn: GHN, architectures: Sequence[Architecture]) -> float:
+    """The same of the hypernetwork, for one network."""
+    with FlopCounterMode(display=False) as counter:
+        for architecture in architectures:
+            ghn([architecture.graph], predict_class_layers=True)
     return 3 * counter.get_total_flops() / len(architectures)
 
 

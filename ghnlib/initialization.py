@@ -142,15 +142,23 @@ def add_noise(net: nn.Module, beta: float, generator: torch.Generator, first_lay
     """
     with torch.no_grad():
         for weight in _processed_weights(net, first_layer):
-            sigma = row_correlations(weight).std()
+            sigma = correlation_deviation(weight)
             if sigma.isfinite():
                 noise = torch.randn(weight.shape, generator=generator)
-                weight.add_(beta * sigma * noise.to(weight))
+                weight.add_(beta * float(sigma) * noise.to(weight))
 
 
-def row_correlations(weight: Tensor) -> Tensor:
-    """Pearson correlations between the rows of a weight's matrix, in its taller orientation: (rows, rows)."""
-    return torch.corrcoef(_tall_matrix(weight)[0])
+def correlation_deviation(weight: Tensor) -> Tensor:
+    """Standard deviation of the Pearson correlations between all rows of a weight's matrix, in its taller orientation.
+
+    With centred rows of norm 1, the correlations R are X X^T: their sum is |sum of rows|^2, that of their squares
+    |X^T X|^2, so that the (in * h * w)^2 values of R are not needed. NaN if a row is constant.
+    """
+    matrix = _tall_matrix(weight)[0].double()
+    rows = matrix - matrix.mean(1, keepdim=True)
+    rows /= rows.norm(dim=1, keepdim=True)
+    count, total, squares = len(rows) ** 2, rows.sum(0).square().sum(), (rows.T @ rows).square().sum()
+    return ((squares - total**2 / count) / (count - 1)).clamp_min(0).sqrt()
 
 
 def _processed_weights(net: nn.Module, first_layer: int) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 
 import networkx as nx
@@ -27,7 +27,7 @@ from ghnlib.finetuning import EVALUATION_BATCH, Run, SGDRecipe, initial_network,
 from ghnlib.graph import PRIMITIVES, Graph
 from ghnlib.hypernetwork import GHN
 from ghnlib.images import ImageSet, mix
-from ghnlib.initialization import Sources, initialize
+from ghnlib.initialization import INITIALIZATIONS, Sources, initialize
 from ghnlib.jobs import augmentation_of
 
 OUT_OF_DISTRIBUTION = ("wide", "deep", "dense", "bnfree")
@@ -147,8 +147,8 @@ def compare_initializations(
 
     Returns:
         Rows ``initialisation``, ``network``, ``cost`` (FLOPs of convolutions and matrix products, in those of a
-        training step; counted for network 0, because it slows down), ``step`` (0 and ``recipe.steps``), ``accuracy``
-        (percent, test images).
+        training step; because counting is slow, of network 0, of GradInit and NIO the first batch times their number),
+        ``step`` (0 and ``recipe.steps``), ``accuracy`` (percent, test images).
     """
     tasks = [(name, i, a, images, sources, recipe) for name in names for i, a in enumerate(architectures)]
     rows = Parallel(processes)(delayed(_initialised)(*task) for task in tasks)
@@ -160,11 +160,14 @@ def _initialised(name: str, network: int, architecture, images, sources: Sources
     seed = mix(sources.seed, network)
     torch.manual_seed(seed)
     net = architecture.build(device="cpu", track_running_stats=True)
+    own = replace(sources, graph=architecture.graph, seed=seed)
     common = {"initialisation": name, "network": network}
-    with nullcontext() if network else FlopCounterMode(display=False) as counter:
-        initialize(name, net, replace(sources, graph=architecture.graph, seed=seed))
-    if counter:
-        common["cost"] = counter.get_total_flops() / (recipe.batch_size * step_flops([architecture]))
+    if network == 0:
+        batches = own.steps if "images" in INITIALIZATIONS[name][1] else 1
+        with FlopCounterMode(display=False) as counter:
+            initialize(name, deepcopy(net), replace(own, steps=1))
+        common["cost"] = batches * counter.get_total_flops() / (recipe.batch_size * step_flops([architecture]))
+    initialize(name, net, own)
     test = lambda net: accuracy(net, images.test, EVALUATION_BATCH)
     values = train_network(net, images.train, recipe, seed, test, (0,))
     return [{**common, "step": step, "accuracy": value} for step, value in values.items()]

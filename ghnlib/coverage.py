@@ -77,7 +77,7 @@ def coverage(ghn: GHN, net: nn.Module, input_shape: tuple[int, ...] | None = Non
         len(graph),
         sizes,
         predicted={name: roles[name] for name in sizes if name in values},
-        skipped={name: ghn._why_skipped(name, graph) for name in sizes if name not in values},
+        skipped={name: ghn.why_skipped(name, graph) for name in sizes if name not in values},
         norm=sum(squares) ** 0.5,
         trace_seconds=traced - start,
         predict_seconds=done - traced,

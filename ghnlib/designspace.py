@@ -93,7 +93,7 @@ class DesignSpace:
         no_glob_avg: probability of flattening before the classifier, in networks that may.
         preproc: probability of projections where they may be left out: (without, with attention).
         stem_types, stem_pool: candidates; probability of max pooling after stem 0.
-        max_params: at ``width``, 10 classes, for images of each of the sizes ``limit_inputs``.
+        max_params: at ``width``, 10 classes, for images of each of the sizes ``limit_inputs``, the smallest first.
         width, fc_dim: C and hidden units. width_rule: None (all networks have ``width``), or for training a key of
             WIDTH_RULES, with the grids ``widths`` and ``fc_dims``.
         min_params: networks are widened in steps of 16 channels until they have that many parameters; 0: they are not.
@@ -167,8 +167,10 @@ class DesignSpace:
 
     def accepts(self, arch: Architecture) -> bool:
         """Whether 'none' leaves the network in one piece and it has no more parameters than the space allows."""
+        # Only the classifier after a map that is not averaged and positional encodings grow with the image.
+        sizes = self.limit_inputs if arch.is_vit or not arch.glob_avg else self.limit_inputs[:1]
         try:
-            return all(arch.adapted(10, size).num_params <= self.max_params for size in self.limit_inputs)
+            return all(arch.adapted(10, size).num_params <= self.max_params for size in sizes)
         except ValueError:
             return False
 

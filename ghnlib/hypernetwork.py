@@ -136,10 +136,11 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
             (predicted,) = self([graph], predict_class_layers)
             for name, value in predicted.items():
                 parameters[name].copy_(value)
-        skipped = {name: self._why_skipped(name, graph) for name in parameters if name not in predicted}
+        skipped = {name: self.why_skipped(name, graph) for name in parameters if name not in predicted}
         return InitializationReport(list(predicted), skipped)
 
-    def _why_skipped(self, name: str, graph: Graph) -> str:
+    def why_skipped(self, name: str, graph: Graph) -> str:
+        """The reason that a parameter of the graph's network is not predicted."""
         if any(node.name == name and node.role in (Role.CLASS_WEIGHT, Role.CLASS_BIAS) for node in graph.nodes):
             return f"class layer; the hypernetwork predicts {self.config.num_classes} classes"
         return graph.skipped.get(name, "no node in the graph")

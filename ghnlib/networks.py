@@ -65,7 +65,6 @@ class Liveness(NamedTuple):
     inputs: tuple[bool, bool]
 
 
-@lru_cache  # of a few networks: many objects that live long make Python's garbage collection slow
 def cell_liveness(ops: Operations, concat: tuple[int, ...], has_inputs: tuple[bool, bool]) -> Liveness:
     """What is left of a cell once 'none' and absent inputs are taken out."""
     has_value = [name != "none" for name, _ in ops]
@@ -92,11 +91,15 @@ def reduction_cells(n_cells: int) -> tuple[int, ...]:
 def _network_liveness(genotype: Genotype, n_cells: int) -> tuple[list[Liveness], list[bool]]:
     """Per cell its liveness; per source (stem twice, then the cells) whether the output depends on it."""
     present, cells, reductions = [True, True], [], reduction_cells(n_cells)
+    known: dict[tuple, tuple[Liveness, bool]] = {}  # most cells repeat, and a genotype is slow to hash
     for k in range(n_cells):
-        ops, concat = genotype.cell(k in reductions)
-        cell = cell_liveness(ops, concat, (present[k], present[k + 1]))
-        cells.append(cell)
-        present.append(True in [cell.present[i] for i in concat])
+        key = reduction, first, second = k in reductions, present[k], present[k + 1]
+        if key not in known:
+            ops, concat = genotype.cell(reduction)
+            cell = cell_liveness(ops, concat, (first, second))
+            known[key] = cell, True in [cell.present[i] for i in concat]
+        cells.append(known[key][0])
+        present.append(known[key][1])
     if not present[-1]:
         raise ValueError("the last cell has no operation with a value: 'none' cuts this architecture in two")
     needed = [False] * len(present)
@@ -134,20 +137,21 @@ def _plan_cells(
     reductions, stride = reduction_cells(n_cells), 1 if "msa" in genotype.names else 2
     liveness, needed = _network_liveness(genotype, n_cells)
     before_last, last, halved = stem, stem, halved and stride == 2
-    cells = []
+    cells: list[PlannedCell] = []
+    known: dict[tuple, PlannedCell] = {}
     for k in range(n_cells):
         reduction = k in reductions
         width *= C_mult if reduction else 1
         channels, live = (before_last, last, width), needed[k + 2]
-        cell = _plan_cell(
-            genotype.cell(reduction), stride if reduction else 1, halved, channels, liveness[k], live, shared
-        )
-        cells.append(cell)
-        before_last, last, halved = last, cell.channels, reduction and stride == 2
+        key = reduction, halved, channels, live, id(liveness[k])
+        if key not in known:
+            cell, strided = genotype.cell(reduction), stride if reduction else 1
+            known[key] = _plan_cell(cell, strided, halved, channels, liveness[k], live, shared)
+        cells.append(known[key])
+        before_last, last, halved = last, cells[k].channels, reduction and stride == 2
     return tuple(cells), needed[1]
 
 
-@lru_cache(maxsize=64)  # the cells of a network repeat
 def _plan_cell(
     cell: tuple[Operations, tuple[int, ...]],
     stride: int,

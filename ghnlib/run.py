@@ -21,6 +21,7 @@ from typing import Any
 
 sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's check of web addresses: 1.5 s to import, unused here
 
+import filelock
 import nbconvert
 import nbformat
 import papermill
@@ -201,8 +202,10 @@ def _html(report: nbformat.NotebookNode, seconds: float) -> str:
 
 
 def _record_seconds(path: Path, name: str, seconds: float) -> None:
-    times = json.loads(path.read_text()) if path.exists() else {}
-    notebooks.write_text(json.dumps(times | {name: round(seconds, 1)}, indent=1, sort_keys=True) + "\n", path)
+    Path(".training").mkdir(exist_ok=True)
+    with filelock.FileLock(".training/timing.lock"):  # stages end side by side
+        times = json.loads(path.read_text()) if path.exists() else {}
+        notebooks.write_text(json.dumps(times | {name: round(seconds, 1)}, indent=1, sort_keys=True) + "\n", path)
 
 
 def merge_metrics(params: Params) -> None:

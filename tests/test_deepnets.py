@@ -129,6 +129,18 @@ def test_composed_graphs_equal_traced_ones_for_any_arguments(arch):
     assert arch.num_params == sum(p.numel() for p in arch.build().parameters())
 
 
+@settings(max_examples=60, deadline=None)
+@given(any_architecture())
+def test_averaged_maps_leave_no_more_parameters_on_larger_images(arch):
+    """Which ``DesignSpace.accepts`` relies on."""
+    arch = replace(arch, glob_avg=True)
+    try:
+        small, large = arch.num_params, arch.adapted(input_size=224).num_params
+    except ValueError:
+        return
+    assert arch.is_vit or large <= small
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("space", PAPERS)
 @pytest.mark.parametrize("split", SAMPLED)

@@ -29,6 +29,8 @@ def results(root: Path) -> str:
         path = root / "reports" / profile / "metrics.json"
         if path.exists():
             parts.append(f"### {title}\n\n{_without_training(json.loads(path.read_text()))}")
+            if profile != "digits":  # whose figure opens the page
+                parts.append(f"![Accuracy over architectures and training steps](reports/{profile}/figures/evaluate.png)")
             parts.append(_fine_tuned(json.loads(path.read_text())))
     return "\n\n".join(parts)
 

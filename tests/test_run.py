@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -230,3 +231,11 @@ def test_notebooks_are_committed_clean(path):
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in ours.cells)
     assert ours.metadata.kernelspec.name == "python3" and "language_info" in ours.metadata
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in ours.cells) == 1
+
+
+def test_stages_that_end_together_keep_each_others_times(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [f"stage-{i}" for i in range(20)]
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(lambda name: run._record_seconds(tmp_path / "timing.json", name, 1.0), names))
+    assert sorted(json.loads((tmp_path / "timing.json").read_text())) == sorted(names)

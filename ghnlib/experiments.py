@@ -147,22 +147,25 @@ def compare_initializations(
 
     Returns:
         Rows ``initialisation``, ``network``, ``cost`` (FLOPs of convolutions and matrix products, in those of a
-        training step; because counting is slow, of network 0, of GradInit and NIO the first batch times their number),
+        training step; counting is slow: of the smallest graph, of GradInit and NIO one batch times their number),
         ``step`` (0 and ``recipe.steps``), ``accuracy`` (percent, test images).
     """
-    tasks = [(name, i, a, images, sources, recipe) for name in names for i, a in enumerate(architectures)]
+    counted = min(range(len(architectures)), key=lambda i: len(architectures[i].graph))
+    tasks = [(name, i, a, i == counted, images, sources, recipe) for name in names for i, a in enumerate(architectures)]
     rows = Parallel(processes)(delayed(_initialised)(*task) for task in tasks)
     return pd.DataFrame([row for part in rows for row in part])
 
 
-def _initialised(name: str, network: int, architecture, images, sources: Sources, recipe: SGDRecipe) -> list[dict]:
+def _initialised(
+    name: str, network: int, architecture, counted: bool, images, sources: Sources, recipe: SGDRecipe
+) -> list[dict]:
     torch.set_num_threads(1)
     seed = mix(sources.seed, network)
     torch.manual_seed(seed)
     net = architecture.build(device="cpu", track_running_stats=True)
     own = replace(sources, graph=architecture.graph, seed=seed)
     common = {"initialisation": name, "network": network}
-    if network == 0:
+    if counted:
         batches = own.steps if "images" in INITIALIZATIONS[name][1] else 1
         with FlopCounterMode(display=False) as counter:
             initialize(name, deepcopy(net), replace(own, steps=1))

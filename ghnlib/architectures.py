@@ -224,12 +224,12 @@ class ResNet50:
                 first.weight = nn.Parameter(net.conv1.weight.detach()[:, :, 2:5, 2:5].clone())
                 net.conv1, net.maxpool = first, nn.Identity()
         if not track_running_stats:
-            _stop_tracking(net)
+            stop_tracking(net)
         net.expected_input_sz = size
         return net
 
 
-def _stop_tracking(net: nn.Module) -> None:
+def stop_tracking(net: nn.Module) -> None:
     """Make batch norms use the statistics of the batch in every mode."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):

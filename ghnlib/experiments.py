@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
 
 import networkx as nx
 import numpy as np
@@ -19,9 +21,12 @@ from ghnlib.config import Recipe
 from ghnlib.coverage import build, torchvision_classifiers
 from ghnlib.data import ImageSplits
 from ghnlib.deepnets import DeepNets
-from ghnlib.finetuning import Run, SGDRecipe, run_all
+from ghnlib.evaluation import accuracy
+from ghnlib.finetuning import EVALUATION_BATCH, Run, SGDRecipe, run_all, train_network
 from ghnlib.graph import PRIMITIVES, Graph
 from ghnlib.hypernetwork import GHN
+from ghnlib.images import mix
+from ghnlib.initialization import INITIALIZATIONS, Sources, initialize
 from ghnlib.jobs import augmentation_of
 
 OUT_OF_DISTRIBUTION = ("wide", "deep", "dense", "bnfree")
@@ -33,6 +38,17 @@ def split_statistics(split: str, architectures: DeepNets) -> pd.DataFrame:
         {"split": split, "index": index, **graph_statistics(a.graph), "parameters": a.num_params}
         for index, a in enumerate(architectures)
     )
+
+
+def describe(split: str, architectures: Sequence[Architecture]) -> pd.DataFrame:
+    """One row an architecture: ``split``, ``index``, ``nodes``, ``depth`` (cells), ``width`` (channels C; both NaN for
+    ResNet-50), ``parameters``, ``batch_norm``."""
+    return pd.DataFrame(
+        {"split": split, "index": index, "nodes": len(graph), "depth": getattr(a, "n_cells", np.nan),
+         "width": getattr(a, "C", np.nan), "parameters": a.num_params,
+         "batch_norm": any(node.op == "bn" for node in graph.nodes)}
+        for index, a in enumerate(architectures) for graph in [a.graph]
+    )  # fmt: skip
 
 
 def graph_statistics(graph: Graph) -> dict:
@@ -122,16 +138,56 @@ def train_from_random(
     return pd.concat(results)[["method", "index", "accuracy"]].assign(split="test")
 
 
-def training_costs(variants: Mapping[str, Mapping], architectures: Sequence[Architecture]) -> pd.DataFrame:
+def compare_initializations(
+    names: Iterable[str], architectures: Sequence[Architecture], images: ImageSplits, sources: Sources,
+    recipe: SGDRecipe, processes: int,
+) -> pd.DataFrame:  # fmt: skip
+    """What initialisations (keys of ``INITIALIZATIONS``) cost and give (GHN-3 Table 6).
+
+    Returns:
+        Rows ``initialisation``, ``network``, ``cost`` (FLOPs of convolutions and matrix products, in those of a
+        training step; counting is slow: of the smallest graph, of GradInit and NIO one batch times their number),
+        ``step`` (0 and ``recipe.steps``), ``accuracy`` (percent, test images).
+    """
+    counted = min(range(len(architectures)), key=lambda i: len(architectures[i].graph))
+    tasks = [(name, i, a, i == counted, images, sources, recipe) for name in names for i, a in enumerate(architectures)]
+    rows = Parallel(processes)(delayed(_initialised)(*task) for task in tasks)
+    return pd.DataFrame([row for part in rows for row in part])
+
+
+def _initialised(
+    name: str, network: int, architecture, counted: bool, images, sources: Sources, recipe: SGDRecipe
+) -> list[dict]:
+    torch.set_num_threads(1)
+    seed = mix(sources.seed, network)
+    torch.manual_seed(seed)
+    net = architecture.build(device="cpu", track_running_stats=True)
+    own = replace(sources, graph=architecture.graph, seed=seed)
+    common = {"initialisation": name, "network": network}
+    if counted:
+        batches = own.steps if "images" in INITIALIZATIONS[name][1] else 1
+        with FlopCounterMode(display=False) as counter:
+            initialize(name, deepcopy(net), replace(own, steps=1))
+        common["cost"] = batches * counter.get_total_flops() / (recipe.batch_size * step_flops([architecture]))
+    initialize(name, net, own)
+    test = lambda net: accuracy(net, images.test, EVALUATION_BATCH)
+    values = train_network(net, images.train, recipe, seed, test, (0,))
+    return [{**common, "step": step, "accuracy": value} for step, value in values.items()]
+
+
+def training_costs(
+    variants: Mapping[str, Mapping], hypernetworks: Mapping[str, GHN], architectures: Sequence[Architecture]
+) -> pd.DataFrame:
     """What each trained hypernetwork of models/ took (GHN-3 Figs. 1 and 3, PPUDA Fig. 9).
 
     Returns:
         One row a variant: ``encoder``, ``meta_batch``, ``parameters``, ``flops`` of its training (of the average
         architecture), mean and deviation over all steps of the norm of its gradient.
     """
-    rows = {}
+    rows, of_image = {}, step_flops(architectures)
     for variant, fields in variants.items():
-        ghn, recipe = GHN.from_pretrained(f"models/{variant}"), Recipe(**fields["recipe"])
+        ghn, recipe = hypernetworks[variant], Recipe(**fields["recipe"])
+        of_network = recipe.batch_size * of_image + prediction_flops(ghn, architectures)
         history = pd.read_csv(f"models/{variant}/history.csv")
         mean = history["grad_norm"].mean()
         square = (history["grad_norm"] ** 2 + history["grad_norm_deviation"] ** 2).mean()
@@ -139,7 +195,7 @@ def training_costs(variants: Mapping[str, Mapping], architectures: Sequence[Arch
             "encoder": ghn.config.encoder,
             "meta_batch": recipe.meta_batch,
             "parameters": sum(p.numel() for p in ghn.parameters()),
-            "flops": recipe.steps * step_flops(ghn, architectures, recipe),
+            "flops": recipe.steps * recipe.meta_batch * of_network,
             "grad_norm": mean,
             "grad_norm_deviation": max(0.0, square - mean**2) ** 0.5,
         }
@@ -147,13 +203,20 @@ def training_costs(variants: Mapping[str, Mapping], architectures: Sequence[Arch
 
 
 @torch.no_grad()
-def step_flops(ghn: GHN, architectures: Sequence[Architecture], recipe: Recipe) -> float:
-    """FLOPs of one training step: three forward passes (a backward pass takes two), hypernetwork and networks."""
+def step_flops(architectures: Sequence[Architecture]) -> float:
+    """FLOPs of a training step of the average network, for each image: three forward passes (backward takes two)."""
     with FlopCounterMode(display=False) as counter:
         for architecture in architectures:
-            (predicted,) = ghn([architecture.graph], predict_class_layers=True)
-            parameters = {name: p.to("meta") for name, p in predicted.items()}
             side = architecture.input_size
-            images = torch.empty(recipe.batch_size, 3, side, side, device="meta")
-            torch.func.functional_call(architecture.build(device="meta").eval(), parameters, (images,))
-    return 3 * recipe.meta_batch * counter.get_total_flops() / len(architectures)
+            pair = torch.empty(2, 3, side, side, device="meta")  # batch norm may refuse a single image
+            architecture.build(device="meta").eval()(pair)
+    return 3 * counter.get_total_flops() / 2 / len(architectures)
+
+
+@torch.no_grad()
+def prediction_flops(ghn: GHN, architectures: Sequence[Architecture]) -> float:
+    """The same of the hypernetwork, for one network."""
+    with FlopCounterMode(display=False) as counter:
+        for architecture in architectures:
+            ghn([architecture.graph], predict_class_layers=True)
+    return 3 * counter.get_total_flops() / len(architectures)

@@ -1,11 +1,123 @@
-"""Initial parameters of a network before it is trained: random, orthogonal, predicted, and post-processing."""
+"""Initial parameters of a network before it is trained, by name: random, orthogonal, predicted and post-processed,
+baselines that show what a prediction owes to its graph, and learned scales."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from ghnlib.graph import Graph, Role
+from ghnlib.hypernetwork import GHN
+from ghnlib.images import ImageSet
+from ghnlib.learned_initialization import gradinit, learn_scales, nio
+
+NOISE = 1e-5
+"""Scale of the noise on predicted parameters (GHN-3 appendix)."""
+NOISE_BEFORE_ORTH = 3e-5
+"""Scale of the noise before orthogonal post-processing (GHN-orth section 4)."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What initialisations draw on. ``seed``: of noise, shuffling, He's numbers and the order of images; ``ghn``,
+    ``graph``: the hypernetwork and the network's graph; ``peers``: graphs whose predictions are averaged;
+    ``first_layer``: of GHN-orth, see ``orthogonalize``; ``images``, ``steps``, ``batch_size``: of GradInit and NIO."""
+
+    seed: int = 0
+    ghn: GHN | None = None
+    graph: Graph | None = None
+    peers: Sequence[Graph] = ()
+    first_layer: int = 0
+    images: ImageSet | None = None
+    steps: int = 100
+    batch_size: int = 64
+
+
+def initialize(name: str, net: nn.Module, sources: Sources) -> None:
+    """Initialise a network, fresh from its constructor, in place. ``name``: a key of ``INITIALIZATIONS``.
+
+    Raises:
+        ValueError: an unknown name, or ``sources`` lack what the initialisation needs.
+    """
+    if name not in INITIALIZATIONS:
+        raise ValueError(f"unknown initialisation {name!r}; known: {', '.join(INITIALIZATIONS)}")
+    apply, needs = INITIALIZATIONS[name]
+    if missing := [need for need in needs if not getattr(sources, need)]:
+        raise ValueError(f"initialisation {name!r} needs {', '.join(missing)} in its sources")
+    apply(net, sources)
+
+
+@torch.no_grad()
+def he(net: nn.Module, sources: Sources) -> None:
+    """Weights from N(0, 2 / fan_in), biases 0 (He et al. 2015); norm layers keep 1 and 0."""
+    generator = torch.Generator().manual_seed(sources.seed)
+    for name, parameter in net.named_parameters():
+        if parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
+        elif name.endswith("bias"):
+            parameter.zero_()
+
+
+@torch.no_grad()
+def predicted(net: nn.Module, sources: Sources, noise: float = 0.0, orthogonal: bool = False) -> None:
+    """Predicted parameters, with noise (GHN-3 appendix) and orthogonal post-processing (GHN-orth section 3)."""
+    _write(net, sources.ghn.predict(sources.graph))
+    if noise:
+        add_noise(net, noise, torch.Generator().manual_seed(sources.seed), sources.first_layer)
+    if orthogonal:
+        orthogonalize(net, sources.first_layer)
+
+
+@torch.no_grad()
+def predicted_mean(net: nn.Module, sources: Sources) -> None:
+    """Mean over the ``peers`` of their predictions of the same role and shape: what can be known without the
+    architecture. Tensors that no peer has keep their values."""
+    found: dict[tuple, list[Tensor]] = {}
+    for peer in sources.peers:
+        values = sources.ghn.predict(peer)
+        for key, name in _tensors(peer):
+            found.setdefault(key, []).extend([values[name]] if name in values else [])
+    _write(net, {name: torch.stack(found[key]).mean(0) for key, name in _tensors(sources.graph) if found.get(key)})
+
+
+@torch.no_grad()
+def predicted_shuffled(net: nn.Module, sources: Sources) -> None:
+    """Predictions for a graph that is not the network's, see ``shuffle``."""
+    _write(net, sources.ghn.predict(shuffle(sources.graph, sources.seed)))
+
+
+def shuffle(graph: Graph, seed: int) -> Graph:
+    """The same nodes, and so names and shapes, at other places: all but input and classifier permuted, edges kept."""
+    fixed = (Role.CLASS_WEIGHT, Role.CLASS_BIAS)
+    places = [i for i, node in enumerate(graph.nodes) if i and node.role not in fixed]
+    nodes = list(graph.nodes)
+    for place, origin in zip(places, np.random.default_rng(seed).permutation(places)):
+        nodes[place] = graph.nodes[origin]
+    return Graph(nodes, graph.edges, graph.skipped)
+
+
+def _learned(net: nn.Module, sources: Sources, objective: Callable) -> None:
+    batches = sources.images.stream(sources.batch_size, sources.seed)
+    learn_scales(net, objective, islice(batches, sources.steps))
+
+
+def _write(net: nn.Module, values: dict[str, Tensor]) -> None:
+    parameters = dict(net.named_parameters())
+    for name, value in values.items():
+        parameters[name].copy_(value)
+
+
+def _tensors(graph: Graph) -> Iterator[tuple[tuple, str]]:
+    """(role, shape, whether a norm layer's bias) and name of every tensor to predict."""
+    for node in graph.nodes:
+        names = ((False, node.name), (True, node.norm_bias))
+        yield from (((node.role, node.shape, bias), name) for bias, name in names if name)
 
 
 def orthogonalize(net: nn.Module, first_layer: int = 0) -> None:
@@ -30,15 +142,23 @@ def add_noise(net: nn.Module, beta: float, generator: torch.Generator, first_lay
     """
     with torch.no_grad():
         for weight in _processed_weights(net, first_layer):
-            sigma = row_correlations(weight).std()
+            sigma = correlation_deviation(weight)
             if sigma.isfinite():
                 noise = torch.randn(weight.shape, generator=generator)
-                weight.add_(beta * sigma * noise.to(weight))
+                weight.add_(beta * float(sigma) * noise.to(weight))
 
 
-def row_correlations(weight: Tensor) -> Tensor:
-    """Pearson correlations between the rows of a weight's matrix, in its taller orientation: (rows, rows)."""
-    return torch.corrcoef(_tall_matrix(weight)[0])
+def correlation_deviation(weight: Tensor) -> Tensor:
+    """Standard deviation of the Pearson correlations between all rows of a weight's matrix, in its taller orientation.
+
+    With centred rows of norm 1, the correlations R are X X^T: their sum is |sum of rows|^2, that of their squares
+    |X^T X|^2, so that the (in * h * w)^2 values of R are not needed. NaN if a row is constant.
+    """
+    matrix = _tall_matrix(weight)[0].double()
+    rows = matrix - matrix.mean(1, keepdim=True)
+    rows /= rows.norm(dim=1, keepdim=True)
+    count, total, squares = len(rows) ** 2, rows.sum(0).square().sum(), (rows.T @ rows).square().sum()
+    return ((squares - total**2 / count) / (count - 1)).clamp_min(0).sqrt()
 
 
 def _processed_weights(net: nn.Module, first_layer: int) -> Iterator[Tensor]:
@@ -53,3 +173,20 @@ def _tall_matrix(weight: Tensor) -> tuple[Tensor, bool]:
     matrix = weight.detach().flatten(1)
     transposed = matrix.shape[0] < matrix.shape[1]
     return (matrix.T if transposed else matrix), transposed
+
+
+_GHN = ("ghn", "graph")
+INITIALIZATIONS: dict[str, tuple[Callable[[nn.Module, Sources], None], tuple[str, ...]]] = {
+    "random": (lambda net, sources: None, ()),
+    "he": (he, ()),
+    "orthogonal": (lambda net, sources: orthogonalize(net), ()),
+    "gradinit": (partial(_learned, objective=gradinit), ("images",)),
+    "nio": (partial(_learned, objective=nio), ("images",)),
+    "ghn": (predicted, _GHN),
+    "ghn-noise": (partial(predicted, noise=NOISE), _GHN),
+    "ghn-orth": (partial(predicted, noise=NOISE_BEFORE_ORTH, orthogonal=True), _GHN),
+    "ghn-mean": (predicted_mean, (*_GHN, "peers")),
+    "ghn-shuffled": (predicted_shuffled, _GHN),
+}
+"""Name -> function that changes a network in place, fields of ``Sources`` that it needs. "random": what the
+constructors of torch and torchvision make of a network."""

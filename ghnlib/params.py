@@ -123,14 +123,20 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    """Accuracy without fine-tuning, and the yardsticks trained from random initialisation."""
+    """Accuracy without fine-tuning, the yardsticks trained from random initialisation, other initialisations."""
 
     batch_size: Positive
+    bn_batches: Positive
+    bn_networks: Positive
+    torchvision: bool
     train_batch_size: Positive
     random_networks: Positive
     trained_networks: Positive
     epochs: Positive
     lr: Rate
+    initialised_networks: Positive
+    initialised_steps: Positive
+    learned_steps: Positive
 
 
 class FineTune(Section):

@@ -22,7 +22,7 @@ from ghnlib.finetuning import (
     train_network,
     tune_learning_rate,
 )  # fmt: skip
-from ghnlib.initialization import add_noise, orthogonalize, row_correlations
+from ghnlib.initialization import add_noise, correlation_deviation, orthogonalize
 from tests.test_hypernetwork import tiny
 
 IMAGES = load_images("digits")
@@ -66,11 +66,13 @@ def test_noise_breaks_the_symmetry_of_tiled_channels_in_proportion_to_their_corr
     net = layers()
     net[0].weight.data = net[0].weight.data[:4].repeat(2, 1, 1, 1)
     before = net[0].weight.clone()
-    sigma = row_correlations(before).std()
+    sigma = correlation_deviation(before)
+    rows = before.detach().flatten(1).T  # the taller orientation
+    assert float(sigma) == pytest.approx(float(torch.corrcoef(rows).std()), rel=1e-4)
     add_noise(net, 0.1, torch.Generator().manual_seed(0))
     noise = net[0].weight - before
     assert not torch.equal(net[0].weight[0], net[0].weight[4])
-    assert float(noise.std()) == pytest.approx(0.1 * float(sigma), rel=0.2)
+    assert float(noise.detach().std()) == pytest.approx(0.1 * float(sigma), rel=0.2)
 
 
 def test_noise_leaves_weights_of_one_column_alone():
@@ -137,7 +139,8 @@ def test_evaluation_equals_the_initialized_network():
 
 def test_statistics():
     values = mean_and_error([1.0, 2.0, 3.0])
-    assert values == {"n": 3, "mean": 2.0, "standard_error": pytest.approx((2 / 3) ** 0.5 / 3**0.5)}
+    deviation = (2 / 3) ** 0.5
+    assert values == {"n": 3, "mean": 2.0, "deviation": pytest.approx(deviation), "standard_error": pytest.approx(deviation / 3**0.5)}
     interval = paired_interval([2.0, 3.0, 4.1], [1.0, 2.0, 3.0])
     assert interval["low"] < interval["mean"] < interval["high"]
     assert interval["mean"] == pytest.approx(3.1 / 3)

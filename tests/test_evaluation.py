@@ -1,0 +1,125 @@
+"""Accuracies by their definitions, sweeps that are interrupted, networks that fail."""
+
+import math
+from itertools import islice
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from ghnlib import DeepNets
+from ghnlib.data import load_images
+from ghnlib.evaluation import (
+    evaluate_predictions,
+    mean_and_error,
+    sweep,
+    sweep_predictions,
+    sweep_torchvision,
+    top_accuracies,
+)
+from ghnlib.experiments import describe
+from tests.test_hypernetwork import tiny
+
+IMAGES = load_images("digits", image_size=32)
+FEW = IMAGES.val.few_shot(4, 0)
+ARCHITECTURES = list(DeepNets("val", space="small", input_size=32, size=3))
+
+
+def test_top_1_and_top_5_count_labels_among_the_largest_scores():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    found = top_accuracies(net, FEW, 7)
+    order = net(FEW.tensor()).argsort(1, descending=True)
+    hits = order == FEW.labels[:, None]
+    assert found["accuracy"] == pytest.approx(100 * float(hits[:, 0].float().mean()))
+    assert found["top5"] == pytest.approx(100 * float(hits[:, :5].any(1).float().mean()))
+    assert 0 < found["accuracy"] < found["top5"] < 100
+    net[1].bias.data[3] = math.nan
+    assert math.isnan(top_accuracies(net, FEW)["accuracy"])
+
+
+def test_statistics_of_training_batches_replace_those_of_test_batches():
+    ghn, architecture = tiny(), next(a for a in ARCHITECTURES if a.norm)
+    found = evaluate_predictions(ghn, [architecture], FEW, 64, statistics=(IMAGES.train, 2, 3))
+    net = architecture.build(device="cpu", track_running_stats=True)
+    ghn.initialize(net)
+    means = []
+    first = next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    first.register_forward_hook(lambda module, inputs, output: means.append(inputs[0].mean((0, 2, 3))))
+    net.train()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        for x, _ in islice(IMAGES.train.stream(64, 3), 2):
+            net(x)
+    torch.testing.assert_close(first.running_mean, torch.stack(means).mean(0))
+    assert found["accuracy"][0] == pytest.approx(top_accuracies(net, FEW)["accuracy"], abs=0.1)
+
+
+def scores(name, log):
+    with log.open("a") as file:
+        file.write(name)
+    if name == "c":
+        raise NotImplementedError("no such layer:\n  Fold")
+    return {"accuracy": math.nan if name == "b" else 100 / 3, "top5": 0.1 + 0.2}
+
+
+def test_a_sweep_names_failures_and_goes_on_where_it_stopped(tmp_path):
+    log, file = tmp_path / "log", tmp_path / "deep" / "sweep.csv"
+    networks = {name: (name, log) for name in "abcd"}
+    whole = sweep(scores, networks, file)
+    assert list(whole["network"]) == [*"abcd"]
+    assert list(whole["error"]) == ["", "scores are not finite", "NotImplementedError: no such layer: Fold", ""]
+    assert whole["accuracy"][0] == 100 / 3 and whole["top5"][3] == 0.1 + 0.2
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:3]) + lines[3][:4])  # killed while it wrote the third network
+    log.unlink()
+    pd.testing.assert_frame_equal(sweep(scores, networks, file), whole)
+    assert sorted(log.read_text()) == ["c", "d"]
+
+
+def test_an_interrupted_sweep_keeps_what_is_finished(tmp_path):
+    def interrupt(name):
+        if name == "b":
+            raise KeyboardInterrupt
+        return {"accuracy": 1.0, "top5": 2.0}
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(interrupt, {"a": ("a",), "b": ("b",)}, tmp_path / "sweep.csv")
+    assert (tmp_path / "sweep.csv").read_text() == "network,accuracy,top5,error\na,1.0,2.0,\n"
+
+
+def test_sweeps_of_predictions_are_evaluations_filed_by_hypernetwork(tmp_path):
+    ghn = tiny()
+    rows = sweep_predictions(ghn, ARCHITECTURES[:2], FEW, tmp_path, 64, 1)
+    pd.testing.assert_frame_equal(rows.drop(columns="error"), evaluate_predictions(ghn, ARCHITECTURES[:2], FEW))
+    sweep_predictions(ghn, ARCHITECTURES[:2], FEW, tmp_path, 64, 1)
+    assert len(list(tmp_path.iterdir())) == 1
+    with torch.no_grad():
+        next(ghn.parameters()).add_(1)
+    sweep_predictions(ghn, ARCHITECTURES[:2], FEW, tmp_path, 64, 1)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_torchvision_networks_are_evaluated_and_those_that_fail_are_named(tmp_path):
+    names = ["torchvision.models.squeezenet1_1", "mobilenet_v3_small", "vit_b_32"]
+    rows = sweep_torchvision(tiny(), names, FEW, tmp_path, 16, 1).set_index("network")
+    assert list(rows.index) == ["squeezenet1_1", "mobilenet_v3_small", "vit_b_32"]
+    assert rows["accuracy"][:2].between(0, 100).all() and (rows["error"][:2] == "").all()
+    assert "32" in rows["error"]["vit_b_32"] and math.isnan(rows["accuracy"]["vit_b_32"])
+
+
+def test_networks_are_described_by_what_accuracy_is_drawn_against():
+    row = describe("val", ARCHITECTURES[:1]).iloc[0]
+    net = ARCHITECTURES[0].build()
+    assert row["parameters"] == sum(p.numel() for p in net.parameters())
+    assert row["batch_norm"] == any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+    assert (row["depth"], row["width"]) == (ARCHITECTURES[0].n_cells, ARCHITECTURES[0].C)
+    assert list(describe("predefined", list(DeepNets("predefined", input_size=32)))["depth"].isna()) == [True, False]
+
+
+def test_means_leave_out_networks_that_failed():
+    expected = {"n": 2, "mean": 2.0, "deviation": 1.0, "standard_error": pytest.approx(0.5**0.5)}
+    assert mean_and_error([1.0, math.nan, 3.0]) == expected

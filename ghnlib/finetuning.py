@@ -98,7 +98,7 @@ def train_network(
         if step < recipe.steps:
             x, y = next(batches)
             loss = F.cross_entropy(net(x), y)
-            log(float(loss))
+            log(loss.item())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)

@@ -11,7 +11,7 @@ import pandas as pd
 
 _TEST, _SPLITS = "evaluate/accuracy", "analysis/distances/ghn2"
 _MATCHED, _DIVERSITY = "analysis/matched_diversity", "analysis/diversity_and_sparsity"
-_TAU, _TUNED, _NEW = "analysis/search/all", "finetune/accuracy", "transfer/accuracy"
+_TAU, _TUNED, _NEW = "analysis/search/all", "finetune/accuracy", "transfer/accuracy/*"
 
 CLAIMS = (
     ("PPUDA Table 3", "points without training: GHN-2 over MLP", "24.7", "evaluate/paired/ghn2 - mlp"),
@@ -99,7 +99,9 @@ def claims_table(metrics: Mapping) -> pd.DataFrame:
 def _read(metrics: Mapping, place: str) -> Measured:
     found = metrics if place else 0.0
     for key in filter(None, place.split("/")):
-        if key == "steps":  # the longest training that is counted in steps
+        if key == "*":  # the first dataset
+            key = next(iter(found))
+        elif key == "steps":  # the longest training that is counted in steps
             key = max((name for name in found if name.endswith(" steps")), key=lambda name: int(name.split()[0]))
         found = found[key]
     if not isinstance(found, Mapping):

@@ -140,7 +140,7 @@ class Evaluate(Section):
 
 
 class FineTune(Section):
-    """SGD from random, orthogonal and predicted initialisation."""
+    """SGD or AdamW from random, orthogonal and predicted initialisation; ResNet-50 by each of its optimisers."""
 
     variants: Annotated[tuple[Name, ...], Field(min_length=1)]
     networks: Positive
@@ -149,13 +149,42 @@ class FineTune(Section):
     steps: Positive
     epochs: Positive
     batch_size: Positive
+    optimizer: Literal["sgd", "adamw"]
     lrs: Rates
+    resnet50_steps: Count
+    resnet50_variants: tuple[Name, ...]
+    resnet50_lrs: dict[Literal["sgd", "adam", "adamw"], Rates]
+
+
+class Target(Section):
+    """What of the section ``data`` differs for a dataset that networks are transferred to."""
+
+    source: Literal["digits", "cifar10", "cifar100", "imagenet", "folder"]
+    root: str | None
+    image_size: Positive | None
+
+
+class Detection(Section):
+    """Faster R-CNN on scenes of digits, or on Penn-Fudan's images in ``root``."""
+
+    root: str | None
+    image_size: Annotated[int, Field(ge=64)]
+    train_scenes: Positive
+    test_scenes: Positive
+    backbones: Annotated[tuple[Count | str, ...], Field(min_length=1)]
+    seeds: Seeds
+    epochs: Positive
+    batch_size: Positive
+    lr: Rate
+    hidden: Positive
+    proposals: Positive
 
 
 class Transfer(Section):
-    """A hypernetwork trained on some classes, networks fine-tuned on few images of the others."""
+    """A hypernetwork trained on some classes, networks fine-tuned on few images of others, and for detection."""
 
     variant: Name
+    targets: dict[Name, Target]
     source_classes: Positive
     per_class: Positive
     train_steps: Positive
@@ -165,6 +194,11 @@ class Transfer(Section):
     steps: Positive
     batch_size: Positive
     lrs: Rates
+    source_lr: Rate
+    source_epoch: bool
+    oracle_networks: Count
+    oracle_epochs: Positive
+    detection: Detection
 
 
 class Analysis(Section):
@@ -201,6 +235,7 @@ class Params(Section):
         used = [
             ("transfer.variant", self.transfer.variant),
             *(("finetune.variants", v) for v in self.finetune.variants),
+            *(("finetune.resnet50_variants", v) for v in self.finetune.resnet50_variants),
         ]
         for key, name in used:
             if name not in self.train.variants:

@@ -65,9 +65,10 @@ def prepare(root: Path, folder: Path) -> None:
     overlay = root / "profiles" / f"{folder.name}.yaml"
     raw = read_merged(root / "params.yaml", overlay)
     validate(raw, f"profiles/{overlay.name}")
-    data_root = raw["data"]["root"]
-    if data_root and not Path(data_root).is_absolute():
-        raw["data"]["root"] = str(Path("..", "..", data_root))  # seen from the run folder
+    transfer = raw["transfer"]
+    for section in raw["data"], transfer["detection"], *transfer["targets"].values():
+        if section["root"] and not Path(section["root"]).is_absolute():
+            section["root"] = str(Path("..", "..", section["root"]))  # seen from the run folder
     for name in COPIED:
         _copy(root / name, folder / name)
     yaml = YAML(typ="safe", pure=True)

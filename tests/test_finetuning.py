@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -15,13 +16,18 @@ from ghnlib.finetuning import (
     EVALUATION_BATCH,
     Run,
     SGDRecipe,
+    compare_on_resnet50,
+    crossover,
+    diverged,
     initial_network,
     initial_runs,
     reestimate_batch_norm,
     run_all,
     train_network,
     tune_learning_rate,
+    wins,
 )  # fmt: skip
+from ghnlib.images import DataError
 from ghnlib.initialization import add_noise, correlation_deviation, orthogonalize
 from tests.test_hypernetwork import tiny
 
@@ -94,7 +100,26 @@ def test_a_run_depends_on_its_seed_alone():
     run = Run(ARCHITECTURES[1], SGDRecipe(steps=3, lr=0.03), 0, labels=(("network", 1),))
     one, two = (run_all([run], IMAGES.train, IMAGES.val, (1,), processes) for processes in (1, 2))
     assert one.equals(two)
-    assert list(one.columns) == ["network", "seed", "lr", "budget", "step", "accuracy"]
+    assert list(one.columns) == ["network", "seed", "lr", "budget", "step", "accuracy", "loss"]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_each_optimizer_trains(optimizer):
+    recipe = SGDRecipe(steps=30, lr=0.03 if optimizer == "sgd" else 0.003, optimizer=optimizer)
+    net, losses = initial_network(Run(ARCHITECTURES[0], recipe, 0)), []
+    train_network(net, IMAGES.train, recipe, 0, lambda net: 0.0, log=losses.append)
+    assert len(losses) == 30 and np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_losses_are_means_between_the_rows():
+    run = Run(ARCHITECTURES[0], SGDRecipe(steps=5, lr=0.01), 0)
+    losses = []
+    train_network(initial_network(run), IMAGES.train, run.recipe, 0, lambda net: 0.0, log=losses.append)
+    rows = run_all([run], IMAGES.train, IMAGES.val, (0,), loss_every=2)
+    assert list(rows["step"]) == [0, 2, 4, 5]
+    assert list(rows["accuracy"].isna()) == [False, True, True, False]
+    expected = [math.nan, np.mean(losses[:2]), np.mean(losses[2:4]), losses[4]]
+    np.testing.assert_allclose(rows["loss"], expected, rtol=1e-5)
 
 
 def test_a_diverging_run_is_reported_and_the_sweep_goes_on():
@@ -102,6 +127,7 @@ def test_a_diverging_run_is_reported_and_the_sweep_goes_on():
     runs = [Run(ARCHITECTURES[0], recipe, 0, labels=(("side", "a"),))]
     results = run_all(runs, IMAGES.train, IMAGES.val)
     assert math.isnan(results["accuracy"].iloc[-1])
+    assert diverged(results) == ["side a, seed 0, lr 1e+20, budget 5"]
     assert tune_learning_rate(runs, (1e20, 0.01), IMAGES.train, IMAGES.val, "side") == {"a": 0.01}
 
 
@@ -116,7 +142,7 @@ def test_batch_norm_statistics_are_averages_over_training_batches():
 
 def test_sides_start_from_what_they_say():
     ghn = tiny(hid=16)
-    runs = initial_runs(ARCHITECTURES[:1], SGDRecipe(1, 0.1), [0], {"ghn": ghn}, orthogonal_ghn=True)
+    runs = initial_runs(ARCHITECTURES[:1], SGDRecipe(1, 0.1), [0], {"ghn": ghn}, post_processed=["ghn"])
     assert [dict(run.labels)["initialisation"] for run in runs] == ["random", "orthogonal", "ghn", "ghn-orth"]
     nets = [initial_network(run) for run in runs]
     predicted = ghn.predict(ARCHITECTURES[0].graph)
@@ -127,6 +153,51 @@ def test_sides_start_from_what_they_say():
     for matrix in (first[1], first[3]):
         gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
         torch.testing.assert_close(gram, torch.eye(len(gram)), atol=1e-4, rtol=0)
+
+
+def test_hypernetworks_of_other_classes_and_parameters_of_other_networks_are_named():
+    recipe, networks = SGDRecipe(1, 0.1), [architecture.adapted(7) for architecture in ARCHITECTURES[:1]]
+    with pytest.raises(DataError, match=r"ghn9 is for 10 classes, not for \{7\}"):
+        initial_runs(networks, recipe, [0], {"ghn9": tiny()})
+    with pytest.raises(DataError, match=r"classifier.9 \(2,\) .*no such parameter"):
+        initial_network(Run(networks[0], recipe, 0, {"classifier.9": torch.zeros(2)}))
+
+
+def rows_of(**accuracies):
+    rows = [
+        {"initialisation": name, "moment": moment, "network": network, "seed": seed, "accuracy": value + seed}
+        for name, moments in accuracies.items() for moment, values in moments.items()
+        for network, value in enumerate(values) for seed in (0, 1)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_wins_gains_and_losses():
+    results = rows_of(random={"early": [10, 20, 30], "late": [50, 60, 70]}, ghn={"early": [40, 22, 29], "late": [40, 60, 66]})
+    early, late = wins(results, "ghn").loc["early"], wins(results, "ghn").loc["late"]
+    assert early.to_dict() == {"networks": 3, "wins": 2, "mean gain": 16, "mean loss": -1, "largest loss": -1}
+    assert (late["wins"], late["mean loss"], late["largest loss"]) == (0, -7, -10) and math.isnan(late["mean gain"])
+    assert wins(results, "ghn", against="late").loc["early", "mean loss"] == pytest.approx((-10 - 38 - 41) / 3)
+
+
+@pytest.mark.parametrize(
+    ("ghn", "step"), [([3, 2, 1], None), ([5, 5, 5], 0), ([3, 3, 3], 20), ([3, 2.9, math.nan], 30), ([5, 2, 9], 30)]
+)
+def test_crossover_is_where_random_initialisation_stays_ahead(ghn, step):
+    losses = {"random": [4, 3, 2], "ghn": ghn}
+    rows = [{"initialisation": n, "step": s, "loss": v} for n, all_ in losses.items() for s, v in zip((10, 20, 30), all_)]
+    assert crossover(pd.DataFrame(rows), "ghn") == step
+
+
+def test_resnet50_is_compared_by_optimizer_at_its_best_rate(monkeypatch):
+    monkeypatch.setattr("ghnlib.finetuning.ResNet50", lambda classes, side: ARCHITECTURES[0])
+    settings = {"resnet50_steps": 20, "batch_size": 8, "resnet50_lrs": {"sgd": (1e20, 0.01), "adam": (1e-3,)}}
+    found = compare_on_resnet50(IMAGES, {"ghn2": tiny()}, settings, None, 0, 1)
+    ends = found[found["step"] == 20].set_index(["initialisation", "optimizer"])["lr"]
+    assert ends.to_dict() == {
+        ("random", "sgd"): 0.01, ("random", "adam"): 1e-3, ("ghn2", "sgd"): 0.01, ("ghn2", "adam"): 1e-3,
+    }  # fmt: skip
+    assert found["loss"].notna().all() and len(found) == 4 * 20
 
 
 def test_evaluation_equals_the_initialized_network():

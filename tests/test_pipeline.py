@@ -54,6 +54,19 @@ def test_unknown_profiles_are_refused(names):
         pipeline.run_folder(ROOT, *names)
 
 
+def test_every_dataset_of_a_profile_is_seen_from_its_folder(tmp_path):
+    for name in "ghnlib", "notebooks", "profiles", "params.yaml", "dvc.yaml":
+        (tmp_path / name).symlink_to(ROOT / name)
+    folder = pipeline.run_folder(tmp_path, "tiny-imagenet-transfer")
+    folder.mkdir(parents=True)
+    pipeline.prepare(tmp_path, folder)
+    params = read_yaml(folder / "params.yaml")
+    transfer = params["transfer"]
+    found = [params["data"]["root"], transfer["detection"]["root"], *(t["root"] for t in transfer["targets"].values())]
+    names = "tiny_imagenet", "penn_fudan", "cifar10", "fashion_mnist"
+    assert found == [f"../../datasets/{name}" for name in names]
+
+
 def test_a_profile_gets_a_folder_with_merged_parameters_and_its_own_dvc(tmp_path):
     for name in "ghnlib", "notebooks", "profiles", "params.yaml", "dvc.yaml":
         (tmp_path / name).symlink_to(ROOT / name)

@@ -1,0 +1,106 @@
+"""Transfer of networks to other classes or another dataset with few images (GHN-orth, GHN-3 Table 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+
+import pandas as pd
+import torch
+from joblib import Parallel, delayed
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ghnlib.architectures import Architecture
+from ghnlib.data import ImageSplits
+from ghnlib.finetuning import Run, SGDRecipe, initial_network, initial_runs, train_network
+from ghnlib.graph import Graph, Role
+from ghnlib.hypernetwork import GHN
+from ghnlib.images import Augment, DataError, ImageSet
+from ghnlib.jobs import images_of
+
+
+def source_and_targets(
+    images: ImageSplits, data: Mapping, transfer: Mapping, seed: int
+) -> tuple[ImageSplits, dict[str, ImageSplits]]:
+    """What the hypernetwork is trained on, and by name what networks are transferred to.
+
+    Args:
+        images: of the section ``data``; their first ``transfer["source_classes"]`` classes are the source.
+        transfer: ``targets``: by name, keys that differ from ``data``; without any, the other classes are the target.
+
+    Raises:
+        DataError: there are fewer classes than that, or none is left to transfer to.
+    """
+    classes, count, targets = len(images.classes), transfer["source_classes"], transfer["targets"]
+    if count > classes or (count == classes and not targets):
+        raise DataError(
+            f"transfer.source_classes = {count}: {data['source']} has {classes} classes, of which at most "
+            f"{classes if targets else classes - 1} can be the source{'' if targets else ' without transfer.targets'}."
+        )
+    others = {name: images_of({**data, **target}, seed) for name, target in targets.items()}
+    return images.subset(range(count)), others or {"other classes": images.subset(range(count, classes))}
+
+
+def starts_from_source(
+    architectures: Sequence[Architecture],
+    source: ImageSet,
+    hypernetworks: Mapping[str, GHN],
+    transfer: Mapping,
+    augment: Augment,
+    seed: int,
+    processes: int = 1,
+) -> dict[str, list[dict[str, Tensor]]]:
+    """Parameters of networks that have learnt from the source, without classification layers (``given`` of
+    ``initial_runs``): "NAME, 1 epoch" of each initialisation if ``transfer["source_epoch"]``, and "trained" of the
+    first ``oracle_networks``, from random initialisation for ``oracle_epochs``."""
+    epoch = max(1, len(source) // transfer["batch_size"])
+    recipe = SGDRecipe(epoch, transfer["source_lr"], transfer["batch_size"], augment=augment)
+    runs = initial_runs(architectures, recipe, [seed], hypernetworks) if transfer["source_epoch"] else []
+    names = [f"{dict(run.labels)['initialisation']}, 1 epoch" for run in runs]
+    longer = replace(recipe, steps=epoch * transfer["oracle_epochs"])
+    runs += [Run(architecture, longer, seed) for architecture in architectures[: transfer["oracle_networks"]]]
+    learnt = Parallel(processes)(delayed(_train_on_source)(run, source) for run in runs)
+    starts: dict[str, list[dict[str, Tensor]]] = {}
+    for name, parameters in zip_longest(names, learnt, fillvalue="trained"):
+        starts.setdefault(name, []).append(parameters)
+    return starts
+
+
+def _train_on_source(run: Run, source: ImageSet) -> dict[str, Tensor]:
+    torch.set_num_threads(1)
+    layers, net = class_layers(run.architecture.graph), initial_network(run)
+    train_network(net, source, run.recipe, run.seed, evaluate=lambda net: 0.0)
+    return {name: value.detach() for name, value in net.named_parameters() if name not in layers}
+
+
+def class_layers(graph: Graph) -> list[str]:
+    """Names of the parameters of a network's classification layer; DataError if it has none."""
+    names = [node.name for node in graph.nodes if node.role in (Role.CLASS_WEIGHT, Role.CLASS_BIAS)]
+    if not names:
+        last = [node.name for node in graph.nodes if node.name][-1:]
+        raise DataError(f"a network without classification layer: its last parameter is {last or 'missing'}.")
+    return names
+
+
+def filter_correlations(net: nn.Module) -> pd.Series:
+    """Mean absolute correlation between different filters of each convolution (GHN-orth Fig. 2): layer -> 0 to 1.
+
+    The filters of a weight are the rows of its matrix (out, in * h * w). Convolutions with fewer than two filters or
+    with filters of a single value have no correlation and are left out.
+    """
+    found = {}
+    for layer, weight in enumerate(m.weight.detach() for m in net.modules() if isinstance(m, nn.Conv2d)):
+        if len(weight) > 1 and weight[0].numel() > 1:
+            different = ~torch.eye(len(weight), dtype=torch.bool)
+            found[layer] = float(torch.corrcoef(weight.flatten(1))[different].abs().nanmean())
+    return pd.Series(found, name="correlation")
+
+
+@torch.no_grad()
+def flops(call: Callable[[], object]) -> int:
+    """FLOPs of the matrix products and convolutions of a call, on any device."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()

@@ -34,8 +34,9 @@ METRICS = {
             "random": {"0 steps": mean(10.0), "20 steps": mean(70.0), "4 steps": mean(99.0), "1 epoch": mean(90.0)},
         }
     },
-    "transfer": {"accuracy": {name: {"0 steps": mean(0.0), "50 steps": mean(value)}
-                              for name, value in (("random", 50.0), ("ghn3", 60.0), ("ghn3-orth", 61.0))}},
+    "transfer": {"accuracy": {"other classes": {
+        name: {"0 steps": mean(0.0), "50 steps": mean(value)}
+        for name, value in (("random", 50.0), ("ghn3", 60.0), ("ghn3-orth", 61.0))}}},
     "analysis": {
         "properties": {"ghn2": {"accuracy": tau(0.6, 0.5, 0.7)}},
         "clean_and_noisy": tau(0.5, 0.4, 0.6),

@@ -23,8 +23,9 @@ from ghnlib.params import Params, ParamsError, read_merged, read_yaml, validate
 
 COPIED = ("ghnlib", "notebooks", "dvc.yaml", ".dvcignore", "matplotlibrc")
 CONFIG = "[core]\n    no_scm = true\n    analytics = false\n"
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(512 << 20)}
-"""glibc keeps the memory of freed activations: taking pages anew at each layer costs a tenth to a third of its time."""
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(192 << 20)}
+"""glibc keeps the memory of freed activations: taking pages anew at each layer costs a tenth to a third of its time.
+Less than the 300 MB by which a worker of joblib may grow before it is replaced."""
 
 
 def main(arguments: Sequence[str]) -> int:

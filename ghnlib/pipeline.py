@@ -27,6 +27,9 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": s
 """glibc keeps the memory of freed activations: taking pages anew at each layer costs a tenth to a third of its time.
 Less than the 300 MB by which a worker of joblib may grow before it is replaced."""
 
+ONE_CORE = {"JOBLIB_MULTIPROCESSING": "0"}
+"""Makes joblib work in the stage's own process: as many stages as cores side by side need no more processes."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run the pipeline here or a profile's in its folder; returns DVC's exit status, or 2 if it cannot be run."""
@@ -99,15 +102,16 @@ def reproduce(folder: Path, params: Params) -> int:
     signal.signal(signal.SIGTERM, lambda *_: runs.terminate())
     if changed:
         for stages in independent_stages(params):
+            runs.environment |= ONE_CORE if params.processes <= len(stages) else {}
             with ThreadPoolExecutor(max(1, params.processes // params.train.devices)) as pool:
                 list(pool.map(lambda stage: runs.start("repro", "--single-item", stage, label=stage), stages))
     return runs.start("repro")
 
 
 def independent_stages(params: Params) -> tuple[list[str], ...]:
-    """Names of the long stages, in groups: those of one group do not need each other."""
+    """Names of the long stages, in groups: those of one group do not need each other, the longest begin."""
     trained = [f"train@{name}" for name in params.train.variants]
-    return ["sources"], [*trained, "transfer", "architectures"], ["finetune", "evaluate", "analysis"]
+    return ["sources"], ["transfer", *trained, "architectures"], ["finetune", "evaluate", "analysis"]
 
 
 class _Runs:

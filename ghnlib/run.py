@@ -187,7 +187,8 @@ def _own_kernel() -> Iterator[None]:
         write_kernel_spec(str(Path(folder, "kernels", "python3")), extra_arguments=["--log-level=40"])
         paths = filter(None, [str(Path.cwd()), environment.get("PYTHONPATH")])
         os.environ |= {"JUPYTER_PATH": folder, "IPYTHONDIR": folder, "PYTHONPATH": os.pathsep.join(paths)}
-        os.environ |= {"PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        # One thread: the order of sums, and so the report, does not depend on how many cores are free.
+        os.environ |= {"PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "OMP_NUM_THREADS": "1"}
         try:
             yield
         finally:

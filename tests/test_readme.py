@@ -34,12 +34,14 @@ def results(root: Path) -> str:
             parts.append(f"### {title}\n\n{_without_training(json.loads(path.read_text()))}")
             if profile != "digits":  # whose figure opens the page
                 parts.append(f"![Accuracy over architectures and training steps](reports/{profile}/figures/evaluate.png)")
-            parts.append(_fine_tuned(json.loads(path.read_text())))
+            parts += [_fine_tuned(json.loads(path.read_text())), _transferred(json.loads(path.read_text()))]
     return "\n\n".join(parts)
 
 
 def _cell(value: Mapping | None) -> str:
-    return "" if value is None else f"{value['mean']:.1f} ± {value['standard_error']:.1f}"
+    if value is None:
+        return ""
+    return f"{value['mean']:.1f} ± {value['standard_error']:.1f}" if value["n"] > 1 else f"{value['mean']:.1f} (n = 1)"
 
 
 def _row(cells) -> str:
@@ -67,19 +69,32 @@ def _without_training(metrics: Mapping) -> str:
 
 
 def _fine_tuned(metrics: Mapping) -> str:
-    accuracy = metrics["finetune"]["accuracy"]
-    moments = sorted(next(iter(accuracy.values())), key=lambda moment: ("epoch" in moment, int(moment.split()[0])))
-    count = next(iter(accuracy.values()))[moments[0]]["n"]
-    lines = [
+    count, table = _by_moment(metrics["finetune"]["accuracy"])
+    return (
         f"Accuracy (%) after SGD from each initialisation, {count} architectures, three seeds each, learning rates "
-        "tuned equally on validation:",
-        "",
-        _row(["initialisation", *moments]),
-        _row(["---"] * (len(moments) + 1)),
-    ]
+        f"tuned equally on validation:\n\n{table}"
+    )
+
+
+def _transferred(metrics: Mapping) -> str:
+    parts = []
+    for target, accuracy in metrics["transfer"]["accuracy"].items():
+        count, table = _by_moment(accuracy)
+        parts.append(
+            f"Accuracy (%) on {target}, which the hypernetwork did not see, after SGD on few images, {count} "
+            f"architectures, three seeds each (-orth: orthogonal post-processing; trained: first on the hypernetwork's "
+            f"classes; chance is {metrics['transfer']['chance'][target]:.0f}%):\n\n{table}"
+        )
+    return "\n\n".join(parts)
+
+
+def _by_moment(accuracy: Mapping) -> tuple[int, str]:
+    """Number of architectures, and a table with a row for each initialisation and a column for each moment."""
+    moments = sorted(next(iter(accuracy.values())), key=lambda moment: ("epoch" in moment, int(moment.split()[0])))
+    lines = [_row(["initialisation", *moments]), _row(["---"] * (len(moments) + 1))]
     first = sorted(accuracy, key=lambda method: method not in ("random", "orthogonal"))
     lines += [_row([method, *(_cell(accuracy[method][moment]) for moment in moments)]) for method in first]
-    return "\n".join(lines)
+    return next(iter(accuracy.values()))[moments[0]]["n"], "\n".join(lines)
 
 
 def test_the_numbers_of_the_readme_are_those_of_the_committed_metrics():

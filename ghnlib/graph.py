@@ -25,7 +25,6 @@ PRIMITIVES = (
 """The vocabulary of PPUDA; a primitive's index is its row in the op embedding."""
 
 MAX_DISTANCE = 250
-CONVENTIONS = ("correct", "ghn3", "ppuda")
 
 
 class Role(StrEnum):

@@ -14,15 +14,12 @@ from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from ghnlib.config import GHNConfig, Recipe
+from ghnlib.config import GHNConfig, NonNegative, Positive, Rate, Recipe, Share
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 """Lower case, digits, dots and dashes: it becomes part of file names."""
-Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(gt=0, lt=1)]
+Source = Literal["digits", "cifar10", "cifar100", "imagenet", "folder"]
 Seeds = Annotated[tuple[Count, ...], Field(min_length=1)]
 Rates = Annotated[tuple[Rate, ...], Field(min_length=1)]
 
@@ -40,7 +37,7 @@ class Section(BaseModel):
 class Data(Section):
     """Images, see ``ghnlib.data.load_images``."""
 
-    source: Literal["digits", "cifar10", "cifar100", "imagenet", "folder"]
+    source: Source
     root: str | None
     image_size: Positive | None
     val_share: Share
@@ -67,26 +64,10 @@ class Architectures(Section):
     torchvision: bool
 
 
-# What the fields of GHNConfig and Recipe may hold beyond their types; GHNConfig checks the rest itself.
-_LIMITS: dict[str, Any] = {
-    "betas": tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]],
-    "max_shape": tuple[Positive, Positive, Positive, Positive],
-    "milestones": tuple[Share, ...],
-    "warmup": NonNegative,
-    "architectures": Positive | None,
-    "label_smoothing": Annotated[float, Field(ge=0, lt=1)],
-    **dict.fromkeys(("lr", "clip"), Rate),
-    **dict.fromkeys(("weight_decay", "gamma"), NonNegative),
-    **dict.fromkeys(("hid", "layers", "heads", "steps", "batch_size", "meta_batch", "max_nodes"), Positive),
-    **dict.fromkeys(("log_every", "validate_every"), Positive),
-}
-_FROM_DATA = {"num_classes"}
-
-
 def _fields_of(cls: type) -> dict[str, Any]:
-    """A dataclass's fields as pydantic fields, so that each option is declared once."""
-    hints = get_type_hints(cls)
-    return {f.name: (_LIMITS.get(f.name, hints[f.name]), f.default) for f in fields(cls) if f.name not in _FROM_DATA}
+    """A dataclass's fields as pydantic fields, so that each option is declared once; the data tell the classes."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {f.name: (hints[f.name], f.default) for f in fields(cls) if f.name != "num_classes"}
 
 
 GHNSection = create_model("GHNSection", __base__=Section, **_fields_of(GHNConfig))
@@ -159,7 +140,7 @@ class FineTune(Section):
 class Target(Section):
     """What of the section ``data`` differs for a dataset that networks are transferred to."""
 
-    source: Literal["digits", "cifar10", "cifar100", "imagenet", "folder"]
+    source: Source
     root: str | None
     image_size: Positive | None
 
@@ -277,14 +258,9 @@ def _keys_of(section: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def load_params(path: str | Path = "params.yaml", overlay: str | Path | None = None) -> Params:
-    """Parameters of a file, with an overlay (``profiles/NAME.yaml``) merged over it."""
-    return validate(read_merged(path, overlay), str(overlay or path))
-
-
-def read_merged(path: str | Path, overlay: str | Path | None = None) -> dict[str, Any]:
-    """The same, not yet validated."""
-    return merge(read_yaml(path), read_yaml(overlay)) if overlay else read_yaml(path)
+def read_merged(path: str | Path, overlay: str | Path) -> dict[str, Any]:
+    """A file with an overlay (``profiles/NAME.yaml``) merged over it, not yet validated."""
+    return merge(read_yaml(path), read_yaml(overlay))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from ghnlib import DeepNets
 from ghnlib.data import load_images
 from ghnlib.detection import average_precision, detect_from_each, digit_scene, feature_layers, penn_fudan, scenes_of
 from ghnlib.images import DataError
-from ghnlib.params import load_params
+from ghnlib.params import read_yaml, validate
 from tests.test_hypernetwork import tiny
 
 DIGITS = load_images("digits").train
-SETTINGS = load_params(Path(__file__).parent.parent / "params.yaml").model_dump(mode="json")["transfer"]["detection"]
+SETTINGS = validate(read_yaml(Path(__file__).parent.parent / "params.yaml")).model_dump(mode="json")["transfer"]["detection"]
 FEW = SETTINGS | {"train_scenes": 4, "test_scenes": 2, "epochs": 1, "batch_size": 2}
 
 

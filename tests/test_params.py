@@ -1,8 +1,10 @@
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
-from ghnlib.params import ParamsError, load_params, merge, read_merged, read_yaml, validate
+from ghnlib.config import GHNConfig, Recipe
+from ghnlib.params import ParamsError, merge, read_merged, read_yaml, validate
 
 ROOT = Path(__file__).parent.parent
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
@@ -13,6 +15,23 @@ def raw():
     return read_yaml(ROOT / "params.yaml")
 
 
+@lru_cache
+def merged(profile):
+    return read_merged(ROOT / "params.yaml", ROOT / "profiles" / f"{profile}.yaml")
+
+
+def configured(profile, variant, changes=()):
+    """A variant of a profile of one of the papers' datasets, with changes."""
+    raw = merged(profile)
+    changes = {key: value for key, value in dict(changes).items() if key != "num_classes"}
+    variants = raw["train"]["variants"]
+    train = raw["train"] | {"variants": variants | {"row": variants[variant] | changes}}
+    values = validate(raw | {"train": train}).train.variant("row")
+    values["recipe"] |= {key: tuple(values["recipe"][key]) for key in ("betas", "milestones")}
+    classes = {"cifar10": 10, "imagenet": 1000}[profile]
+    return GHNConfig(**values["ghn"], num_classes=classes), Recipe(**values["recipe"])
+
+
 def test_the_shipped_parameters_are_valid(raw):
     params = validate(raw)
     assert params.profile == "digits"
@@ -21,7 +40,7 @@ def test_the_shipped_parameters_are_valid(raw):
 
 @pytest.mark.parametrize("overlay", PROFILES, ids=lambda path: path.stem)
 def test_profiles_are_valid_and_named_after_their_file(overlay):
-    assert load_params(ROOT / "params.yaml", overlay).profile == overlay.stem
+    assert validate(merged(overlay.stem)).profile == overlay.stem
     assert overlay.read_text().startswith("# ")
 
 
@@ -47,7 +66,7 @@ def test_a_variant_is_what_all_share_with_its_changes(raw):
         ("train.recipe.lr", float("nan"), ["train.recipe.lr", "nan"]),
         ("train.recipe.betas", [0.9], ["train.recipe.betas"]),
         ("train.variants.ghn3.steps", 0, ["train.variants.ghn3.steps", "0", "greater than 0"]),
-        ("train.variants.ghn3.encoder", "gnn", ["train.variants.ghn3: encoder='gnn'", "graphormer"]),
+        ("train.variants.ghn3.encoder", "gnn", ["train.variants.ghn3.encoder = 'gnn'", "graphormer"]),
         ("train.variants.ghn3.hid", 30, ["train.variants.ghn3", "hid=30", "multiple of 4"]),
         ("train.variants.GHN 9", {}, ["GHN 9", "pattern"]),
         ("train.variants", {}, ["train.variants", "{}", "at least 1"]),

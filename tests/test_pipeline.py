@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from ghnlib import pipeline
-from ghnlib.params import ParamsError, load_params, read_yaml
+from ghnlib.params import ParamsError, read_yaml, validate
 
 ROOT = Path(__file__).parent.parent
-PARAMS = load_params(ROOT / "params.yaml")
+PARAMS = validate(read_yaml(ROOT / "params.yaml"))
 MEET = "touch {me}.there; for i in $(seq 300); do test -e {other}.there && exit 0; sleep 0.1; done; exit 1"
 
 

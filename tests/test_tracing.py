@@ -19,8 +19,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ghnlib import Graph
+from ghnlib.conventions import CONVENTIONS
 from ghnlib.coverage import WeightsOnMeta
-from ghnlib.graph import CONVENTIONS, Role
+from ghnlib.graph import Role
 from ghnlib.recording import kind_of, recorded_steps
 from ghnlib.tracing import TraceError, trace
 

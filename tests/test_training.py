@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 
 from ghnlib import GHN, DeepNets, jobs, training
-from ghnlib.config import PRESETS, RECIPES, Recipe
+from ghnlib.config import Recipe
 from ghnlib.data import load_images
 from ghnlib.images import Augment
 from ghnlib.jobs import train_in_processes, train_variant
 from ghnlib.training import MetaTrainer, TrainingError, sample_meta_batch, train_ghn
+from tests.test_params import configured
 
 POOL = list(DeepNets("train", space="small", size=12))
 IMAGES = load_images("digits").train
@@ -338,29 +339,15 @@ def test_meta_batches_are_drawn_without_replacement_and_within_the_node_limit():
         sample_meta_batch(POOL, Recipe(meta_batch=99), 0, 0)
 
 
-def test_cosine_epochs_is_the_schedule_of_ghn3():
-    recipe = Recipe(steps=75, lr=4e-4, schedule="cosine-epochs", warmup=5 / 75)
-    rates = [recipe.lr * recipe.rate_factor(step, steps_per_epoch=1) for step in range(7)]
-    expected = [1e-5, 1.075e-4, 2.05e-4, 3.025e-4, 3.998e-4, 4e-4, 3.998e-4]
-    assert rates == pytest.approx(expected, rel=1e-3)
-
-
-def test_multistep_divides_the_rate_at_the_milestones():
-    recipe = Recipe(steps=300, schedule="multistep")
-    factors = [recipe.rate_factor(step, 1) for step in (0, 199, 200, 250)]
-    assert factors == pytest.approx([1, 1, 0.1, 0.01])
-
-
 def test_recipes_of_the_papers():
-    assert list(RECIPES) == list(PRESETS)
-    recipes = {name: Recipe(**fields) for name, fields in RECIPES.items()}
-    ghn2, ghn3 = recipes["ghn2"], recipes["ghn3-t"]
+    names = [("cifar10", "ghn1"), ("cifar10", "ghn2"), ("imagenet", "ghn3")]
+    ghn1, ghn2, ghn3 = recipes = [configured(*name)[1] for name in names]
     epochs = (0, 199, 200, 250)
     assert [1e-3 * ghn2.rate_factor(703 * e, 703) for e in epochs] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5])
     assert (ghn2.optimizer, ghn2.weight_decay, ghn2.batch_size, ghn2.gamma) == ("adam", 1e-5, 64, 0)
-    assert (recipes["ghn1"].meta_batch, ghn2.meta_batch, ghn3.meta_batch) == (1, 8, 8)
-    rates = [4e-4 * ghn3.rate_factor(9618 * e, 9618) for e in range(7)]
+    assert (ghn1.meta_batch, ghn2.meta_batch, ghn3.meta_batch) == (1, 8, 8)
+    rates = [4e-4 * ghn3.rate_factor(9600 * e, 9600) for e in range(7)]
     assert rates == pytest.approx([1e-5, 1.075e-4, 2.05e-4, 3.025e-4, 3.998e-4, 4e-4, 3.998e-4], rel=1e-3)
     assert (ghn3.optimizer, ghn3.weight_decay, ghn3.batch_size, ghn3.gamma) == ("adamw", 1e-2, 128, 3e-5)
-    assert ghn3.label_smoothing == 0.1 and all(r.clip == 5 for r in recipes.values())
-    assert all(r.max_nodes * r.meta_batch == 2200 for r in recipes.values() if r.meta_batch > 1)
+    assert ghn3.label_smoothing == 0.1 and all(recipe.clip == 5 for recipe in recipes)
+    assert ghn2.max_nodes * ghn2.meta_batch == ghn3.max_nodes * ghn3.meta_batch == 2200

@@ -14,12 +14,12 @@ from ghnlib.finetuning import SGDRecipe, initial_network, initial_runs
 from ghnlib.graph import Graph, Node
 from ghnlib.images import DataError
 from ghnlib.initialization import orthogonalize
-from ghnlib.params import load_params
+from ghnlib.params import read_yaml, validate
 from ghnlib.transfer import class_layers, filter_correlations, flops, source_and_targets, starts_from_source
 from tests.test_hypernetwork import tiny
 
 IMAGES = load_images("digits")
-PARAMS = load_params(Path(__file__).parent.parent / "params.yaml").model_dump(mode="json")
+PARAMS = validate(read_yaml(Path(__file__).parent.parent / "params.yaml")).model_dump(mode="json")
 TRANSFER = {**PARAMS["transfer"], "source_classes": 6, "oracle_epochs": 1}
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from joblib import Parallel, delayed
 from torch import Generator, Tensor, nn
 
 from ghnlib.data import load_images
+from ghnlib.evaluation import map_kept
 from ghnlib.hypernetwork import GHN
 from ghnlib.images import DataError, Images, decode, mix
 from ghnlib.initialization import orthogonalize
@@ -201,12 +201,14 @@ def detect_from_each(
     statistics: tuple,
     settings: Mapping,
     processes: int = 1,
+    folder: str | Path | None = None,
 ) -> pd.DataFrame:
     """Train detectors on backbones with random, orthogonal and predicted parameters, in processes of one core each.
 
     Args:
         backbones: by name, what makes the classification network with random parameters.
         scenes: of training and test.
+        folder: where finished detectors' precision is kept, see ``map_kept``.
 
     Returns:
         One row a backbone, initialisation and seed: ``backbone``, ``initialisation``, ``seed``, ``ap`` (percent; NaN if
@@ -214,13 +216,12 @@ def detect_from_each(
     """
     sides = {"random": None, "orthogonal": orthogonalize, **hypernetworks}
     runs = [(b, s, seed) for b in backbones for s in sides for seed in settings["seeds"]]
-    tasks = (delayed(_precision)(backbones[b], sides[s], seed, scenes, statistics, settings) for b, s, seed in runs)
+    tasks = [(backbones[b], sides[s], seed) for b, s, seed in runs]
     rows = pd.DataFrame(runs, columns=["backbone", "initialisation", "seed"])
-    return rows.assign(ap=Parallel(processes)(tasks))
+    return rows.assign(ap=map_kept(_precision, tasks, (scenes, statistics, settings), processes, folder))
 
 
 def _precision(make: Callable, start, seed: int, scenes: tuple, statistics: tuple, settings: Mapping) -> float:
-    torch.set_num_threads(1)
     torch.manual_seed(seed)
     net, (train, test) = make(), scenes
     if isinstance(start, GHN):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
@@ -11,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
+from joblib import Memory, Parallel, delayed
+from joblib.hashing import NumpyHasher
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ghnlib.architectures import Architecture, stop_tracking
 from ghnlib.hypernetwork import GHN
@@ -66,31 +67,36 @@ def evaluate_predictions(
     Returns:
         One row an architecture: ``index``, ``accuracy`` and ``top5`` (percent).
     """
-    arguments = (images, batch_size, statistics)
-    rows = Parallel(processes)(delayed(_evaluate)(ghn, architecture, *arguments) for architecture in architectures)
+    tasks, common = [(architecture,) for architecture in architectures], (ghn, images, batch_size, statistics)
+    rows = map_kept(_evaluate, tasks, common, processes)
     return pd.DataFrame(rows, columns=["accuracy", "top5"]).rename_axis("index").reset_index()
 
 
 @torch.no_grad()
-def _evaluate(ghn: GHN, architecture: Architecture, images: ImageSet, batch_size: int, statistics=None) -> dict:
-    torch.set_num_threads(1)
+def _evaluate(architecture: Architecture, ghn: GHN, images: ImageSet, batch_size: int, statistics=None) -> dict:
     (parameters,) = ghn([architecture.graph], predict_class_layers=True)
     if statistics is None:
         return top_accuracies(architecture.build(device="meta"), images, batch_size, parameters)
     net = architecture.build(device="cpu", track_running_stats=True)
     net.load_state_dict(parameters, strict=False)
     source, batches, seed = statistics
-    update_bn(islice(source.stream(batch_size, seed), batches), net)
+    estimate_batch_norm(net, source, batches, batch_size, seed)
     return top_accuracies(net, images, batch_size)
+
+
+@torch.no_grad()
+def estimate_batch_norm(net: nn.Module, images: ImageSet, batches: int, batch_size: int, seed: int) -> None:
+    """Running statistics of batch norm as plain averages over training batches, of one pass at most."""
+    one_pass = math.ceil(len(images) / batch_size)
+    update_bn(islice(images.stream(batch_size, seed), min(batches, one_pass)), net)
 
 
 def sweep_predictions(
     ghn: GHN, architectures: Sequence[Architecture], images: ImageSet, folder: str, batch_size: int, processes: int
 ) -> pd.DataFrame:
     """``evaluate_predictions`` of many networks as a ``sweep``: resumable, with ``error`` for networks that failed."""
-    file = Path(folder, f"{_fingerprint(ghn, images, batch_size, list(architectures))}.csv")
-    tasks = {str(i): (ghn, architecture, images, batch_size) for i, architecture in enumerate(architectures)}
-    return sweep(_evaluate, tasks, file, processes).rename(columns={"network": "index"}).astype({"index": int})
+    rows = sweep(_evaluate, dict(enumerate(architectures)), (ghn, images, batch_size), folder, processes)
+    return rows.rename(columns={"network": "index"})
 
 
 def sweep_torchvision(
@@ -98,15 +104,13 @@ def sweep_torchvision(
 ) -> pd.DataFrame:
     """A ``sweep`` over torchvision's classifiers with predicted parameters (the PyTorch split of GHN-3 section 5.1).
     What cannot be predicted keeps torchvision's initial values. ``names``: such as "torchvision.models.resnet50"."""
-    file = Path(folder, f"{_fingerprint(ghn, images, batch_size, 'torchvision')}.csv")
-    short = (name.rpartition(".")[2] for name in names)
-    return sweep(_evaluate_torchvision, {name: (ghn, name, images, batch_size) for name in short}, file, processes)
+    short = [name.rpartition(".")[2] for name in names]
+    return sweep(_evaluate_torchvision, dict(zip(short, short)), (ghn, images, batch_size), folder, processes)
 
 
-def _evaluate_torchvision(ghn: GHN, name: str, images: ImageSet, batch_size: int) -> dict[str, float]:
+def _evaluate_torchvision(name: str, ghn: GHN, images: ImageSet, batch_size: int) -> dict[str, float]:
     from torchvision import models  # takes a second, and only this needs it
 
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     slow = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # minutes of truncated normals
     net = models.get_model(name, num_classes=len(images.classes), **slow).eval()
@@ -116,51 +120,81 @@ def _evaluate_torchvision(ghn: GHN, name: str, images: ImageSet, batch_size: int
 
 
 def sweep(
-    evaluate: Callable[..., Mapping[str, float]], networks: Mapping[str, tuple], file: Path, processes: int = 1
+    evaluate: Callable[..., Mapping[str, float]],
+    networks: Mapping[object, object],
+    common: tuple,
+    folder: str | Path,
+    processes: int = 1,
 ) -> pd.DataFrame:
-    """Evaluate many networks; started again after an interruption, it goes on with those that ``file`` does not have.
+    """Evaluate many networks; finished ones are kept in ``folder``, see ``map_kept``.
 
     A network that raises an error, or whose scores are not finite, has a row that says so.
 
     Args:
-        evaluate: called with the arguments of a network of ``networks``, returns ``accuracy`` and ``top5``.
-        file: CSV to which finished rows are appended.
+        evaluate: called with a value of ``networks`` and ``common``, returns ``accuracy`` and ``top5``.
 
     Returns:
-        One row a network, in their order: ``network``, ``accuracy``, ``top5``, ``error`` ("" if there was none).
+        One row a network, in their order: ``network`` (the key), ``accuracy``, ``top5``, ``error`` ("" if none).
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    complete = file.read_text().rpartition("\n") if file.exists() else ("", "", "")
-    file.write_text(complete[0] + complete[1])  # a killed process may have left half a line
-    done = set(_read(file)["network"]) if complete[0] else set()
-    todo = (delayed(_attempt)(evaluate, name, networks[name]) for name in networks if name not in done)
-    with file.open("a") as log:
-        for row in Parallel(processes, return_as="generator_unordered")(todo):
-            pd.DataFrame([row]).to_csv(log, header=not log.tell(), index=False)
-            log.flush()
-    return _read(file).set_index("network").loc[list(networks)].reset_index()
+    tasks = [(evaluate, name, network) for name, network in networks.items()]
+    return pd.DataFrame(map_kept(_attempt, tasks, common, processes, folder))
 
 
-def _attempt(evaluate: Callable, name: str, arguments: tuple) -> dict:
+def _attempt(evaluate: Callable, name: object, network: object, *common) -> dict:
     row = {"network": name, "accuracy": math.nan, "top5": math.nan, "error": ""}
     try:
-        row |= evaluate(*arguments)
+        row |= evaluate(network, *common)
     except Exception as error:  # whatever is wrong with one network, the others have their rows
         return row | {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     return row if math.isfinite(row["accuracy"]) else row | {"error": "scores are not finite"}
 
 
-def _read(file: Path) -> pd.DataFrame:
-    rows = pd.read_csv(file, dtype=str)  # numbers by way of text: exactly those that were written
-    return rows.astype({"accuracy": float, "top5": float}).fillna({"error": ""})
+def map_kept(
+    function: Callable, tasks: Sequence[tuple], common: tuple, processes: int = 1, folder: str | Path | None = None
+) -> list:
+    """``function(*task, *common)`` of each task, in processes of one core each.
+
+    With a ``folder`` each result is kept there, under the name of the function and all that it is called with: the same
+    call after an interruption computes only what is missing.
+    """
+    call = Memory(folder, verbose=0).cache(_call, ignore=["function", "arguments"])
+    shared = _fingerprint(function, *common) if folder else ""
+    keys = (_fingerprint(shared, *task) if folder else "" for task in tasks)
+    return Parallel(processes)(delayed(call)(key, function, (*task, *common)) for key, task in zip(keys, tasks))
 
 
-def _fingerprint(ghn: GHN, images: ImageSet, *others) -> str:
-    """Of the hypernetwork's configuration and values, the images' labels and normalisation, and the rest."""
-    digest = hashlib.sha256(repr((ghn.config, images.classes, images.mean, images.std, *others)).encode())
-    for tensor in (images.labels, *ghn.state_dict().values()):
-        digest.update(tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def _call(key: str, function: Callable, arguments: tuple):
+    torch.set_num_threads(1)
+    return function(*arguments)
+
+
+class _Hasher(NumpyHasher):
+    """joblib's, which does not know equal tensors from others and would hash what hypernetworks keep at hand."""
+
+    def save(self, value) -> None:
+        if isinstance(value, GHN):
+            value = (value.config, dict(value.state_dict()))
+        super().save(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
+
+
+def _fingerprint(*values) -> str:
+    return _Hasher("sha1").hash(values)
+
+
+@torch.no_grad()
+def flops(call: Callable[[], object]) -> int:
+    """FLOPs of the matrix products and convolutions of a call, two for each multiplication and addition, on any
+    device."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def inference_flops(architecture: Architecture) -> int:
+    """``flops`` of a forward pass with one image."""
+    side = architecture.input_size
+    net = architecture.build(track_running_stats=True).eval()
+    return flops(lambda: net(torch.empty(1, 3, side, side, device="meta")))
 
 
 def mean_and_error(values: Iterable[float]) -> dict[str, float]:

@@ -14,15 +14,14 @@ import torch
 from joblib import Parallel, delayed
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import shortest_path
-from torch.utils.flop_counter import FlopCounterMode
 
 from ghnlib.architectures import Architecture
 from ghnlib.config import Recipe
 from ghnlib.coverage import build, torchvision_classifiers
 from ghnlib.data import ImageSplits
 from ghnlib.deepnets import DeepNets
-from ghnlib.evaluation import accuracy
-from ghnlib.finetuning import EVALUATION_BATCH, Run, SGDRecipe, run_all, train_network
+from ghnlib.evaluation import accuracy, flops, inference_flops
+from ghnlib.finetuning import EVALUATION_BATCH, Run, TrainingRecipe, run_all, train_network
 from ghnlib.graph import PRIMITIVES, Graph
 from ghnlib.hypernetwork import GHN
 from ghnlib.images import mix
@@ -130,7 +129,8 @@ def train_from_random(
         ("SGD, 1 epoch", evaluate["trained_networks"], 1),
         (f"SGD, {evaluate['epochs']} epochs", evaluate["trained_networks"], evaluate["epochs"]),
     ):
-        recipe = SGDRecipe(epochs * epoch, evaluate["lr"], evaluate["train_batch_size"], augment=augmentation_of(data))
+        batch_size, augment = evaluate["train_batch_size"], augmentation_of(data)
+        recipe = TrainingRecipe(epochs * epoch, evaluate["lr"], batch_size, augment=augment)
         runs = [
             Run(a, recipe, seed, labels=(("method", name), ("index", i))) for i, a in enumerate(architectures[:count])
         ]
@@ -140,7 +140,7 @@ def train_from_random(
 
 def compare_initializations(
     names: Iterable[str], architectures: Sequence[Architecture], images: ImageSplits, sources: Sources,
-    recipe: SGDRecipe, processes: int,
+    recipe: TrainingRecipe, processes: int,
 ) -> pd.DataFrame:  # fmt: skip
     """What initialisations (keys of ``INITIALIZATIONS``) cost and give (GHN-3 Table 6).
 
@@ -156,7 +156,7 @@ def compare_initializations(
 
 
 def _initialised(
-    name: str, network: int, architecture, counted: bool, images, sources: Sources, recipe: SGDRecipe
+    name: str, network: int, architecture, counted: bool, images, sources: Sources, recipe: TrainingRecipe
 ) -> list[dict]:
     torch.set_num_threads(1)
     seed = mix(sources.seed, network)
@@ -166,9 +166,8 @@ def _initialised(
     common = {"initialisation": name, "network": network}
     if counted:
         batches = own.steps if "images" in INITIALIZATIONS[name][1] else 1
-        with FlopCounterMode(display=False) as counter:
-            initialize(name, deepcopy(net), replace(own, steps=1))
-        common["cost"] = batches * counter.get_total_flops() / (recipe.batch_size * step_flops([architecture]))
+        once = flops(lambda: initialize(name, deepcopy(net), replace(own, steps=1)))
+        common["cost"] = batches * once / (recipe.batch_size * step_flops([architecture]))
     initialize(name, net, own)
     test = lambda net: accuracy(net, images.test, EVALUATION_BATCH)
     values = train_network(net, images.train, recipe, seed, test, (0,))
@@ -184,10 +183,11 @@ def training_costs(
         One row a variant: ``encoder``, ``meta_batch``, ``parameters``, ``flops`` of its training (of the average
         architecture), mean and deviation over all steps of the norm of its gradient.
     """
-    rows, of_image = {}, step_flops(architectures)
+    rows, of_image, graphs = {}, step_flops(architectures), [a.graph for a in architectures]
     for variant, fields in variants.items():
         ghn, recipe = hypernetworks[variant], Recipe(**fields["recipe"])
-        of_network = recipe.batch_size * of_image + prediction_flops(ghn, architectures)
+        predicting = flops(lambda ghn=ghn: [ghn([graph], predict_class_layers=True) for graph in graphs])
+        of_network = recipe.batch_size * of_image + 3 * predicting / len(graphs)
         history = pd.read_csv(f"models/{variant}/history.csv")
         mean = history["grad_norm"].mean()
         square = (history["grad_norm"] ** 2 + history["grad_norm_deviation"] ** 2).mean()
@@ -202,21 +202,6 @@ def training_costs(
     return pd.DataFrame(rows).T.infer_objects()
 
 
-@torch.no_grad()
 def step_flops(architectures: Sequence[Architecture]) -> float:
     """FLOPs of a training step of the average network, for each image: three forward passes (backward takes two)."""
-    with FlopCounterMode(display=False) as counter:
-        for architecture in architectures:
-            side = architecture.input_size
-            pair = torch.empty(2, 3, side, side, device="meta")  # batch norm may refuse a single image
-            architecture.build(device="meta").eval()(pair)
-    return 3 * counter.get_total_flops() / 2 / len(architectures)
-
-
-@torch.no_grad()
-def prediction_flops(ghn: GHN, architectures: Sequence[Architecture]) -> float:
-    """The same of the hypernetwork, for one network."""
-    with FlopCounterMode(display=False) as counter:
-        for architecture in architectures:
-            ghn([architecture.graph], predict_class_layers=True)
-    return 3 * counter.get_total_flops() / len(architectures)
+    return 3 * sum(map(inference_flops, architectures)) / len(architectures)

@@ -5,31 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from itertools import pairwise
+from pathlib import Path
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from joblib import Parallel, delayed
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from ghnlib.architectures import Architecture, ResNet50
 from ghnlib.data import ImageSplits
-from ghnlib.evaluation import accuracy
+from ghnlib.evaluation import accuracy, estimate_batch_norm, map_kept
 from ghnlib.hypernetwork import GHN
 from ghnlib.images import Augment, DataError, ImageSet
-from ghnlib.initialization import add_noise, orthogonalize
+from ghnlib.initialization import Sources, initialize
 
 EVALUATION_BATCH = 256
 """With running statistics the batch size does not change accuracy, only speed."""
-NOISE = 3e-5
-"""Scale of the noise before orthogonal post-processing (GHN-orth section 4)."""
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 @dataclass(frozen=True)
-class SGDRecipe:
+class TrainingRecipe:
     """Training with a cosine schedule (PPUDA section 5, GHN-3 section 5.2).
 
     Attributes:
@@ -52,22 +49,22 @@ class SGDRecipe:
 
 @dataclass(frozen=True)
 class Run:
-    """One network trained once. ``parameters``: initial values by name over random initialisation, which ``seed``
-    decides together with the order of images. ``orthogonal``: whether weights are then post-processed as in GHN-orth
-    (noise that breaks the symmetry of predicted weights, orthogonal factor). ``labels``: columns of the result."""
+    """One network trained once. ``seed``: of random initialisation and the order of images. ``initialisation``: a key
+    of ``INITIALIZATIONS``, for which ``parameters`` (by name) stand in for a prediction. ``labels``: columns of the
+    result."""
 
     architecture: Architecture
-    recipe: SGDRecipe
+    recipe: TrainingRecipe
     seed: int
+    initialisation: str = "random"
     parameters: dict[str, Tensor] | None = None
-    orthogonal: bool = False
     labels: tuple[tuple[str, object], ...] = ()
 
 
 def train_network(
     net: nn.Module,
     images: ImageSet,
-    recipe: SGDRecipe,
+    recipe: TrainingRecipe,
     seed: int,
     evaluate: Callable[[nn.Module], float],
     checkpoints: Sequence[int] = (),
@@ -92,7 +89,7 @@ def train_network(
     batches = images.stream(recipe.batch_size, seed, augment=recipe.augment)
     for step in range(recipe.steps + 1):
         if step in results:
-            reestimate_batch_norm(net, images, recipe, seed)
+            estimate_batch_norm(net, images, recipe.bn_batches, EVALUATION_BATCH, seed)
             results[step] = evaluate(net)
             net.train()
         if step < recipe.steps:
@@ -109,18 +106,9 @@ def train_network(
     return results
 
 
-def reestimate_batch_norm(net: nn.Module, images: ImageSet, recipe: SGDRecipe, seed: int) -> None:
-    """Running statistics of batch norm as plain averages over training batches, see ``SGDRecipe.bn_batches``."""
-    batches = islice(
-        images.stream(EVALUATION_BATCH, seed), min(recipe.bn_batches, math.ceil(len(images) / EVALUATION_BATCH))
-    )
-    with torch.no_grad():
-        update_bn(batches, net)
-
-
 def initial_runs(
     architectures: Sequence[Architecture],
-    recipe: SGDRecipe,
+    recipe: TrainingRecipe,
     seeds: Sequence[int],
     hypernetworks: Mapping[str, GHN],
     lrs: Mapping[str, float] | None = None,
@@ -143,19 +131,17 @@ def initial_runs(
     Raises:
         DataError: classification layers are to be predicted for another number of classes than a hypernetwork's.
     """
-    sides: dict[str, Sequence[dict[str, Tensor] | None]] = dict.fromkeys(
-        ("random", "orthogonal"), [None] * len(architectures)
-    )
-    sides |= {name: _predict(name, ghn, architectures, class_layers) for name, ghn in hypernetworks.items()}
-    sides |= given or {}
-    sides |= {f"{name}-orth": sides[name] for name in post_processed}
-    orthogonal = {"orthogonal", *(f"{name}-orth" for name in post_processed)}
+    known = {name: _predict(name, ghn, architectures, class_layers) for name, ghn in hypernetworks.items()}
+    known |= given or {}
+    sides = [(name, name, [None] * len(architectures)) for name in ("random", "orthogonal")]
+    sides += [(name, "ghn", starts) for name, starts in known.items()]
+    sides += [(f"{name}-orth", "ghn-orth", known[name]) for name in post_processed]
     runs = []
-    for name, starts in sides.items():
+    for name, initialisation, starts in sides:
         own = recipe if lrs is None else replace(recipe, lr=lrs[name])
         for network, (architecture, start) in enumerate(zip(architectures, starts)):
             labels = (("initialisation", name), ("network", network))
-            runs += [Run(architecture, own, seed, start, name in orthogonal, labels) for seed in seeds]
+            runs += [Run(architecture, own, seed, initialisation, start, labels) for seed in seeds]
     return runs
 
 
@@ -174,15 +160,20 @@ def run_all(
     checkpoints: Sequence[int] = (),
     processes: int = 1,
     loss_every: int | None = None,
+    folder: str | Path | None = None,
 ) -> pd.DataFrame:
     """Train many networks in parallel processes of one core each.
+
+    Args:
+        folder: where finished runs are kept, see ``map_kept``.
 
     Returns:
         One row a run and checkpoint, and with ``loss_every`` one each so many steps: the run's labels, ``seed``,
         ``lr``, ``budget`` (steps of the run), ``step``, ``accuracy`` (percent), ``loss`` (mean training loss of the
         steps since the row before). Accuracy is NaN in rows without evaluation, both are NaN once a run has diverged.
     """
-    rows = Parallel(processes)(delayed(_run)(run, train, test, checkpoints, loss_every) for run in runs)
+    common = (train, test, tuple(checkpoints), loss_every)
+    rows = map_kept(_run, [(run,) for run in runs], common, processes, folder)
     return pd.DataFrame([row for part in rows for row in part])
 
 
@@ -194,14 +185,15 @@ def diverged(results: pd.DataFrame) -> list[str]:
 
 
 def tune_learning_rate(
-    runs: Sequence[Run], lrs: Sequence[float], train: ImageSet, val: ImageSet, group: str, processes: int = 1
-) -> dict:
+    runs: Sequence[Run], lrs: Sequence[float], train: ImageSet, val: ImageSet, group: str, processes: int = 1,
+    folder: str | Path | None = None,
+) -> dict:  # fmt: skip
     """The learning rate with the best mean accuracy on validation images, for each value of label ``group``.
 
     Every group tries the same rates, so that each side has the same tuning budget. A run that diverges counts as 0.
     """
     tried = [replace(run, recipe=replace(run.recipe, lr=lr)) for run in runs for lr in lrs]
-    results = run_all(tried, train, val, processes=processes)
+    results = run_all(tried, train, val, processes=processes, folder=folder)
     for name in diverged(results):
         print(f"diverged, counted as 0%: {name}", flush=True)
     means = results.fillna({"accuracy": 0.0}).groupby([group, "lr"])["accuracy"].mean().unstack()
@@ -215,6 +207,7 @@ def compare_on_resnet50(
     augment: Augment,
     seed: int,
     processes: int,
+    folder: str | Path | None = None,
 ) -> pd.DataFrame:
     """ResNet-50 from He initialisation ("random") and from predicted parameters, by each optimiser (PPUDA Fig. 13).
 
@@ -224,13 +217,15 @@ def compare_on_resnet50(
     """
     steps = finetune["resnet50_steps"]
     side = next(images.val.batches(1))[0].shape[-1]
-    recipe = SGDRecipe(steps, lr=1.0, batch_size=finetune["batch_size"], augment=augment)
+    recipe = TrainingRecipe(steps, lr=1.0, batch_size=finetune["batch_size"], augment=augment)
     first = initial_runs([ResNet50(len(images.classes), side)], recipe, [seed], hypernetworks)
+    sides = [run for run in first if run.initialisation != "orthogonal"]
     runs = [
         replace(run, recipe=replace(recipe, lr=lr, optimizer=name), labels=(*run.labels, ("optimizer", name)))
-        for run in first if not run.orthogonal for name, lrs in finetune["resnet50_lrs"].items() for lr in lrs
+        for run in sides for name, lrs in finetune["resnet50_lrs"].items() for lr in lrs
     ]  # fmt: skip
-    results = run_all(runs, images.train, images.val, processes=processes, loss_every=max(1, steps // 20))
+    every = max(1, steps // 20)
+    results = run_all(runs, images.train, images.val, processes=processes, loss_every=every, folder=folder)
     ends = results[results["step"] == steps].fillna({"accuracy": 0.0})
     best = ends.groupby(["initialisation", "optimizer"], sort=False)["accuracy"].idxmax()
     return results.merge(ends.loc[best, ["initialisation", "optimizer", "lr"]])
@@ -268,7 +263,6 @@ def wins(results: pd.DataFrame, name: str, baseline: str = "random", against: st
 
 
 def _run(run: Run, train: ImageSet, test: ImageSet, checkpoints: Sequence[int], loss_every: int | None) -> list[dict]:
-    torch.set_num_threads(1)
     net, losses = initial_network(run), []
     results = train_network(
         net, train, run.recipe, run.seed, lambda net: accuracy(net, test, EVALUATION_BATCH), checkpoints, losses.append
@@ -291,15 +285,5 @@ def initial_network(run: Run) -> nn.Module:
     """The network of a run before its first step, batch norm with running statistics."""
     torch.manual_seed(run.seed)
     net = run.architecture.build(device="cpu", track_running_stats=True)
-    own = dict(net.named_parameters())
-    with torch.no_grad():
-        for name, value in (run.parameters or {}).items():
-            if name not in own or own[name].shape != value.shape:
-                there = tuple(own[name].shape) if name in own else "no such parameter"
-                raise DataError(f"{name} {tuple(value.shape)} does not fit the network, which has {there}.")
-            own[name].copy_(value)
-    if run.orthogonal:
-        if run.parameters:
-            add_noise(net, NOISE, torch.Generator().manual_seed(run.seed))
-        orthogonalize(net)
+    initialize(run.initialisation, net, Sources(run.seed, parameters=run.parameters))
     return net

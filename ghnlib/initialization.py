@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 
 import numpy as np
@@ -14,36 +14,47 @@ from torch import Tensor, nn
 
 from ghnlib.graph import Graph, Role
 from ghnlib.hypernetwork import GHN
-from ghnlib.images import ImageSet
+from ghnlib.images import DataError, ImageSet
 from ghnlib.learned_initialization import gradinit, learn_scales, nio
 
 NOISE = 1e-5
 """Scale of the noise on predicted parameters (GHN-3 appendix)."""
 NOISE_BEFORE_ORTH = 3e-5
-"""Scale of the noise before orthogonal post-processing (GHN-orth section 4)."""
+"""The same before orthogonal post-processing (GHN-orth section 4)."""
 
 
 @dataclass(frozen=True)
 class Sources:
     """What initialisations draw on. ``seed``: of noise, shuffling, He's numbers and the order of images; ``ghn``,
-    ``graph``: the hypernetwork and the network's graph; ``peers``: graphs whose predictions are averaged;
-    ``first_layer``: of GHN-orth, see ``orthogonalize``; ``images``, ``steps``, ``batch_size``: of GradInit and NIO."""
+    ``graph``: the hypernetwork and the network's graph; ``parameters``: values by name, instead of their prediction;
+    ``peers``: graphs whose predictions are averaged; ``first_layer``: of GHN-orth, see ``orthogonalize``; ``images``,
+    ``steps``, ``batch_size``: of GradInit and NIO."""
 
     seed: int = 0
     ghn: GHN | None = None
     graph: Graph | None = None
+    parameters: dict[str, Tensor] | None = None
     peers: Sequence[Graph] = ()
     first_layer: int = 0
     images: ImageSet | None = None
     steps: int = 100
     batch_size: int = 64
 
+    @cached_property
+    def prediction(self) -> dict[str, Tensor] | None:
+        """``parameters``, or what ``ghn`` predicts for ``graph``; None without them."""
+        if self.parameters is None and self.ghn and self.graph:
+            return self.ghn.predict(self.graph)
+        return self.parameters
 
+
+@torch.no_grad()
 def initialize(name: str, net: nn.Module, sources: Sources) -> None:
     """Initialise a network, fresh from its constructor, in place. ``name``: a key of ``INITIALIZATIONS``.
 
     Raises:
         ValueError: an unknown name, or ``sources`` lack what the initialisation needs.
+        DataError: given parameters do not fit the network.
     """
     if name not in INITIALIZATIONS:
         raise ValueError(f"unknown initialisation {name!r}; known: {', '.join(INITIALIZATIONS)}")
@@ -53,7 +64,6 @@ def initialize(name: str, net: nn.Module, sources: Sources) -> None:
     apply(net, sources)
 
 
-@torch.no_grad()
 def he(net: nn.Module, sources: Sources) -> None:
     """Weights from N(0, 2 / fan_in), biases 0 (He et al. 2015); norm layers keep 1 and 0."""
     generator = torch.Generator().manual_seed(sources.seed)
@@ -64,17 +74,15 @@ def he(net: nn.Module, sources: Sources) -> None:
             parameter.zero_()
 
 
-@torch.no_grad()
 def predicted(net: nn.Module, sources: Sources, noise: float = 0.0, orthogonal: bool = False) -> None:
     """Predicted parameters, with noise (GHN-3 appendix) and orthogonal post-processing (GHN-orth section 3)."""
-    _write(net, sources.ghn.predict(sources.graph))
+    _write(net, sources.prediction)
     if noise:
         add_noise(net, noise, torch.Generator().manual_seed(sources.seed), sources.first_layer)
     if orthogonal:
         orthogonalize(net, sources.first_layer)
 
 
-@torch.no_grad()
 def predicted_mean(net: nn.Module, sources: Sources) -> None:
     """Mean over the ``peers`` of their predictions of the same role and shape: what can be known without the
     architecture. Tensors that no peer has keep their values."""
@@ -86,7 +94,6 @@ def predicted_mean(net: nn.Module, sources: Sources) -> None:
     _write(net, {name: torch.stack(found[key]).mean(0) for key, name in _tensors(sources.graph) if found.get(key)})
 
 
-@torch.no_grad()
 def predicted_shuffled(net: nn.Module, sources: Sources) -> None:
     """Predictions for a graph that is not the network's, see ``shuffle``."""
     _write(net, sources.ghn.predict(shuffle(sources.graph, sources.seed)))
@@ -108,9 +115,12 @@ def _learned(net: nn.Module, sources: Sources, objective: Callable) -> None:
 
 
 def _write(net: nn.Module, values: dict[str, Tensor]) -> None:
-    parameters = dict(net.named_parameters())
+    own = dict(net.named_parameters())
     for name, value in values.items():
-        parameters[name].copy_(value)
+        if name not in own or own[name].shape != value.shape:
+            there = tuple(own[name].shape) if name in own else "no such parameter"
+            raise DataError(f"{name} {tuple(value.shape)} does not fit the network, which has {there}.")
+        own[name].copy_(value)
 
 
 def _tensors(graph: Graph) -> Iterator[tuple[tuple, str]]:
@@ -175,16 +185,16 @@ def _tall_matrix(weight: Tensor) -> tuple[Tensor, bool]:
     return (matrix.T if transposed else matrix), transposed
 
 
-_GHN = ("ghn", "graph")
+_PREDICTED, _GHN = ("prediction",), ("ghn", "graph")
 INITIALIZATIONS: dict[str, tuple[Callable[[nn.Module, Sources], None], tuple[str, ...]]] = {
     "random": (lambda net, sources: None, ()),
     "he": (he, ()),
     "orthogonal": (lambda net, sources: orthogonalize(net), ()),
     "gradinit": (partial(_learned, objective=gradinit), ("images",)),
     "nio": (partial(_learned, objective=nio), ("images",)),
-    "ghn": (predicted, _GHN),
-    "ghn-noise": (partial(predicted, noise=NOISE), _GHN),
-    "ghn-orth": (partial(predicted, noise=NOISE_BEFORE_ORTH, orthogonal=True), _GHN),
+    "ghn": (predicted, _PREDICTED),
+    "ghn-noise": (partial(predicted, noise=NOISE), _PREDICTED),
+    "ghn-orth": (partial(predicted, noise=NOISE_BEFORE_ORTH, orthogonal=True), _PREDICTED),
     "ghn-mean": (predicted_mean, (*_GHN, "peers")),
     "ghn-shuffled": (predicted_shuffled, _GHN),
 }

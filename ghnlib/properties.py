@@ -16,12 +16,11 @@ from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler, scale
 from sklearn.svm import SVR
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from ghnlib.architectures import Architecture
 from ghnlib.data import ImageSplits
-from ghnlib.evaluation import accuracy
-from ghnlib.finetuning import EVALUATION_BATCH, Run, SGDRecipe, initial_network, train_network
+from ghnlib.evaluation import accuracy, inference_flops
+from ghnlib.finetuning import EVALUATION_BATCH, Run, TrainingRecipe, initial_network, train_network
 from ghnlib.images import ImageSet, mix
 from ghnlib.search import tau_interval
 
@@ -56,7 +55,7 @@ def train_and_measure(
     architectures: Sequence[Architecture],
     images: ImageSplits,
     data: Mapping,
-    recipe: SGDRecipe,
+    recipe: TrainingRecipe,
     analysis: Mapping,
     seed: int,
     folder: str | Path,
@@ -85,8 +84,9 @@ def train_and_measure(
 
 
 def _measure(
-    network: Architecture, seed: int, keep: bool, data: dict, recipe: SGDRecipe, settings: dict, images: ImageSplits
-) -> tuple[dict[str, float], Parameters, Parameters]:
+    network: Architecture, seed: int, keep: bool, data: dict, recipe: TrainingRecipe, settings: dict,
+    images: ImageSplits,
+) -> tuple[dict[str, float], Parameters, Parameters]:  # fmt: skip
     torch.set_num_threads(1)
     net = initial_network(Run(network, recipe, seed))
     before = {name: p.detach().clone() for name, p in net.named_parameters() if keep}
@@ -102,14 +102,6 @@ def _measure(
         **{f"accuracy, {step} steps": value for step, value in curve.items()},
     }
     return row, before, {name: p.detach() for name, p in net.named_parameters() if keep}
-
-
-def inference_flops(architecture: Architecture) -> int:
-    """FLOPs of a forward pass with one image, two for each multiplication and addition."""
-    side = architecture.input_size
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        architecture.build(track_running_stats=True).eval()(torch.empty(1, 3, side, side, device="meta"))
-    return counter.get_total_flops()
 
 
 def steps_to(curve: Mapping[int, float], target: float) -> float:

@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from ghnlib.architectures import Architecture
-from ghnlib.finetuning import Run, SGDRecipe, initial_network
+from ghnlib.finetuning import Run, TrainingRecipe, initial_network
 from ghnlib.images import ImageSet, mix
 
 
@@ -100,7 +100,7 @@ def zero_cost_scores(
 
 def _zero_cost(architecture: Architecture, images: ImageSet, batch_size: int, seed: int) -> dict[str, float]:
     torch.set_num_threads(1)
-    net = initial_network(Run(architecture, SGDRecipe(0, 1.0), seed))
+    net = initial_network(Run(architecture, TrainingRecipe(0, 1.0), seed))
     x, y = next(images.stream(batch_size, seed))
     return {name: proxy(net, x, y) for name, proxy in PROXIES.items()}
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
+from pathlib import Path
 
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ghnlib.architectures import Architecture
 from ghnlib.data import ImageSplits
-from ghnlib.finetuning import Run, SGDRecipe, initial_network, initial_runs, train_network
+from ghnlib.evaluation import map_kept
+from ghnlib.finetuning import Run, TrainingRecipe, initial_network, initial_runs, train_network
 from ghnlib.graph import Graph, Role
 from ghnlib.hypernetwork import GHN
 from ghnlib.images import Augment, DataError, ImageSet
@@ -51,17 +51,18 @@ def starts_from_source(
     augment: Augment,
     seed: int,
     processes: int = 1,
+    folder: str | Path | None = None,
 ) -> dict[str, list[dict[str, Tensor]]]:
     """Parameters of networks that have learnt from the source, without classification layers (``given`` of
     ``initial_runs``): "NAME, 1 epoch" of each initialisation if ``transfer["source_epoch"]``, and "trained" of the
-    first ``oracle_networks``, from random initialisation for ``oracle_epochs``."""
+    first ``oracle_networks``, from random initialisation for ``oracle_epochs``. ``folder``: see ``map_kept``."""
     epoch = max(1, len(source) // transfer["batch_size"])
-    recipe = SGDRecipe(epoch, transfer["source_lr"], transfer["batch_size"], augment=augment)
+    recipe = TrainingRecipe(epoch, transfer["source_lr"], transfer["batch_size"], augment=augment)
     runs = initial_runs(architectures, recipe, [seed], hypernetworks) if transfer["source_epoch"] else []
     names = [f"{dict(run.labels)['initialisation']}, 1 epoch" for run in runs]
     longer = replace(recipe, steps=epoch * transfer["oracle_epochs"])
     runs += [Run(architecture, longer, seed) for architecture in architectures[: transfer["oracle_networks"]]]
-    learnt = Parallel(processes)(delayed(_train_on_source)(run, source) for run in runs)
+    learnt = map_kept(_train_on_source, [(run,) for run in runs], (source,), processes, folder)
     starts: dict[str, list[dict[str, Tensor]]] = {}
     for name, parameters in zip_longest(names, learnt, fillvalue="trained"):
         starts.setdefault(name, []).append(parameters)
@@ -69,7 +70,6 @@ def starts_from_source(
 
 
 def _train_on_source(run: Run, source: ImageSet) -> dict[str, Tensor]:
-    torch.set_num_threads(1)
     layers, net = class_layers(run.architecture.graph), initial_network(run)
     train_network(net, source, run.recipe, run.seed, evaluate=lambda net: 0.0)
     return {name: value.detach() for name, value in net.named_parameters() if name not in layers}
@@ -96,11 +96,3 @@ def filter_correlations(net: nn.Module) -> pd.Series:
             different = ~torch.eye(len(weight), dtype=torch.bool)
             found[layer] = float(torch.corrcoef(weight.flatten(1))[different].abs().nanmean())
     return pd.Series(found, name="correlation")
-
-
-@torch.no_grad()
-def flops(call: Callable[[], object]) -> int:
-    """FLOPs of the matrix products and convolutions of a call, on any device."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()

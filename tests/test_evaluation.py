@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from ghnlib import DeepNets
+from ghnlib import DeepNets, evaluation
 from ghnlib.data import load_images
 from ghnlib.evaluation import (
     evaluate_predictions,
+    flops,
+    inference_flops,
     mean_and_error,
     sweep,
     sweep_predictions,
@@ -63,44 +65,39 @@ def scores(name, log):
         file.write(name)
     if name == "c":
         raise NotImplementedError("no such layer:\n  Fold")
+    if name == "d" and log.with_name("interrupt").exists():
+        raise KeyboardInterrupt
     return {"accuracy": math.nan if name == "b" else 100 / 3, "top5": 0.1 + 0.2}
 
 
 def test_a_sweep_names_failures_and_goes_on_where_it_stopped(tmp_path):
-    log, file = tmp_path / "log", tmp_path / "deep" / "sweep.csv"
-    networks = {name: (name, log) for name in "abcd"}
-    whole = sweep(scores, networks, file)
-    assert list(whole["network"]) == [*"abcd"]
-    assert list(whole["error"]) == ["", "scores are not finite", "NotImplementedError: no such layer: Fold", ""]
-    assert whole["accuracy"][0] == 100 / 3 and whole["top5"][3] == 0.1 + 0.2
-    lines = file.read_text().splitlines(keepends=True)
-    file.write_text("".join(lines[:3]) + lines[3][:4])  # killed while it wrote the third network
-    log.unlink()
-    pd.testing.assert_frame_equal(sweep(scores, networks, file), whole)
-    assert sorted(log.read_text()) == ["c", "d"]
-
-
-def test_an_interrupted_sweep_keeps_what_is_finished(tmp_path):
-    def interrupt(name):
-        if name == "b":
-            raise KeyboardInterrupt
-        return {"accuracy": 1.0, "top5": 2.0}
-
+    log, interrupt = tmp_path / "log", tmp_path / "interrupt"
+    again = lambda: sweep(scores, {name: name for name in "abcde"}, (log,), tmp_path / "deep" / "kept")
+    interrupt.touch()
     with pytest.raises(KeyboardInterrupt):
-        sweep(interrupt, {"a": ("a",), "b": ("b",)}, tmp_path / "sweep.csv")
-    assert (tmp_path / "sweep.csv").read_text() == "network,accuracy,top5,error\na,1.0,2.0,\n"
+        again()
+    interrupt.unlink()
+    whole = again()
+    assert log.read_text() == "abcd" + "de"
+    assert list(whole["network"]) == [*"abcde"]
+    assert list(whole["error"]) == ["", "scores are not finite", "NotImplementedError: no such layer: Fold", "", ""]
+    assert whole["accuracy"][0] == 100 / 3 and whole["top5"][3] == 0.1 + 0.2
+    pd.testing.assert_frame_equal(again(), whole)
+    assert log.read_text() == "abcdde"
 
 
-def test_sweeps_of_predictions_are_evaluations_filed_by_hypernetwork(tmp_path):
-    ghn = tiny()
-    rows = sweep_predictions(ghn, ARCHITECTURES[:2], FEW, tmp_path, 64, 1)
-    pd.testing.assert_frame_equal(rows.drop(columns="error"), evaluate_predictions(ghn, ARCHITECTURES[:2], FEW))
-    sweep_predictions(ghn, ARCHITECTURES[:2], FEW, tmp_path, 64, 1)
-    assert len(list(tmp_path.iterdir())) == 1
+def test_sweeps_of_predictions_are_evaluations_kept_by_hypernetwork(tmp_path, monkeypatch):
+    ghn, seen = tiny(), []
+    monkeypatch.setattr(evaluation, "top_accuracies", lambda *rest: seen.append(rest) or top_accuracies(*rest))
+    expected = evaluate_predictions(ghn, ARCHITECTURES[:2], FEW)
+    for count in (4, 4):  # the second time nothing is evaluated
+        rows = sweep_predictions(ghn, ARCHITECTURES[:2], FEW, tmp_path, 64, 1)
+        pd.testing.assert_frame_equal(rows.drop(columns="error"), expected)
+        assert len(seen) == count
     with torch.no_grad():
         next(ghn.parameters()).add_(1)
     sweep_predictions(ghn, ARCHITECTURES[:2], FEW, tmp_path, 64, 1)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(seen) == 6
 
 
 def test_torchvision_networks_are_evaluated_and_those_that_fail_are_named(tmp_path):
@@ -123,3 +120,15 @@ def test_networks_are_described_by_what_accuracy_is_drawn_against():
 def test_means_leave_out_networks_that_failed():
     expected = {"n": 2, "mean": 2.0, "deviation": 1.0, "standard_error": pytest.approx(0.5**0.5)}
     assert mean_and_error([1.0, math.nan, 3.0]) == expected
+
+
+def test_flops_are_two_for_each_multiplication_of_the_layers():
+    class Two:
+        input_size = 8
+
+        def build(self, track_running_stats):
+            layers = nn.Conv2d(3, 5, 3, bias=False), nn.Flatten(), nn.Linear(180, 4, bias=False)
+            return nn.Sequential(*layers).to("meta")
+
+    assert flops(lambda: torch.ones(2, 3) @ torch.ones(3, 5)) == 2 * 2 * 3 * 5
+    assert inference_flops(Two()) == 2 * (5 * 27 * 36 + 180 * 4)

@@ -8,20 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from ghnlib import DeepNets
+from ghnlib import DeepNets, finetuning
 from ghnlib.data import load_images
 from ghnlib.diagnostics import activation_variances, diversity, sparsity
-from ghnlib.evaluation import accuracy, evaluate_predictions, mean_and_error, paired_interval
+from ghnlib.evaluation import accuracy, estimate_batch_norm, evaluate_predictions, mean_and_error, paired_interval
 from ghnlib.finetuning import (
     EVALUATION_BATCH,
     Run,
-    SGDRecipe,
+    TrainingRecipe,
     compare_on_resnet50,
     crossover,
     diverged,
     initial_network,
     initial_runs,
-    reestimate_batch_norm,
     run_all,
     train_network,
     tune_learning_rate,
@@ -32,6 +31,7 @@ from ghnlib.initialization import add_noise, correlation_deviation, orthogonaliz
 from tests.test_hypernetwork import tiny
 
 IMAGES = load_images("digits")
+FEW = IMAGES.train.few_shot(4, seed=0)
 ARCHITECTURES = list(DeepNets("val", space="small", size=3))
 
 
@@ -89,7 +89,7 @@ def test_noise_leaves_weights_of_one_column_alone():
 
 
 def test_random_networks_are_at_chance_and_training_leaves_it():
-    recipe = SGDRecipe(steps=40, lr=0.03)
+    recipe = TrainingRecipe(steps=40, lr=0.03)
     net = initial_network(Run(ARCHITECTURES[0], recipe, 0))
     results = train_network(net, IMAGES.train, recipe, 0, lambda net: accuracy(net, IMAGES.val), (0, 20))
     assert sorted(results) == [0, 20, 40]
@@ -97,22 +97,47 @@ def test_random_networks_are_at_chance_and_training_leaves_it():
 
 
 def test_a_run_depends_on_its_seed_alone():
-    run = Run(ARCHITECTURES[1], SGDRecipe(steps=3, lr=0.03), 0, labels=(("network", 1),))
+    run = Run(ARCHITECTURES[1], TrainingRecipe(steps=3, lr=0.03), 0, labels=(("network", 1),))
     one, two = (run_all([run], IMAGES.train, IMAGES.val, (1,), processes) for processes in (1, 2))
     assert one.equals(two)
     assert list(one.columns) == ["network", "seed", "lr", "budget", "step", "accuracy", "loss"]
 
 
+def test_an_interrupted_call_goes_on_with_what_is_missing(tmp_path, monkeypatch):
+    ghn, recipe, trained = tiny(hid=16), TrainingRecipe(steps=1, lr=0.03), []
+
+    def train(net, *rest):
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        trained.append(net)
+        return train_network(net, *rest)
+
+    monkeypatch.setattr(finetuning, "train_network", train)
+    predict = lambda: initial_runs(ARCHITECTURES[:2], recipe, [0], {"ghn": ghn})
+    with pytest.raises(KeyboardInterrupt):
+        run_all(predict(), FEW, FEW, folder=tmp_path)
+    trained[:] = [None] * 4
+    whole = run_all(predict(), FEW, FEW, folder=tmp_path)
+    assert len(trained) == 4 + 3 and len(whole) == 6
+    pd.testing.assert_frame_equal(run_all(predict(), FEW, FEW, folder=tmp_path), whole)
+    assert len(trained) == 7
+    run_all(predict()[:1], FEW, IMAGES.val, folder=tmp_path)  # other images
+    with torch.no_grad():
+        next(ghn.parameters()).add_(1)
+    run_all(predict(), FEW, FEW, folder=tmp_path)  # other predictions
+    assert len(trained) == 7 + 1 + 2
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_each_optimizer_trains(optimizer):
-    recipe = SGDRecipe(steps=30, lr=0.03 if optimizer == "sgd" else 0.003, optimizer=optimizer)
+    recipe = TrainingRecipe(steps=30, lr=0.03 if optimizer == "sgd" else 0.003, optimizer=optimizer)
     net, losses = initial_network(Run(ARCHITECTURES[0], recipe, 0)), []
     train_network(net, IMAGES.train, recipe, 0, lambda net: 0.0, log=losses.append)
     assert len(losses) == 30 and np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 
 
 def test_losses_are_means_between_the_rows():
-    run = Run(ARCHITECTURES[0], SGDRecipe(steps=5, lr=0.01), 0)
+    run = Run(ARCHITECTURES[0], TrainingRecipe(steps=5, lr=0.01), 0)
     losses = []
     train_network(initial_network(run), IMAGES.train, run.recipe, 0, lambda net: 0.0, log=losses.append)
     rows = run_all([run], IMAGES.train, IMAGES.val, (0,), loss_every=2)
@@ -123,7 +148,7 @@ def test_losses_are_means_between_the_rows():
 
 
 def test_a_diverging_run_is_reported_and_the_sweep_goes_on():
-    recipe = SGDRecipe(steps=5, lr=1e20, clip=1e30)
+    recipe = TrainingRecipe(steps=5, lr=1e20, clip=1e30)
     runs = [Run(ARCHITECTURES[0], recipe, 0, labels=(("side", "a"),))]
     results = run_all(runs, IMAGES.train, IMAGES.val)
     assert math.isnan(results["accuracy"].iloc[-1])
@@ -133,8 +158,7 @@ def test_a_diverging_run_is_reported_and_the_sweep_goes_on():
 
 def test_batch_norm_statistics_are_averages_over_training_batches():
     net = nn.Sequential(nn.BatchNorm2d(3))
-    recipe = SGDRecipe(steps=0, lr=0.1, bn_batches=2)
-    reestimate_batch_norm(net, IMAGES.train, recipe, seed=0)
+    estimate_batch_norm(net, IMAGES.train, 2, EVALUATION_BATCH, seed=0)
     batches = IMAGES.train.stream(EVALUATION_BATCH, 0)
     expected = torch.stack([next(batches)[0].mean((0, 2, 3)) for _ in range(2)]).mean(0)
     torch.testing.assert_close(net[0].running_mean, expected)
@@ -142,7 +166,7 @@ def test_batch_norm_statistics_are_averages_over_training_batches():
 
 def test_sides_start_from_what_they_say():
     ghn = tiny(hid=16)
-    runs = initial_runs(ARCHITECTURES[:1], SGDRecipe(1, 0.1), [0], {"ghn": ghn}, post_processed=["ghn"])
+    runs = initial_runs(ARCHITECTURES[:1], TrainingRecipe(1, 0.1), [0], {"ghn": ghn}, post_processed=["ghn"])
     assert [dict(run.labels)["initialisation"] for run in runs] == ["random", "orthogonal", "ghn", "ghn-orth"]
     nets = [initial_network(run) for run in runs]
     predicted = ghn.predict(ARCHITECTURES[0].graph)
@@ -156,11 +180,11 @@ def test_sides_start_from_what_they_say():
 
 
 def test_hypernetworks_of_other_classes_and_parameters_of_other_networks_are_named():
-    recipe, networks = SGDRecipe(1, 0.1), [architecture.adapted(7) for architecture in ARCHITECTURES[:1]]
+    recipe, networks = TrainingRecipe(1, 0.1), [architecture.adapted(7) for architecture in ARCHITECTURES[:1]]
     with pytest.raises(DataError, match=r"ghn9 is for 10 classes, not for \{7\}"):
         initial_runs(networks, recipe, [0], {"ghn9": tiny()})
     with pytest.raises(DataError, match=r"classifier.9 \(2,\) .*no such parameter"):
-        initial_network(Run(networks[0], recipe, 0, {"classifier.9": torch.zeros(2)}))
+        initial_network(Run(networks[0], recipe, 0, "ghn", {"classifier.9": torch.zeros(2)}))
 
 
 def rows_of(**accuracies):

@@ -11,7 +11,7 @@ from torch import nn
 from ghnlib import DeepNets
 from ghnlib.data import load_images
 from ghnlib.experiments import compare_initializations, step_flops
-from ghnlib.finetuning import SGDRecipe
+from ghnlib.finetuning import TrainingRecipe
 from ghnlib.graph import Role
 from ghnlib.initialization import INITIALIZATIONS, Sources, initialize, shuffle
 from ghnlib.learned_initialization import GAMMA, SMALLEST, grad_cosine, gradinit, learn_scales, loss_of, nio
@@ -157,7 +157,7 @@ def test_gradcosine_is_the_cosine_of_the_gradients_of_two_halves():
 
 
 def test_a_comparison_has_costs_in_training_steps_and_accuracies_before_and_after():
-    recipe = SGDRecipe(2, 0.02, 24, bn_batches=1)
+    recipe = TrainingRecipe(2, 0.02, 24, bn_batches=1)
     rows = compare_initializations(("random", "gradinit"), [ARCHITECTURE], IMAGES, SOURCES, recipe, 1)
     assert list(rows["step"]) == [0, 2, 0, 2] and rows["accuracy"].between(0, 100).all()
     costs = rows.groupby("initialisation")["cost"].first()

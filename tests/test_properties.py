@@ -9,8 +9,8 @@ import torch
 from ghnlib import DeepNets, properties
 from ghnlib.data import ImageSplits, load_images
 from ghnlib.diagnostics import first_weight
-from ghnlib.finetuning import SGDRecipe
-from ghnlib.properties import NoisyImages, frechet_distance, inference_flops, predict_property, steps_to
+from ghnlib.finetuning import TrainingRecipe
+from ghnlib.properties import NoisyImages, frechet_distance, predict_property, steps_to
 
 IMAGES = load_images("digits", seed=0, image_size=16)
 FEW = ImageSplits(*(part.few_shot(4, seed=0) for part in (IMAGES.train, IMAGES.val, IMAGES.test)))
@@ -22,7 +22,7 @@ def architectures(count):
 
 
 def test_networks_are_measured_once_and_an_interrupted_call_goes_on(tmp_path, monkeypatch):
-    arguments = {"data": {"source": "digits"}, "recipe": SGDRecipe(2, 0.02), "analysis": ANALYSIS, "processes": 1}
+    arguments = {"data": {"source": "digits"}, "recipe": TrainingRecipe(2, 0.02), "analysis": ANALYSIS, "processes": 1}
     measured = []
     train = properties.train_network
     monkeypatch.setattr(properties, "train_network", lambda *rest: measured.append(rest) or train(*rest))
@@ -51,17 +51,6 @@ def test_noise_is_the_same_at_each_pass_and_stays_within_the_images():
     (exact, labels), *_ = NoisyImages(IMAGES.val, 0.0, seed=0).batches(64)
     torch.testing.assert_close(exact, next(IMAGES.val.batches(64))[0], atol=1e-5, rtol=0)
     assert torch.equal(labels, IMAGES.val.labels[:64])
-
-
-def test_flops_are_those_of_the_layers():
-    class Two:
-        input_size = 8
-
-        def build(self, track_running_stats):
-            layers = torch.nn.Conv2d(3, 5, 3, bias=False), torch.nn.Flatten(), torch.nn.Linear(180, 4, bias=False)
-            return torch.nn.Sequential(*layers).to("meta")
-
-    assert inference_flops(Two()) == 2 * (5 * 27 * 36 + 180 * 4)
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from torch import nn
 
 from ghnlib import DeepNets
 from ghnlib.data import load_images
-from ghnlib.finetuning import SGDRecipe, initial_network, initial_runs
+from ghnlib.finetuning import TrainingRecipe, initial_network, initial_runs
 from ghnlib.graph import Graph, Node
 from ghnlib.images import DataError
 from ghnlib.initialization import orthogonalize
 from ghnlib.params import read_yaml, validate
-from ghnlib.transfer import class_layers, filter_correlations, flops, source_and_targets, starts_from_source
+from ghnlib.transfer import class_layers, filter_correlations, source_and_targets, starts_from_source
 from tests.test_hypernetwork import tiny
 
 IMAGES = load_images("digits")
@@ -59,7 +59,7 @@ def test_what_the_source_teaches_is_carried_over_but_for_the_classes():
     learnt = starts["trained"][0]
     assert not set(class_layers(networks[0].graph)) & set(learnt)
     fitted = [network.adapted(4) for network in networks]
-    runs = initial_runs(fitted, SGDRecipe(1, 0.1), [0], {}, given={"trained": starts["trained"]}, post_processed=["trained"])
+    runs = initial_runs(fitted, TrainingRecipe(1, 0.1), [0], {}, given={"trained": starts["trained"]}, post_processed=["trained"])
     assert [dict(run.labels)["initialisation"] for run in runs] == ["random"] * 2 + ["orthogonal"] * 2 + ["trained", "trained-orth"]
     random, carried, processed = (dict(initial_network(runs[i]).named_parameters()) for i in (0, 4, 5))
     weight = next(name for name, value in learnt.items() if value.ndim == 4)
@@ -86,7 +86,3 @@ def test_correlations_of_tiled_and_of_orthogonal_filters():
     net[0].weight.data += 1e-3 * torch.randn_like(net[0].weight)
     orthogonalize(net)
     assert filter_correlations(net)[0] < 0.5
-
-
-def test_flops_of_a_product():
-    assert flops(lambda: torch.ones(2, 3) @ torch.ones(3, 5)) == 2 * 2 * 3 * 5

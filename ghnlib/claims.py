@@ -11,38 +11,52 @@ import pandas as pd
 
 _TEST, _SPLITS = "evaluate/accuracy", "analysis/distances/ghn2"
 _MATCHED, _DIVERSITY = "analysis/matched_diversity", "analysis/diversity_and_sparsity"
-_TAU, _TUNED, _NEW = "analysis/search/all", "finetune/accuracy", "transfer/accuracy/*"
+_TAU, _PAIRED, _TUNED, _NEW = "analysis/search/all", "evaluate/paired", "finetune/paired", "transfer/paired/*"
 
 CLAIMS = (
-    ("PPUDA Table 3", "points without training: GHN-2 over MLP", "24.7", "evaluate/paired/ghn2 - mlp"),
-    ("PPUDA Table 3", "points without training: GHN-2 over GHN-1", "15.5", "evaluate/paired/ghn2 - ghn1"),
-    ("PPUDA Table 3", "points: GHN-2 over random parameters", "56.9", f"{_TEST}/random/test", f"{_TEST}/ghn2/test"),
+    ("PPUDA Table 3", "points without training: GHN-2 over MLP", "24.7", f"{_PAIRED}/ghn2 - mlp"),
+    ("PPUDA Table 3", "points without training: GHN-2 over GHN-1", "15.5", f"{_PAIRED}/ghn2 - ghn1"),
+    ("PPUDA Table 3", "points: GHN-2 over random parameters", "56.9", f"{_PAIRED}/ghn2 - random"),
     ("PPUDA Table 3", "points that GHN-2 loses without batch norm", "30.1",
      f"{_TEST}/ghn2/bnfree", f"{_TEST}/ghn2/test"),
+    ("PPUDA C.1", "points of GHN-2: batch norm with training statistics over those of a batch", "4.8",
+     "evaluate/training_statistics_gain/ghn2"),
+    ("PPUDA Fig. 6 f", "tau of GHN-2's error and mean shortest path", "not legible",
+     "evaluate/error_and_size/ghn2/path"),
+    ("PPUDA Fig. 6 g", "tau of GHN-2's error and nodes", "not legible", "evaluate/error_and_size/ghn2/nodes"),
     ("PPUDA Fig. 9", "gradient norm of GHN-2: small over large meta-batch", "4.7",
      "evaluate/costs/ghn2-m8/grad_norm", "evaluate/costs/ghn2-m1/grad_norm"),
-    ("GHN-3 Table 11", "points without training: GHN-3 over GHN-2", "4.7", "evaluate/paired/ghn3 - ghn2"),
+    ("GHN-3 Table 11", "points without training: GHN-3 over GHN-2", "4.7", f"{_PAIRED}/ghn3 - ghn2"),
     ("GHN-3 Table 11", "points: GHN-3 without training over one epoch of SGD", "1.3",
-     f"{_TEST}/SGD, 1 epoch/test", f"{_TEST}/ghn3/test"),
+     f"{_PAIRED}/ghn3 - SGD, 1 epoch"),
     ("GHN-3 Table 2", "points after few steps: from GHN-3 over from random", "26.7",
-     f"{_TUNED}/random/steps", f"{_TUNED}/ghn3/steps"),
+     f"{_TUNED}/ghn3 - random/steps"),
     ("GHN-3 Table 2", "points after one epoch: from random over from GHN-3", "1.1",
-     f"{_TUNED}/ghn3/1 epoch", f"{_TUNED}/random/1 epoch"),
+     f"{_TUNED}/ghn3 - random/1 epoch", ""),
+    ("GHN-3 Table 6", "points after few steps: from a prediction over from GradInit", "13.9",
+     f"{_PAIRED}/prediction - gradinit"),
     ("GHN-3 Table 7", "points on new classes: from GHN-3 over from random", "11.3",
-     f"{_NEW}/random/steps", f"{_NEW}/ghn3/steps"),
+     f"{_NEW}/ghn3 - random"),
     ("GHN-orth Table 1", "points on new classes: orthogonal factor over as predicted", "4.0",
-     f"{_NEW}/ghn3/steps", f"{_NEW}/ghn3-orth/steps"),
+     f"{_NEW}/ghn3-orth - ghn3"),
     ("PPUDA section 5.2", "tau of accuracy and its prediction from GHN-2's embeddings", "0.8",
      "analysis/properties/ghn2/accuracy"),
+    ("PPUDA Fig. 4", "tau of accuracy and its prediction: GHN-2's embeddings over Neural Predictor", "not legible",
+     "analysis/properties/Neural Predictor/accuracy", "analysis/properties/ghn2/accuracy"),
     ("PPUDA section 5.2", "tau: GHN-2's embeddings over accuracy with its parameters", "0.4",
      f"{_TAU}/ghn2", "analysis/properties/ghn2/accuracy"),
     ("PPUDA Fig. 11", "minus tau of accuracies on clean and noisy images", "0.40", "analysis/clean_and_noisy", ""),
+    ("PPUDA Fig. 11", "tau of accuracies on two datasets", "0.29", "analysis/second/accuracy"),
     ("GHN-3 Table 13", "tau of trained accuracy and accuracy with GHN-3's parameters", "0.22", f"{_TAU}/ghn3"),
     ("GHN-3 Table 13", "tau with trained accuracy: GHN-3 over GHN-2", "0.06", f"{_TAU}/ghn2", f"{_TAU}/ghn3"),
     ("GHN Table 3", "tau with trained accuracy: GHN-1 over 10 SGD steps (paper: R, 50 epochs)", "0.42",
      f"{_TAU}/SGD, 10 steps", f"{_TAU}/ghn1"),
+    ("GHN Table 3", "tau with trained accuracy: GHN-1 over a one-shot model (paper: R, 50 epochs)", "0.10",
+     f"{_TAU}/one-shot", f"{_TAU}/ghn1"),
     ("GHN Table 1", "points of trained networks: best by GHN-1 over random choice", "1.1",
      "analysis/random_search/ghn1"),
+    ("GHN Table 2", "points on a second dataset below a limit of FLOPs: best by GHN-1 over random choice", "not reported",
+     "analysis/limited_search/ghn1"),
     ("PPUDA Table 12", "diversity of parameters: trained over GHN-2", "0.81",
      f"{_DIVERSITY}/ghn2/diversity", f"{_DIVERSITY}/trained/diversity"),
     ("PPUDA Table 12", "diversity: smaller step of MLP, GHN-1, GHN-2", "0.06",
@@ -77,8 +91,9 @@ class Measured(NamedTuple):
 def claims_table(metrics: Mapping) -> pd.DataFrame:
     """One row a claim: ``paper``, ``claim``, ``published``, ``ours``, ``low``, ``high``, ``networks``, ``verdict``.
 
-    A claim held or did not hold where the whole interval (the number, if it has none) lies on one side of 0; else it is
-    not decided. What the profile has no metrics of is not testable at this scale.
+    A claim held or did not hold where the whole interval lies on one side of 0; else it is not decided. Where there is
+    no interval the number's sign decides, and the verdict says so. What the profile has no metrics of is not testable
+    at this scale.
 
     Args:
         metrics: those of all stages, by stage (reports/PROFILE/metrics.json).
@@ -114,5 +129,6 @@ def _read(metrics: Mapping, place: str) -> Measured:
 def _verdict(ours: Measured) -> str:
     if isnan(ours.value):
         return "not testable at this scale"
-    low, high = (ours.value, ours.value) if isnan(ours.low) else (ours.low, ours.high)
-    return "held" if low > 0 else "not held" if high <= 0 else "not decided"
+    if isnan(ours.low):
+        return f"{'held' if ours.value > 0 else 'not held'} (no interval)"
+    return "held" if ours.low > 0 else "not held" if ours.high <= 0 else "not decided"

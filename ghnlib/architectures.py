@@ -189,15 +189,39 @@ class Architecture:
         return self if same else replace(self, **changes)
 
 
-@dataclass(frozen=True)
-class ResNet50:
-    """torchvision's ResNet-50 behind the interface of ``Architecture``.
+def _small_resnet(num_classes: int) -> nn.Module:
+    from torchvision.models.resnet import BasicBlock, ResNet
 
-    For images below 64 pixels the first convolution is 3x3 with stride 1 and there is no max pooling.
+    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes)
+
+
+def _small_convnext(num_classes: int) -> nn.Module:
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    return ConvNeXt([CNBlockConfig(32, 64, 2), CNBlockConfig(64, None, 2)], num_classes=num_classes)
+
+
+def _small_swin(num_classes: int) -> nn.Module:
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    sizes = {"patch_size": [2, 2], "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": [4, 4]}
+    return SwinTransformer(**sizes, stochastic_depth_prob=0.0, num_classes=num_classes)
+
+
+SMALL = {"small-resnet": _small_resnet, "small-convnext": _small_convnext, "small-swin": _small_swin}
+"""Small networks of torchvision's families, for images of 16 pixels and more: name -> constructor."""
+
+
+@dataclass(frozen=True)
+class TorchvisionNetwork:
+    """A classifier of torchvision, by name or a key of ``SMALL``, behind the interface of ``Architecture``.
+
+    For images below 64 pixels the first convolution of ResNets is 3x3 with stride 1 and there is no max pooling.
     """
 
     num_classes: int = 10
     input_size: int = 32
+    name: str = "resnet50"
 
     @property
     def graph(self) -> Graph:
@@ -211,15 +235,15 @@ class ResNet50:
 
     def build(self, num_classes=None, input_size=None, device="meta", track_running_stats=False, auxiliary=False,
               drop_path=0.0) -> nn.Module:  # fmt: skip
-        """As ``Architecture.build``. Raises ValueError for an auxiliary head or drop path, which it does not have."""
+        """As ``Architecture.build``. Raises ValueError for an unknown name, an auxiliary head or drop path."""
         from torchvision import models  # takes seconds, and only this needs it
 
         if auxiliary or drop_path:
-            raise ValueError("ResNet-50 has no auxiliary head and no drop path")
+            raise ValueError(f"{self.name} has no auxiliary head and no drop path")
+        make, size = SMALL.get(self.name, partial(models.get_model, self.name)), input_size or self.input_size
         with torch.device(device or "cpu"):
-            net = models.resnet50(num_classes=num_classes or self.num_classes)
-            size = input_size or self.input_size
-            if size < IMAGENET_FORM:
+            net = make(num_classes=num_classes or self.num_classes)
+            if isinstance(net, models.ResNet) and size < IMAGENET_FORM:
                 first = nn.Conv2d(3, 64, 3, padding=1, bias=False)
                 first.weight = nn.Parameter(net.conv1.weight.detach()[:, :, 2:5, 2:5].clone())
                 net.conv1, net.maxpool = first, nn.Identity()
@@ -227,6 +251,10 @@ class ResNet50:
             stop_tracking(net)
         net.expected_input_sz = size
         return net
+
+    def adapted(self, num_classes: int, input_size: int) -> TorchvisionNetwork:
+        """As ``Architecture.adapted``."""
+        return replace(self, num_classes=num_classes, input_size=input_size)
 
 
 def stop_tracking(net: nn.Module) -> None:
@@ -244,7 +272,7 @@ def _searched(name: str, input_size: int, **arguments) -> Architecture:
 
 
 PREDEFINED = {
-    0: lambda num_classes, input_size, naming: ResNet50(num_classes, input_size),
+    0: lambda num_classes, input_size, naming: TorchvisionNetwork(num_classes, input_size),
     1: lambda **sizes: Architecture(GENOTYPES["ViT"], C=128, n_cells=12, preproc=False, C_mult=1, **sizes),
     2: partial(_searched, "DARTS"),
     3: partial(_searched, "PDARTS"),

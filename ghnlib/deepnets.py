@@ -6,14 +6,14 @@ import operator
 from collections.abc import Iterator
 from pathlib import Path
 
-from ghnlib.architectures import GENOTYPES, PREDEFINED, Architecture, Genotype, ResNet50
+from ghnlib.architectures import GENOTYPES, PREDEFINED, Architecture, Genotype, TorchvisionNetwork
 from ghnlib.deepnets_files import OfficialFile
 from ghnlib.designspace import SPACES, SPLITS, DesignSpace, register_split, resolve_space, sample, sample_stored
 from ghnlib.spaces2018 import AnytimeArchitecture  # adds its spaces to SPACES
 
 __all__ = [
     "GENOTYPES", "SPACES", "SPLITS", "AnytimeArchitecture", "Architecture", "DeepNets", "DesignSpace", "Genotype",
-    "ResNet50", "register_split",
+    "TorchvisionNetwork", "register_split",
 ]  # fmt: skip
 
 
@@ -72,7 +72,7 @@ class DeepNets:
     def __len__(self) -> int:
         return self._size
 
-    def __getitem__(self, index: int) -> Architecture | AnytimeArchitecture | ResNet50:
+    def __getitem__(self, index: int) -> Architecture | AnytimeArchitecture | TorchvisionNetwork:
         index = operator.index(index)
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
@@ -84,5 +84,5 @@ class DeepNets:
             return PREDEFINED[position](**self._arguments)
         return sample(self.space, self.split, self.seed, position, self._arguments)
 
-    def __iter__(self) -> Iterator[Architecture | AnytimeArchitecture | ResNet50]:
+    def __iter__(self) -> Iterator[Architecture | AnytimeArchitecture | TorchvisionNetwork]:
         return (self[i] for i in range(len(self)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -142,10 +143,10 @@ def faster_rcnn(net: nn.Module, statistics: tuple, settings: Mapping) -> nn.Modu
     )  # fmt: skip
 
 
-def train_detector(detector: nn.Module, scenes: Sequence[Scene], settings: Mapping, seed: int) -> bool:
+def train_detector(detector: nn.Module, scenes: Sequence[Scene], settings: Mapping, seed: int, lr: float) -> bool:
     """SGD with linear warm-up in the first epoch, a tenth of the rate each three epochs, mirrored images at random.
     Returns whether the loss stayed finite; where it does not, training ends."""
-    lr, batch_size = settings["lr"], settings["batch_size"]
+    batch_size = settings["batch_size"]
     optimizer = torch.optim.SGD(detector.train().parameters(), lr, momentum=0.9, weight_decay=5e-4, fused=True)
     generator, steps = Generator().manual_seed(seed), len(scenes) // batch_size
     for step in range(settings["epochs"] * steps):
@@ -205,23 +206,38 @@ def detect_from_each(
 ) -> pd.DataFrame:
     """Train detectors on backbones with random, orthogonal and predicted parameters, in processes of one core each.
 
+    If ``settings["lrs"]`` leaves a choice, each backbone and initialisation takes the peak learning rate that finds
+    most in the last quarter of the training scenes after training on the others.
+
     Args:
         backbones: by name, what makes the classification network with random parameters.
         scenes: of training and test.
         folder: where finished detectors' precision is kept, see ``map_kept``.
 
     Returns:
-        One row a backbone, initialisation and seed: ``backbone``, ``initialisation``, ``seed``, ``ap`` (percent; NaN if
-        the loss was not finite).
+        One row a backbone, initialisation and seed: ``backbone``, ``initialisation``, ``lr``, ``seed``, ``ap``
+        (percent; NaN if the loss was not finite).
     """
     sides = {"random": None, "orthogonal": orthogonalize, **hypernetworks}
-    runs = [(b, s, seed) for b in backbones for s in sides for seed in settings["seeds"]]
-    tasks = [(backbones[b], sides[s], seed) for b, s, seed in runs]
-    rows = pd.DataFrame(runs, columns=["backbone", "initialisation", "seed"])
-    return rows.assign(ap=map_kept(_precision, tasks, (scenes, statistics, settings), processes, folder))
+
+    def precision(runs: list[tuple], scenes: tuple) -> pd.DataFrame:
+        tasks = [(backbones[b], sides[s], lr, seed) for b, s, lr, seed in runs]
+        rows = pd.DataFrame(runs, columns=["backbone", "initialisation", "lr", "seed"])
+        return rows.assign(ap=map_kept(_precision, tasks, (scenes, statistics, settings), processes, folder))
+
+    pairs, (first, *others), (train, _) = list(product(backbones, sides)), settings["lrs"], scenes
+    rates = dict.fromkeys(pairs, first)
+    if others:
+        part, seed = len(train) * 3 // 4, settings["seeds"][0]
+        tried = precision([(*pair, lr, seed) for pair in pairs for lr in settings["lrs"]], (train[:part], train[part:]))
+        best = tried.fillna({"ap": 0.0}).groupby(["backbone", "initialisation"])["ap"].idxmax()
+        rates = tried.loc[best].set_index(["backbone", "initialisation"])["lr"].to_dict()
+    return precision([(*pair, rates[pair], seed) for pair in pairs for seed in settings["seeds"]], scenes)
 
 
-def _precision(make: Callable, start, seed: int, scenes: tuple, statistics: tuple, settings: Mapping) -> float:
+def _precision(
+    make: Callable, start, lr: float, seed: int, scenes: tuple, statistics: tuple, settings: Mapping
+) -> float:
     torch.manual_seed(seed)
     net, (train, test) = make(), scenes
     if isinstance(start, GHN):
@@ -229,7 +245,7 @@ def _precision(make: Callable, start, seed: int, scenes: tuple, statistics: tupl
     elif start is not None:
         start(net)
     detector = faster_rcnn(net, statistics, settings)
-    if not train_detector(detector, train, settings, seed):
+    if not train_detector(detector, train, settings, seed, lr):
         return float("nan")
     detector.eval()
     with torch.no_grad():

@@ -145,8 +145,13 @@ def _attempt(evaluate: Callable, name: object, network: object, *common) -> dict
     try:
         row |= evaluate(network, *common)
     except Exception as error:  # whatever is wrong with one network, the others have their rows
-        return row | {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        return row | {"error": one_line(error)}
     return row if math.isfinite(row["accuracy"]) else row | {"error": "scores are not finite"}
+
+
+def one_line(error: Exception) -> str:
+    """Its type and message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def map_kept(

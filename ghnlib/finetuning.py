@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghnlib.architectures import Architecture, ResNet50
+from ghnlib.architectures import Architecture, TorchvisionNetwork
 from ghnlib.data import ImageSplits
 from ghnlib.evaluation import accuracy, estimate_batch_norm, map_kept
 from ghnlib.hypernetwork import GHN
@@ -111,7 +111,7 @@ def initial_runs(
     recipe: TrainingRecipe,
     seeds: Sequence[int],
     hypernetworks: Mapping[str, GHN],
-    lrs: Mapping[str, float] | None = None,
+    tuned: Mapping[str, Mapping[str, float]] | None = None,
     class_layers: bool = True,
     given: Mapping[str, Sequence[dict[str, Tensor]]] | None = None,
     post_processed: Collection[str] = (),
@@ -120,7 +120,7 @@ def initial_runs(
 
     Args:
         hypernetworks: by name.
-        lrs: learning rate of each initialisation, instead of the recipe's.
+        tuned: fields of the recipe that differ, by initialisation, as ``tune`` finds them.
         class_layers: whether classification layers are predicted; if not, they are random.
         given: further initialisations by name: parameters of the first architectures, by name.
         post_processed: names of which "NAME-orth" is added, the same with GHN-orth post-processing.
@@ -138,7 +138,7 @@ def initial_runs(
     sides += [(f"{name}-orth", "ghn-orth", known[name]) for name in post_processed]
     runs = []
     for name, initialisation, starts in sides:
-        own = recipe if lrs is None else replace(recipe, lr=lrs[name])
+        own = replace(recipe, **tuned[name]) if tuned else recipe
         for network, (architecture, start) in enumerate(zip(architectures, starts)):
             labels = (("initialisation", name), ("network", network))
             runs += [Run(architecture, own, seed, initialisation, start, labels) for seed in seeds]
@@ -169,8 +169,9 @@ def run_all(
 
     Returns:
         One row a run and checkpoint, and with ``loss_every`` one each so many steps: the run's labels, ``seed``,
-        ``lr``, ``budget`` (steps of the run), ``step``, ``accuracy`` (percent), ``loss`` (mean training loss of the
-        steps since the row before). Accuracy is NaN in rows without evaluation, both are NaN once a run has diverged.
+        ``lr``, ``weight_decay``, ``budget`` (steps of the run), ``step``, ``accuracy`` (percent), ``loss`` (mean
+        training loss of the steps since the row before). Accuracy is NaN in rows without evaluation, both are NaN once
+        a run has diverged.
     """
     common = (train, test, tuple(checkpoints), loss_every)
     rows = map_kept(_run, [(run,) for run in runs], common, processes, folder)
@@ -184,20 +185,24 @@ def diverged(results: pd.DataFrame) -> list[str]:
     return [", ".join(f"{name} {value}" for name, value in row.items()) for row in rows]
 
 
-def tune_learning_rate(
-    runs: Sequence[Run], lrs: Sequence[float], train: ImageSet, val: ImageSet, group: str, processes: int = 1,
-    folder: str | Path | None = None,
-) -> dict:  # fmt: skip
-    """The learning rate with the best mean accuracy on validation images, for each value of label ``group``.
+def tune(
+    runs: Sequence[Run], grid: Mapping[str, Sequence[float]], train: ImageSet, val: ImageSet, group: str,
+    processes: int = 1, folder: str | Path | None = None,
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """For each value of label ``group`` the setting with the best mean accuracy on validation images.
 
-    Every group tries the same rates, so that each side has the same tuning budget. A run that diverges counts as 0.
+    Every group tries the same settings, so that each side has the same tuning budget. A run that diverges counts as 0.
+
+    Args:
+        grid: ``lr`` and ``weight_decay``, or one of them, with their values; every combination is tried.
     """
-    tried = [replace(run, recipe=replace(run.recipe, lr=lr)) for run in runs for lr in lrs]
+    settings = [dict(zip(grid, values)) for values in product(*grid.values())]
+    tried = [replace(run, recipe=replace(run.recipe, **setting)) for run in runs for setting in settings]
     results = run_all(tried, train, val, processes=processes, folder=folder)
     for name in diverged(results):
         print(f"diverged, counted as 0%: {name}", flush=True)
-    means = results.fillna({"accuracy": 0.0}).groupby([group, "lr"])["accuracy"].mean().unstack()
-    return means.idxmax(axis=1).to_dict()
+    means = results.fillna({"accuracy": 0.0}).groupby([group, *grid])["accuracy"].mean()
+    return {name: dict(zip(grid, best[1:])) for name, best in means.groupby(level=0).idxmax().items()}
 
 
 def compare_on_resnet50(
@@ -218,7 +223,7 @@ def compare_on_resnet50(
     steps = finetune["resnet50_steps"]
     side = next(images.val.batches(1))[0].shape[-1]
     recipe = TrainingRecipe(steps, lr=1.0, batch_size=finetune["batch_size"], augment=augment)
-    first = initial_runs([ResNet50(len(images.classes), side)], recipe, [seed], hypernetworks)
+    first = initial_runs([TorchvisionNetwork(len(images.classes), side)], recipe, [seed], hypernetworks)
     sides = [run for run in first if run.initialisation != "orthogonal"]
     runs = [
         replace(run, recipe=replace(recipe, lr=lr, optimizer=name), labels=(*run.labels, ("optimizer", name)))
@@ -268,7 +273,8 @@ def _run(run: Run, train: ImageSet, test: ImageSet, checkpoints: Sequence[int], 
         net, train, run.recipe, run.seed, lambda net: accuracy(net, test, EVALUATION_BATCH), checkpoints, losses.append
     )
     losses += [math.nan] * (run.recipe.steps - len(losses))
-    common = {**dict(run.labels), "seed": run.seed, "lr": run.recipe.lr, "budget": run.recipe.steps}
+    settings = {"lr": run.recipe.lr, "weight_decay": run.recipe.weight_decay, "budget": run.recipe.steps}
+    common = {**dict(run.labels), "seed": run.seed, **settings}
     logged = range(loss_every, run.recipe.steps, loss_every) if loss_every else ()
     steps = sorted({*results, *logged})
     return [

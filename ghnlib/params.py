@@ -127,11 +127,11 @@ class FineTune(Section):
     networks: Positive
     tuning_networks: Positive
     seeds: Seeds
-    steps: Positive
-    epochs: Positive
+    budgets: Rates
     batch_size: Positive
     optimizer: Literal["sgd", "adamw"]
     lrs: Rates
+    weight_decays: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
     resnet50_steps: Count
     resnet50_variants: tuple[Name, ...]
     resnet50_lrs: dict[Literal["sgd", "adam", "adamw"], Rates]
@@ -156,7 +156,7 @@ class Detection(Section):
     seeds: Seeds
     epochs: Positive
     batch_size: Positive
-    lr: Rate
+    lrs: Rates
     hidden: Positive
     proposals: Positive
 
@@ -177,6 +177,7 @@ class Transfer(Section):
     lrs: Rates
     source_lr: Rate
     source_epoch: bool
+    families: tuple[str, ...]
     oracle_networks: Count
     oracle_epochs: Positive
     detection: Detection

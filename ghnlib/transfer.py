@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ghnlib.architectures import Architecture
+from ghnlib.architectures import Architecture, TorchvisionNetwork
 from ghnlib.data import ImageSplits
-from ghnlib.evaluation import map_kept
+from ghnlib.evaluation import map_kept, one_line
 from ghnlib.finetuning import Run, TrainingRecipe, initial_network, initial_runs, train_network
 from ghnlib.graph import Graph, Role
 from ghnlib.hypernetwork import GHN
@@ -41,6 +41,24 @@ def source_and_targets(
         )
     others = {name: images_of({**data, **target}, seed) for name, target in targets.items()}
     return images.subset(range(count)), others or {"other classes": images.subset(range(count, classes))}
+
+
+def family_networks(
+    names: Sequence[str], num_classes: int, input_size: int, ghn: GHN
+) -> tuple[dict[str, TorchvisionNetwork], dict[str, str]]:
+    """Torchvision's networks of these names that can be transferred, and by name why the others cannot: unknown, not
+    to be traced or predicted, without classification layer."""
+    found, failed = {}, {}
+    for name in names:
+        network = TorchvisionNetwork(num_classes, input_size, name)
+        try:
+            class_layers(network.graph)
+            ghn.predict(network.graph)
+        except Exception as error:  # whatever is wrong with one network, the others are transferred
+            failed[name] = one_line(error)
+        else:
+            found[name] = network
+    return found, failed
 
 
 def starts_from_source(

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghnlib import designspace
-from ghnlib.architectures import GENOTYPES, Architecture, Genotype, ResNet50
+from ghnlib.architectures import GENOTYPES, Architecture, Genotype, TorchvisionNetwork
 from ghnlib.compose import parameter_nodes
 from ghnlib.deepnets import SPACES, SPLITS, DeepNets, DesignSpace, register_split
 from ghnlib.deepnets_files import OfficialFile, parameter_name, primitive_name, repair_edges, write_official
@@ -231,7 +231,7 @@ def test_predefined():
     resnet, vit, darts, pdarts = DeepNets("predefined", size=4)
     assert (darts.num_params, pdarts.num_params) == (3_356_596, 3_441_052)
     assert DeepNets("predefined", size=4, num_classes=1000, input_size=224)[2].num_params == 4_718_752
-    assert isinstance(resnet, ResNet50) and vit.num_params == 1_012_234
+    assert isinstance(resnet, TorchvisionNetwork) and vit.num_params == 1_012_234
     assert (len(resnet.graph), len(resnet.graph.edges)) == (126, 141)
     assert vit.is_vit and len(vit.graph) == 129
 

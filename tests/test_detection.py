@@ -1,5 +1,6 @@
 """Scenes, backbones and average precision of detection, each against its definition."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.models import resnet18, vgg11
 
-from ghnlib import DeepNets
+from ghnlib import DeepNets, detection
 from ghnlib.data import load_images
 from ghnlib.detection import average_precision, detect_from_each, digit_scene, feature_layers, penn_fudan, scenes_of
 from ghnlib.images import DataError
@@ -85,5 +86,19 @@ def test_two_steps_from_each_initialisation():
     found, again = (detect_from_each({"net": make}, {"ghn": tiny()}, scenes_of(FEW, 0), statistics, FEW) for _ in range(2))
     assert list(found["initialisation"]) == ["random", "orthogonal", "ghn"] and found["ap"].between(0, 100).all()
     assert found.equals(again)
-    diverging = detect_from_each({"net": make}, {}, scenes_of(FEW, 0), statistics, FEW | {"lr": 1e30, "epochs": 3})
+    diverging = detect_from_each({"net": make}, {}, scenes_of(FEW, 0), statistics, FEW | {"lrs": [1e30], "epochs": 3})
     assert diverging["ap"].isna().any()
+
+
+def test_each_initialisation_takes_the_rate_that_is_best_on_held_out_training_scenes(monkeypatch):
+    called = []
+
+    def precision(make, start, lr, seed, scenes, *rest):
+        called.append((lr, len(scenes[0]), len(scenes[1])))
+        return {0.1: math.nan, 0.2: 50.0 if start else 20.0, 0.3: 40.0}[lr]
+
+    monkeypatch.setattr(detection, "_precision", precision)
+    settings = FEW | {"lrs": [0.1, 0.2, 0.3], "seeds": [0, 1]}
+    found = detect_from_each({"net": None}, {}, scenes_of(FEW, 0), (0, 1), settings)
+    assert found.groupby("initialisation")["lr"].first().to_dict() == {"random": 0.3, "orthogonal": 0.2}
+    assert [sizes for _, *sizes in called] == [[3, 1]] * 6 + [[4, 2]] * 4

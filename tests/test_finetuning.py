@@ -23,7 +23,7 @@ from ghnlib.finetuning import (
     initial_runs,
     run_all,
     train_network,
-    tune_learning_rate,
+    tune,
     wins,
 )  # fmt: skip
 from ghnlib.images import DataError
@@ -100,7 +100,7 @@ def test_a_run_depends_on_its_seed_alone():
     run = Run(ARCHITECTURES[1], TrainingRecipe(steps=3, lr=0.03), 0, labels=(("network", 1),))
     one, two = (run_all([run], IMAGES.train, IMAGES.val, (1,), processes) for processes in (1, 2))
     assert one.equals(two)
-    assert list(one.columns) == ["network", "seed", "lr", "budget", "step", "accuracy", "loss"]
+    assert list(one.columns) == ["network", "seed", "lr", "weight_decay", "budget", "step", "accuracy", "loss"]
 
 
 def test_an_interrupted_call_goes_on_with_what_is_missing(tmp_path, monkeypatch):
@@ -152,8 +152,9 @@ def test_a_diverging_run_is_reported_and_the_sweep_goes_on():
     runs = [Run(ARCHITECTURES[0], recipe, 0, labels=(("side", "a"),))]
     results = run_all(runs, IMAGES.train, IMAGES.val)
     assert math.isnan(results["accuracy"].iloc[-1])
-    assert diverged(results) == ["side a, seed 0, lr 1e+20, budget 5"]
-    assert tune_learning_rate(runs, (1e20, 0.01), IMAGES.train, IMAGES.val, "side") == {"a": 0.01}
+    assert diverged(results) == ["side a, seed 0, lr 1e+20, weight_decay 0.0003, budget 5"]
+    grid = {"lr": (1e20, 0.01), "weight_decay": (0.0, 1e30)}
+    assert tune(runs, grid, IMAGES.train, IMAGES.val, "side") == {"a": {"lr": 0.01, "weight_decay": 0.0}}
 
 
 def test_batch_norm_statistics_are_averages_over_training_batches():
@@ -214,7 +215,7 @@ def test_crossover_is_where_random_initialisation_stays_ahead(ghn, step):
 
 
 def test_resnet50_is_compared_by_optimizer_at_its_best_rate(monkeypatch):
-    monkeypatch.setattr("ghnlib.finetuning.ResNet50", lambda classes, side: ARCHITECTURES[0])
+    monkeypatch.setattr("ghnlib.finetuning.TorchvisionNetwork", lambda classes, side: ARCHITECTURES[0])
     settings = {"resnet50_steps": 20, "batch_size": 8, "resnet50_lrs": {"sgd": (1e20, 0.01), "adam": (1e-3,)}}
     found = compare_on_resnet50(IMAGES, {"ghn2": tiny()}, settings, None, 0, 1)
     ends = found[found["step"] == 20].set_index(["initialisation", "optimizer"])["lr"]

@@ -56,7 +56,7 @@ def test_a_variant_is_what_all_share_with_its_changes(raw):
     ("key", "value", "said"),
     [
         ("sed", 1, ["sed", "1", "did you mean seed?", "allowed here: profile, seed"]),
-        ("finetune.stps", 5, ["finetune", "stps", "5", "did you mean steps?"]),
+        ("finetune.budgts", 5, ["finetune", "budgts", "5", "did you mean budgets?"]),
         ("train.variants.mlp.colour", "red", ["train.variants.mlp", "colour", "red", "allowed", "encoder", "lr"]),
         ("seed", "zero", ["seed", "'zero'", "integer"]),
         ("seed", True, ["seed", "True", "integer"]),

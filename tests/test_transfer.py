@@ -15,7 +15,7 @@ from ghnlib.graph import Graph, Node
 from ghnlib.images import DataError
 from ghnlib.initialization import orthogonalize
 from ghnlib.params import read_yaml, validate
-from ghnlib.transfer import class_layers, filter_correlations, source_and_targets, starts_from_source
+from ghnlib.transfer import class_layers, family_networks, filter_correlations, source_and_targets, starts_from_source
 from tests.test_hypernetwork import tiny
 
 IMAGES = load_images("digits")
@@ -66,6 +66,20 @@ def test_what_the_source_teaches_is_carried_over_but_for_the_classes():
     assert torch.equal(carried[weight], learnt[weight]) and not torch.equal(carried[weight], random[weight])
     assert not torch.equal(processed[weight], learnt[weight])
     assert all(torch.equal(carried[name], random[name]) for name in class_layers(fitted[0].graph))
+
+
+def test_small_networks_of_other_families_are_predicted_and_those_that_fail_are_named():
+    ghn, small = tiny(num_classes=6), ["small-resnet", "small-convnext", "small-swin"]
+    found, failed = family_networks([*small, "resnet49", "alexnet"], 6, 16, ghn)
+    assert list(found) == small
+    assert "resnet49" in failed["resnet49"] and "RuntimeError" in failed["alexnet"]  # too deep for 16 pixels
+    for network in found.values():
+        run = initial_runs([network.adapted(4, 16)], TrainingRecipe(1, 0.1), [0], {"ghn": ghn}, class_layers=False)[2]
+        net, classes = initial_network(run), class_layers(run.architecture.graph)
+        assert net(torch.zeros(2, 3, 16, 16)).shape == (2, 4)
+        assert dict(net.named_parameters())[classes[0]].shape[0] == 4 and not set(classes) & set(run.parameters)
+        predicted = sum(value.numel() for value in run.parameters.values())
+        assert predicted > 0.8 * network.num_params
 
 
 def test_a_network_without_classifier_is_refused():

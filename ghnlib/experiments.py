@@ -41,13 +41,13 @@ def split_statistics(split: str, architectures: DeepNets) -> pd.DataFrame:
 
 
 def describe(split: str, architectures: Sequence[Architecture]) -> pd.DataFrame:
-    """One row an architecture: ``split``, ``index``, ``nodes``, ``depth`` (cells), ``width`` (channels C; both NaN for
-    ResNet-50), ``parameters``, ``batch_norm``."""
+    """One row an architecture: ``split``, ``index``, ``nodes``, ``path`` (see ``graph_statistics``), ``depth`` (cells),
+    ``width`` (channels C; both NaN for ResNet-50), ``parameters``, ``batch_norm``."""
     return pd.DataFrame(
-        {"split": split, "index": index, "nodes": len(graph), "depth": getattr(a, "n_cells", np.nan),
-         "width": getattr(a, "C", np.nan), "parameters": a.num_params,
-         "batch_norm": any(node.op == "bn" for node in graph.nodes)}
-        for index, a in enumerate(architectures) for graph in [a.graph]
+        {"split": split, "index": index, "nodes": graph["nodes"], "path": graph["path"],
+         "depth": getattr(a, "n_cells", np.nan), "width": getattr(a, "C", np.nan), "parameters": a.num_params,
+         "batch_norm": not graph["bn_free"]}
+        for index, a in enumerate(architectures) for graph in [graph_statistics(a.graph)]
     )  # fmt: skip
 
 

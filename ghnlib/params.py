@@ -213,6 +213,8 @@ class Analysis(Section):
     noise: NonNegative
     converged: Annotated[float, Field(gt=0, le=100)]
     top: Positive
+    one_shot_steps: Positive
+    second: Target | None
 
 
 class Params(Section):

@@ -201,6 +201,15 @@ class Transfer(Section):
     detection: Detection
 
 
+class Chosen(Section):
+    """Training of the architectures that a search chooses (PPUDA Table 9)."""
+
+    steps: Count
+    seeds: Seeds
+    cutout: Count
+    drop_path: Annotated[float, Field(ge=0, lt=1)]
+
+
 class Analysis(Section):
     """Properties of trained networks, search, diversity, variance by depth, graph embeddings."""
 
@@ -215,6 +224,7 @@ class Analysis(Section):
     top: Positive
     one_shot_steps: Positive
     second: Target | None
+    chosen: Chosen
 
 
 class Params(Section):

@@ -172,7 +172,7 @@ class NeuralPredictor(nn.Module):
 def _averages(rows: np.ndarray, columns: np.ndarray) -> Tensor:
     """Sparse matrix with the mean over the columns that each row is listed with."""
     values = torch.from_numpy(1 / np.bincount(rows)[rows]).float()
-    return torch.sparse_coo_tensor(np.stack([rows, columns]), values).coalesce()
+    return torch.sparse_coo_tensor(np.stack([rows, columns]), values, check_invariants=True).coalesce()
 
 
 def predict_from_graphs(

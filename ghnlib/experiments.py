@@ -40,13 +40,13 @@ def split_statistics(split: str, architectures: DeepNets) -> pd.DataFrame:
 
 
 def describe(split: str, architectures: Sequence[Architecture]) -> pd.DataFrame:
-    """One row an architecture: ``split``, ``index``, ``nodes``, ``depth`` (cells), ``width`` (channels C; both NaN for
-    ResNet-50), ``parameters``, ``batch_norm``."""
+    """One row an architecture: ``split``, ``index``, ``nodes``, ``path`` (see ``graph_statistics``), ``depth`` (cells),
+    ``width`` (channels C; both NaN for ResNet-50), ``parameters``, ``batch_norm``."""
     return pd.DataFrame(
-        {"split": split, "index": index, "nodes": len(graph), "depth": getattr(a, "n_cells", np.nan),
-         "width": getattr(a, "C", np.nan), "parameters": a.num_params,
-         "batch_norm": any(node.op == "bn" for node in graph.nodes)}
-        for index, a in enumerate(architectures) for graph in [a.graph]
+        {"split": split, "index": index, "nodes": graph["nodes"], "path": graph["path"],
+         "depth": getattr(a, "n_cells", np.nan), "width": getattr(a, "C", np.nan), "parameters": a.num_params,
+         "batch_norm": not graph["bn_free"]}
+        for index, a in enumerate(architectures) for graph in [graph_statistics(a.graph)]
     )  # fmt: skip
 
 
@@ -136,6 +136,44 @@ def train_from_random(
         ]
         results.append(run_all(runs, images.train, images.test, processes=processes))
     return pd.concat(results)[["method", "index", "accuracy"]].assign(split="test")
+
+
+def train_chosen(
+    architectures: Mapping[str, Architecture], images: ImageSplits, recipe: TrainingRecipe, chosen: Mapping, processes: int
+) -> pd.DataFrame:
+    """Train architectures plainly, and with cutout, auxiliary head and drop path (PPUDA Table 9).
+
+    Args:
+        recipe: of the plain training, with an ``augment``.
+        chosen: of the section ``analysis``: ``cutout`` (pixels), ``drop_path`` (probability at the end, rises from 0),
+            ``seeds``.
+
+    Returns:
+        One row a training: ``architecture``, ``training``, ``seed``, ``accuracy`` (percent, test images).
+    """
+    names = {False: "plain", True: "cutout, auxiliary head, drop path"}
+    rows = [{"architecture": a, "training": names[more], "seed": seed}
+            for a in architectures for more in names for seed in chosen["seeds"]]  # fmt: skip
+    tasks = (
+        delayed(_train_chosen)(architectures[row["architecture"]], row["training"] != "plain", images, recipe, chosen,
+                               row["seed"]) for row in rows
+    )  # fmt: skip
+    return pd.DataFrame(rows).assign(accuracy=Parallel(processes)(tasks))
+
+
+def _train_chosen(
+    architecture: Architecture, more: bool, images: ImageSplits, recipe: TrainingRecipe, chosen: Mapping, seed: int
+) -> float:
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    net = architecture.build(device="cpu", track_running_stats=True, auxiliary=more)
+    steps = iter(range(1, recipe.steps + 1))
+    if more:
+        recipe = replace(recipe, augment=replace(recipe.augment, cutout=chosen["cutout"]))
+    rise = chosen["drop_path"] * more / recipe.steps
+    log = lambda loss: setattr(net, "drop_path", rise * next(steps))
+    test = lambda net: accuracy(net, images.test, EVALUATION_BATCH)
+    return train_network(net, images.train, recipe, seed, test, log=log)[recipe.steps]
 
 
 def compare_initializations(

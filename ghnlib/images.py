@@ -10,6 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -29,11 +30,12 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class Augment:
-    """Random shift by up to ``shift`` pixels (black padding) and horizontal flip. Sets read from files take a random
-    resized crop and colour jitter instead of the shift."""
+    """Random shift by up to ``shift`` pixels (black padding), horizontal flip, ``cut_out`` of ``cutout`` pixels a side.
+    Sets read from files take a random resized crop and colour jitter instead of the shift."""
 
     shift: int = 0
     flip: bool = False
+    cutout: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,10 @@ class Images(ImageSet):
     def _load(self, plan: Plan, augment: Augment | None) -> Iterator[tuple[Tensor, Tensor]]:
         for index, seed in plan:
             index = index.to(self.labels.device)
-            pixels = self.pixels[index]
-            if augment:
-                pixels = shift_and_flip(pixels, augment, Generator().manual_seed(seed))
-            yield self._normalise(pixels), self.labels[index]
+            pixels, generator = self.pixels[index], Generator().manual_seed(seed)
+            images = self._normalise(shift_and_flip(pixels, augment, generator) if augment else pixels)
+            cut = augment and augment.cutout
+            yield cut_out(images, augment.cutout, generator) if cut else images, self.labels[index]
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (self.mean, self.std))
@@ -170,7 +172,10 @@ def _file_transform(files: ImageFiles, augment: Augment | None) -> Callable[[Ima
         steps += [transforms.RandomHorizontalFlip()] if augment.flip else []
     else:
         steps = [transforms.Resize(files.image_size * 8 // 7), transforms.CenterCrop(files.image_size)]
-    return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(files.mean, files.std)])
+    steps += [transforms.ToTensor(), transforms.Normalize(files.mean, files.std)]
+    if augment and augment.cutout:
+        steps.append(partial(cut_out, side=augment.cutout))
+    return transforms.Compose(steps)
 
 
 def shift_and_flip(pixels: Tensor, augment: Augment, generator: Generator) -> Tensor:
@@ -186,6 +191,17 @@ def shift_and_flip(pixels: Tensor, augment: Augment, generator: Generator) -> Te
     image = torch.arange(n, device=device)[:, None, None]
     picked = padded[image, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]  # (B, s, s, 3)
     return picked.permute(0, 3, 1, 2).contiguous()
+
+
+def cut_out(images: Tensor, side: int, generator: Generator | None = None) -> Tensor:
+    """Normalised images (..., 3, s, s) with a square of ``side`` pixels around a random one set to 0, the mean colour
+    (cutout, DeVries and Taylor 2017); what of it lies outside is lost. Without a generator: torch's own."""
+    pixels = images.shape[-1]
+    centres = torch.randint(pixels, (2, *images.shape[:-3], 1), generator=generator)
+    offset = torch.arange(pixels) - centres + side // 2
+    rows, columns = (offset >= 0) & (offset < side)  # (..., s) each
+    square = rows[..., None, :, None] & columns[..., None, None, :]
+    return images.masked_fill(square.to(images.device), 0.0)
 
 
 def _draw(generator: Generator | None) -> int:

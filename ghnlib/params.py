@@ -183,6 +183,15 @@ class Transfer(Section):
     detection: Detection
 
 
+class Chosen(Section):
+    """Training of the architectures that a search chooses (PPUDA Table 9)."""
+
+    steps: Count
+    seeds: Seeds
+    cutout: Count
+    drop_path: Annotated[float, Field(ge=0, lt=1)]
+
+
 class Analysis(Section):
     """Properties of trained networks, search, diversity, variance by depth, graph embeddings."""
 
@@ -195,6 +204,9 @@ class Analysis(Section):
     noise: NonNegative
     converged: Annotated[float, Field(gt=0, le=100)]
     top: Positive
+    one_shot_steps: Positive
+    second: Target | None
+    chosen: Chosen
 
 
 class Params(Section):

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from joblib import Memory, Parallel, delayed
 from scipy import stats
 from sklearn import config_context
-from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict
+from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.preprocessing import StandardScaler, scale
 from sklearn.svm import SVR
-from torch import Tensor
+from torch import Tensor, nn
 
 from ghnlib.architectures import Architecture
 from ghnlib.data import ImageSplits
 from ghnlib.evaluation import accuracy, inference_flops
 from ghnlib.finetuning import EVALUATION_BATCH, Run, TrainingRecipe, initial_network, train_network
+from ghnlib.graph import PRIMITIVES, Graph
 from ghnlib.images import ImageSet, mix
 from ghnlib.search import tau_interval
 
@@ -122,12 +125,78 @@ def predict_property(features: np.ndarray, target: np.ndarray, seeds: Sequence[i
     Returns:
         ``n`` networks, ``tau`` (mean over seeds), its ``deviation`` over seeds and 95 % interval over networks.
     """
-    svr, taus = GridSearchCV(SVR(), {"C": PENALTIES}, cv=3), []
+    svr = GridSearchCV(SVR(), {"C": PENALTIES}, cv=3)
     x, y = StandardScaler().fit_transform(features.astype(float)), scale(target)
+    with config_context(assume_finite=True, skip_parameter_validation=True):  # the checks take half of the time
+        return _cross_validated(lambda train, held_out: svr.fit(x[train], y[train]).predict(x[held_out]), target, seeds)
+
+
+class NeuralPredictor(nn.Module):
+    """Graph convolutions on primitives and edges alone (Wen et al. 2020; the baseline of PPUDA Fig. 4): each layer
+    averages what comes along the edges and against them, then the mean over nodes and two linear layers.
+
+    Args:
+        graphs: of the networks that it predicts a property of, all at once: () -> (networks,).
+    """
+
+    def __init__(self, graphs: Sequence[Graph], hidden: int = 32, layers: int = 3):
+        super().__init__()
+        sizes = np.array([len(graph) for graph in graphs])
+        owner, total = np.repeat(np.arange(len(graphs)), sizes), np.arange(sizes.sum())
+        first = np.cumsum(sizes) - sizes
+        edges = np.concatenate([graph.edges + start for graph, start in zip(graphs, first)])
+        sources, targets = np.concatenate([edges, np.stack([total, total], 1)]).T  # each node hears itself too
+        self.along, self.against = _averages(targets, sources), _averages(sources, targets)
+        self.pooling = _averages(owner, total)
+        ops = torch.tensor([PRIMITIVES.index(node.op) for graph in graphs for node in graph.nodes])
+        self.nodes = F.one_hot(ops, len(PRIMITIVES)).float()
+        widths = list(pairwise([len(PRIMITIVES), *[hidden] * layers]))
+        self.forwards, self.backwards = (nn.ModuleList(nn.Linear(a, b) for a, b in widths) for _ in range(2))
+        self.head = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+    def forward(self) -> Tensor:
+        nodes = self.nodes
+        for forward, backward in zip(self.forwards, self.backwards):
+            nodes = F.relu(self.along @ forward(nodes) + self.against @ backward(nodes))
+        return self.head(self.pooling @ nodes).squeeze(1)
+
+
+def _averages(rows: np.ndarray, columns: np.ndarray) -> Tensor:
+    """Sparse matrix with the mean over the columns that each row is listed with."""
+    values = torch.from_numpy(1 / np.bincount(rows)[rows]).float()
+    return torch.sparse_coo_tensor(np.stack([rows, columns]), values, check_invariants=True).coalesce()
+
+
+def predict_from_graphs(
+    graphs: Sequence[Graph], target: np.ndarray, seeds: Sequence[int] = range(2), steps: int = 60, lr: float = 0.01
+) -> dict[str, float]:
+    """``predict_property`` by a ``NeuralPredictor``, trained anew for each fold on all its networks at each step."""
+    y = torch.from_numpy(scale(target)).float()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = NeuralPredictor(graphs)
+    start = {name: value.clone() for name, value in net.state_dict().items()}
+
+    def predict(train: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+        net.load_state_dict(start)
+        optimizer = torch.optim.Adam(net.parameters(), lr, weight_decay=1e-3)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            F.mse_loss(net()[train], y[train]).backward()
+            optimizer.step()
+        return net()[held_out].detach().numpy()
+
+    return _cross_validated(predict, target, seeds)
+
+
+def _cross_validated(
+    predict: Callable[[np.ndarray, np.ndarray], np.ndarray], target: np.ndarray, seeds: Sequence[int]
+) -> dict[str, float]:
+    """What ``predict_property`` returns. ``predict``: indices to learn from, indices to predict -> predictions."""
+    predicted, taus = np.empty(len(target)), []
     for seed in seeds:
-        folds = KFold(5, shuffle=True, random_state=seed)
-        with config_context(assume_finite=True, skip_parameter_validation=True):  # the checks take half of the time
-            predicted = cross_val_predict(svr, x, y, cv=folds)
+        for train, held_out in KFold(5, shuffle=True, random_state=seed).split(predicted):
+            predicted[held_out] = predict(train, held_out)
         taus.append(stats.kendalltau(predicted, target).statistic)
     low, high = tau_interval(np.mean(taus), len(target))
     return {"n": len(target), "tau": float(np.mean(taus)), "deviation": float(np.std(taus)), "low": low, "high": high}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from joblib import Parallel, delayed
 from scipy import stats
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ghnlib.architectures import Architecture
+from ghnlib.evaluation import accuracy
 from ghnlib.finetuning import Run, TrainingRecipe, initial_network
-from ghnlib.images import ImageSet, mix
+from ghnlib.images import Augment, ImageSet, mix
 
 
 def grad_norm(net: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -103,6 +105,49 @@ def _zero_cost(architecture: Architecture, images: ImageSet, batch_size: int, se
     net = initial_network(Run(architecture, TrainingRecipe(0, 1.0), seed))
     x, y = next(images.stream(batch_size, seed))
     return {name: proxy(net, x, y) for name, proxy in PROXIES.items()}
+
+
+def train_one_shot(
+    architectures: Sequence[Architecture], images: ImageSet, steps: int, batch_size: int, lr: float, seed: int,
+    augment: Augment | None = None,
+) -> dict[tuple[str, torch.Size], Tensor]:  # fmt: skip
+    """Parameters that all architectures share (the one-shot model of GHN 2018 Table 3; Bender et al. 2018).
+
+    A parameter belongs to its name and shape. Each step of SGD (momentum, cosine schedule) trains those of one
+    architecture drawn at random.
+    """
+    torch.manual_seed(seed)
+    chosen = np.random.default_rng(seed).integers(len(architectures), size=steps)
+    shared: dict[tuple[str, torch.Size], nn.Parameter] = {}
+    for index in np.unique(chosen):
+        for name, parameter in architectures[index].build(device="cpu").named_parameters():
+            shared.setdefault((name, parameter.shape), parameter)
+    optimizer = torch.optim.SGD(shared.values(), lr, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    for index, (x, y) in zip(chosen, images.stream(batch_size, seed, augment=augment)):
+        net = architectures[index].build(device="meta").train()
+        own = {name: shared[name, parameter.shape] for name, parameter in net.named_parameters()}
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(functional_call(net, own, (x,)), y).backward()
+        nn.utils.clip_grad_norm_(own.values(), 5.0)
+        optimizer.step()
+        schedule.step()
+    return {key: parameter.detach() for key, parameter in shared.items()}
+
+
+def one_shot_scores(
+    shared: Mapping[tuple[str, torch.Size], Tensor], architectures: Sequence[Architecture], images: ImageSet, seed: int
+) -> pd.DataFrame:
+    """One row a network: ``accuracy`` (percent) with the shared parameters, batch norm with statistics of the batch;
+    ``shared``, the share of its parameter values that they provide (the others are random)."""
+    rows = []
+    for i, architecture in enumerate(architectures):
+        torch.manual_seed(mix(seed, i))
+        net = architecture.build(device="cpu")
+        own = {name: shared[name, p.shape] for name, p in net.named_parameters() if (name, p.shape) in shared}
+        known = sum(p.numel() for p in own.values()) / architecture.num_params
+        rows.append({"accuracy": accuracy(net, images, parameters=own), "shared": known})
+    return pd.DataFrame(rows)
 
 
 def rank_correlations(scores: pd.DataFrame, accuracy: Sequence[float], top: int | None = None) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from torchvision import datasets
 
 from ghnlib import data as data_module
 from ghnlib.data import load_images, stratified_split
-from ghnlib.images import Augment, DataError, ImageFiles, shift_and_flip
+from ghnlib.images import Augment, DataError, ImageFiles, cut_out, shift_and_flip
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,17 @@ def test_flip_mirrors_about_half_of_the_images():
     pixels = torch.arange(4, dtype=torch.uint8).expand(400, 3, 4, 4)
     flipped = shift_and_flip(pixels, Augment(flip=True), Generator().manual_seed(0))[:, 0, 0, 0] == 3
     assert 150 < flipped.sum() < 250
+
+
+def test_cutout_hides_a_square_of_each_image():
+    images = torch.ones(300, 3, 6, 6)
+    hidden = cut_out(images, 2, Generator().manual_seed(0)) == 0
+    assert torch.equal(hidden[:, :1].expand_as(hidden), hidden)
+    sizes = hidden[:, 0].flatten(1).sum(1)
+    assert set(sizes.tolist()) == {1, 2, 4}  # less where the square leaves the image
+    assert hidden[:, 0].any(0).all()
+    assert (sizes == hidden[:, 0].any(1).sum(1) * hidden[:, 0].any(2).sum(1)).all()
+    assert (cut_out(images[0], 2) == 0).any()
 
 
 def test_subset_relabels_and_few_shot_draws_per_class(digits):

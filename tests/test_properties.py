@@ -10,7 +10,15 @@ from ghnlib import DeepNets, properties
 from ghnlib.data import ImageSplits, load_images
 from ghnlib.diagnostics import first_weight
 from ghnlib.finetuning import TrainingRecipe
-from ghnlib.properties import NoisyImages, frechet_distance, predict_property, steps_to
+from ghnlib.graph import Graph, Node
+from ghnlib.properties import (
+    NeuralPredictor,
+    NoisyImages,
+    frechet_distance,
+    predict_from_graphs,
+    predict_property,
+    steps_to,
+)
 
 IMAGES = load_images("digits", seed=0, image_size=16)
 FEW = ImageSplits(*(part.few_shot(4, seed=0) for part in (IMAGES.train, IMAGES.val, IMAGES.test)))
@@ -57,7 +65,7 @@ def test_noise_is_the_same_at_each_pass_and_stays_within_the_images():
     ("curve", "expected"),
     [({0: 10.0, 10: 30.0, 20: 70.0}, 15.0), ({0: 10.0, 20: 40.0}, 20.0), ({0: 10.0, 10: 60.0, 20: 40.0}, 8.0),
      ({0: 10.0, 10: math.nan, 20: math.nan}, 20.0)],
-)  # fmt: skip
+)
 def test_steps_to_an_accuracy(curve, expected):
     assert steps_to(curve, 50.0) == pytest.approx(expected)
 
@@ -69,6 +77,30 @@ def test_a_property_that_follows_the_features_is_predicted_and_noise_is_not():
     assert found["low"] > 0.6 and found["low"] < found["tau"] < found["high"] and found["n"] == 60
     unrelated = predict_property(rng.normal(size=(60, 4)), features[:, 0], seeds=[0, 1])
     assert unrelated["low"] < 0 < found["low"]
+
+
+def chain(*ops):
+    return Graph([Node(op) for op in ops], [(i, i + 1) for i in range(len(ops) - 1)])
+
+
+def test_the_neural_predictor_averages_neighbours_within_each_graph():
+    torch.manual_seed(0)
+    net = NeuralPredictor([chain("input", "conv", "bn"), chain("input", "sum")], hidden=4, layers=1)
+    along = torch.tensor([[1.0, 0, 0, 0, 0], [0.5, 0.5, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0.5, 0.5]])
+    torch.testing.assert_close(net.along.to_dense(), along)
+    torch.testing.assert_close(net.against.to_dense(), (along.T > 0) / (along.T > 0).sum(1, keepdim=True))
+    single = NeuralPredictor([chain("input", "sum")], hidden=4, layers=1)
+    single.load_state_dict(net.state_dict())
+    torch.testing.assert_close(net()[1:], single())
+
+
+def test_a_property_of_the_primitives_is_predicted_from_graphs_and_noise_is_not():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 9, (40, 2))
+    graphs = [chain("input", *["conv"] * convolutions, *["sum"] * sums) for convolutions, sums in counts]
+    found = predict_from_graphs(graphs, counts[:, 0] / counts.sum(1), seeds=[0])
+    assert found["low"] > 0.5 and found["n"] == 40
+    assert predict_from_graphs(graphs, rng.normal(size=40), seeds=[0])["low"] < 0.2
 
 
 def test_frechet_distance_of_gaussians_is_that_of_their_moments():

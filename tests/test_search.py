@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from ghnlib import DeepNets
-from ghnlib.search import PROXIES, rank_correlations, tau_interval, top_against_random
+from ghnlib.data import load_images
+from ghnlib.search import (
+    PROXIES,
+    one_shot_scores,
+    rank_correlations,
+    tau_interval,
+    top_against_random,
+    train_one_shot,
+)
 
 IMAGES, LABELS = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4
 
@@ -110,3 +118,15 @@ def test_a_surrogate_is_compared_with_random_choice():
     assert top_against_random(-accuracy, accuracy, k=2, seed=0)["high"] <= 0
     everyone = top_against_random(accuracy, accuracy, k=10, seed=0)
     assert everyone["low"] == everyone["high"] == 0
+
+
+def test_a_one_shot_model_learns_what_architectures_share():
+    images = load_images("digits", seed=0, image_size=8)
+    few = list(DeepNets("train", space="small", input_size=8, size=2))
+    trained, untrained = (train_one_shot(few[:1], images.train, steps, 32, 0.05, seed=0) for steps in (25, 1))
+    assert trained.keys() == untrained.keys()
+    own, other = one_shot_scores(trained, few, images.val, seed=0).itertuples(index=False)
+    assert own.accuracy > one_shot_scores(untrained, few[:1], images.val, seed=0)["accuracy"][0] + 10
+    assert own.shared == 1 > other.shared > 0
+    again = train_one_shot(few[:1], images.train, 1, 32, 0.05, seed=0)
+    assert all(torch.equal(value, again[key]) for key, value in untrained.items())

@@ -139,7 +139,11 @@ def train_from_random(
 
 
 def train_chosen(
-    architectures: Mapping[str, Architecture], images: ImageSplits, recipe: TrainingRecipe, chosen: Mapping, processes: int
+    architectures: Mapping[str, Architecture],
+    images: ImageSplits,
+    recipe: TrainingRecipe,
+    chosen: Mapping,
+    processes: int,
 ) -> pd.DataFrame:
     """Train architectures plainly, and with cutout, auxiliary head and drop path (PPUDA Table 9).
 

@@ -33,12 +33,12 @@ class Sources:
     seed: int = 0
     ghn: GHN | None = None
     graph: Graph | None = None
-    parameters: dict[str, Tensor] | None = None
     peers: Sequence[Graph] = ()
     first_layer: int = 0
     images: ImageSet | None = None
     steps: int = 100
     batch_size: int = 64
+    parameters: dict[str, Tensor] | None = None
 
     @cached_property
     def prediction(self) -> dict[str, Tensor] | None:

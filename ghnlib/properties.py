@@ -133,13 +133,13 @@ def predict_property(features: np.ndarray, target: np.ndarray, seeds: Sequence[i
 
 class NeuralPredictor(nn.Module):
     """Graph convolutions on primitives and edges alone (Wen et al. 2020; the baseline of PPUDA Fig. 4): each layer
-    averages what comes along the edges and against them, then the mean over nodes and two linear layers.
+    averages what comes along the edges and against them; then the mean over nodes and two linear layers.
 
     Args:
         graphs: of the networks that it predicts a property of, all at once: () -> (networks,).
     """
 
-    def __init__(self, graphs: Sequence[Graph], hidden: int = 32, layers: int = 3):
+    def __init__(self, graphs: Sequence[Graph], hidden: int = 16, layers: int = 3):
         super().__init__()
         sizes = np.array([len(graph) for graph in graphs])
         owner, total = np.repeat(np.arange(len(graphs)), sizes), np.arange(sizes.sum())
@@ -149,15 +149,17 @@ class NeuralPredictor(nn.Module):
         self.along, self.against = _averages(targets, sources), _averages(sources, targets)
         self.pooling = _averages(owner, total)
         ops = torch.tensor([PRIMITIVES.index(node.op) for graph in graphs for node in graph.nodes])
-        self.nodes = F.one_hot(ops, len(PRIMITIVES)).float()
+        primitives = F.one_hot(ops, len(PRIMITIVES)).float()
+        self.first = self.along @ primitives, self.against @ primitives
         widths = list(pairwise([len(PRIMITIVES), *[hidden] * layers]))
         self.forwards, self.backwards = (nn.ModuleList(nn.Linear(a, b) for a, b in widths) for _ in range(2))
         self.head = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def forward(self) -> Tensor:
-        nodes = self.nodes
+        before, after = self.first
         for forward, backward in zip(self.forwards, self.backwards):
-            nodes = F.relu(self.along @ forward(nodes) + self.against @ backward(nodes))
+            nodes = F.relu(forward(before) + backward(after))
+            before, after = self.along @ nodes, self.against @ nodes
         return self.head(self.pooling @ nodes).squeeze(1)
 
 
@@ -168,7 +170,7 @@ def _averages(rows: np.ndarray, columns: np.ndarray) -> Tensor:
 
 
 def predict_from_graphs(
-    graphs: Sequence[Graph], target: np.ndarray, seeds: Sequence[int] = range(2), steps: int = 60, lr: float = 0.01
+    graphs: Sequence[Graph], target: np.ndarray, seeds: Sequence[int] = range(1), steps: int = 30, lr: float = 0.02
 ) -> dict[str, float]:
     """``predict_property`` by a ``NeuralPredictor``, trained anew for each fold on all its networks at each step."""
     y = torch.from_numpy(scale(target)).float()

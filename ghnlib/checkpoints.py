@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from torch import Tensor, nn
+from torch import Tensor
 
 HUB_REPOSITORY = "SamsungSAILMontreal/ghn3"
 RELEASED = ("ghn3tm8.pt", "ghn3sm8.pt", "ghn3lm8.pt", "ghn3xlm16.pt", "ghn2.pt")
@@ -65,9 +65,6 @@ def read_official(source: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
 
     Returns:
         Fields of ``GHNConfig``, and tensors under the names that ``GHN`` uses.
-
-    Raises:
-        CheckpointError: see there.
     """
     content = _read(_locate(source))
     if not isinstance(content, dict):
@@ -80,22 +77,6 @@ def read_official(source: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
     # PPUDA keeps the decoder's 1x1 convolutions as such; here they are linear layers.
     state = {name: value.flatten(1) if value.ndim == 4 else value for name, value in state.items()}
     return _configuration(state, content.get("config"), source), state
-
-
-def fill(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> nn.Module:
-    """Copy tensors into the model. Raises CheckpointError with the names that are missing, unknown or misshapen."""
-    expected = model.state_dict()
-    problems = [f"missing {name}" for name in expected if name not in state]
-    problems += [f"unknown {name}" for name in state if name not in expected]
-    problems += [
-        f"{name} has shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
-        for name, value in state.items()
-        if name in expected and value.shape != expected[name].shape
-    ]
-    if problems:
-        raise CheckpointError(f"{source} does not fit its configuration: {'; '.join(problems[:6])}")
-    model.load_state_dict(state)
-    return model
 
 
 def our_name(name: str) -> str:

@@ -30,11 +30,6 @@ class Parameter(NamedTuple):
     def node(self) -> Node:
         return Node(self.op, self.name, self.shape, self.role, self.norm_bias)
 
-    @property
-    def is_source(self) -> bool:
-        """Positional encodings and embeddings are data: nothing flows into them."""
-        return self.op == "pos_enc"
-
 
 class Convention(NamedTuple):
     """How one family of hypernetworks was shown its graphs.

@@ -18,9 +18,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ghnlib.images import Augment, DataError, ImageFiles, Images, ImageSet, decode, mix
-
-__all__ = ["Augment", "DataError", "ImageFiles", "ImageSet", "ImageSplits", "Images", "load_images", "mix"]
+from ghnlib.images import DataError, ImageFiles, Images, ImageSet, decode
 
 CIFAR10_STATISTICS = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)
 IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -45,10 +43,6 @@ class ImageSplits:
     def subset(self, classes: Sequence[int]) -> ImageSplits:
         """All three splits with some of the classes only."""
         return ImageSplits(*(part.subset(classes) for part in (self.train, self.val, self.test)))
-
-    def to(self, device: torch.device | str) -> ImageSplits:
-        """All three splits with their batches on the device."""
-        return ImageSplits(*(part.to(device) for part in (self.train, self.val, self.test)))
 
 
 def load_images(
@@ -147,10 +141,8 @@ def _cifar(which: str, root: Path, seed: int, size: int | None, val: float, test
 
 
 def _resize(pixels: Tensor, size: int) -> Tensor:
-    resized = [
-        F.interpolate(chunk.float(), (size, size), mode="bilinear", antialias=True) for chunk in pixels.split(999)
-    ]
-    return torch.cat([chunk.round().clamp(0, 255).to(torch.uint8) for chunk in resized])
+    resize = lambda chunk: F.interpolate(chunk.float(), (size, size), mode="bilinear", antialias=True)
+    return torch.cat([resize(chunk).round().clamp(0, 255).to(torch.uint8) for chunk in pixels.split(999)])
 
 
 def _imagenet(root: Path, seed: int, size: int | None, val: float, test: float, download: bool) -> ImageSplits:
@@ -181,22 +173,24 @@ Files = tuple[np.ndarray, np.ndarray]
 def _folder_files(root: Path, seed: int, val: float, test: float) -> tuple[list[Files], tuple[str, ...]]:
     """Files of train, val and test, in random order: batch statistics of files sorted by class would mislead."""
     if not (root / "train").is_dir():
-        (paths, labels), classes = _tree(root)
-        split = stratified_split(labels, (val * (1 - test), test), seed)
-        return [(paths[part], labels[part]) for part in split], classes
+        files, classes = _tree(root)
+        return _split(files, (val * (1 - test), test), seed), classes
     own = {name: _tree(root / name) for name in ("train", "val", "test") if (root / name).is_dir()}
     if len(own) == 1:
         raise DataError(f"{root} has train/ but neither test/ nor val/.")
-    (paths, labels), classes = own["train"]
+    classes = own["train"][1]
     for name, (_, found) in own.items():
         if found != classes:
             raise DataError(f"{root / name} and {root / 'train'} differ in classes: {set(found) ^ set(classes)}.")
-    held_out = own["test" if "test" in own else "val"][0]
-    order = np.random.default_rng(seed).permutation(len(held_out[0]))
-    if len(own) == 3:
-        return [own["train"][0], own["val"][0], (held_out[0][order], held_out[1][order])], classes
-    split = stratified_split(labels, (val,), seed)
-    return [*((paths[part], labels[part]) for part in split), (held_out[0][order], held_out[1][order])], classes
+    train, *kept, (paths, labels) = [files for files, _ in own.values()]
+    order = np.random.default_rng(seed).permutation(len(paths))
+    parts = [train, *kept] if kept else _split(train, (val,), seed)
+    return [*parts, (paths[order], labels[order])], classes
+
+
+def _split(files: Files, shares: Sequence[float], seed: int) -> list[Files]:
+    paths, labels = files
+    return [(paths[part], labels[part]) for part in stratified_split(labels, shares, seed)]
 
 
 def _tree(root: Path) -> tuple[Files, tuple[str, ...]]:

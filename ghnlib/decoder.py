@@ -42,19 +42,14 @@ class ConvDecoder(nn.Module):
         self.conv2 = nn.Linear(8 * hid, out * in_)
         self.class_layer = nn.Linear(out, num_classes)
 
-    @property
-    def last(self) -> nn.Linear:
-        """The layer that makes the values."""
-        return self.conv2
-
     def forward(self, slices: Sequence[Slice], states: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
         """Indices of ``slices``, and for each from states (n, d) the values (n, h * w, out, in); h, w = min(kernel, S).
 
         Slices with one kernel share a product for the features, those with the same channels one for the values.
         """
-        features = dict(_together(self._features, [s.kernel for s in slices], states))
+        features = dict(_by_label(self._features, [s.kernel for s in slices], states))
         flat = [features[i].flatten(0, 1) for i in range(len(slices))]
-        for i, values in _together(self._values, [(s.out, s.in_) for s in slices], flat):
+        for i, values in _by_label(self._values, [(s.out, s.in_) for s in slices], flat):
             values = values.unflatten(0, features[i].shape[:2])
             yield i, self._class_weights(values) if slices[i].classes else values
 
@@ -62,8 +57,8 @@ class ConvDecoder(nn.Module):
         """For each kernel, states (n, d) -> features (n, h * w, 8d)."""
         side = self.max_shape[2]
         at = [(slice(None), *(positions(size, side, self.window) for size in kernel)) for kernel in kernels]
-        weights = Parts.apply(self.fc.weight.view(-1, side, side, self.fc.in_features), *at)
-        biases = Parts.apply(self.fc.bias.view(-1, side, side), *at)
+        weights = Crops.apply(self.fc.weight.view(-1, side, side, self.fc.in_features), *at)
+        biases = Crops.apply(self.fc.bias.view(-1, side, side), *at)
         return map(self._widened, states, weights, biases)
 
     def _widened(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -75,8 +70,8 @@ class ConvDecoder(nn.Module):
     def _values(self, channels: Sequence[tuple[int, int]], features: Sequence[Tensor]) -> Iterator[Tensor]:
         """For each (out, in), features of any positions (n, 8d) -> (n, out, in)."""
         at = [(slice(out), slice(in_)) for out, in_ in channels]
-        weights = Parts.apply(self.conv2.weight.unflatten(0, self.max_shape[:2]), *at)
-        biases = Parts.apply(self.conv2.bias.unflatten(0, self.max_shape[:2]), *at)
+        weights = Crops.apply(self.conv2.weight.unflatten(0, self.max_shape[:2]), *at)
+        biases = Crops.apply(self.conv2.bias.unflatten(0, self.max_shape[:2]), *at)
         # A batch of products over out reads the slice in place; without gradients no copy of it is made.
         return ((f @ w.mT + b.unsqueeze(1)).transpose(0, 1) for f, w, b in zip(features, weights, biases))
 
@@ -97,11 +92,6 @@ class MLPDecoder(nn.Module):
         self.fc1 = nn.Linear(hid, 2 * hid)
         self.fc2 = nn.Linear(2 * hid, prod(max_shape))
         self.class_layer = nn.Linear(2 * hid, num_classes * max_shape[1])
-
-    @property
-    def last(self) -> nn.Linear:
-        """The layer that makes the values."""
-        return self.fc2
 
     def forward(self, slices: Sequence[Slice], states: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
         """Indices of ``slices``, and for each from states (n, d) the values (n, h * w, out, in)."""
@@ -136,7 +126,7 @@ class VectorDecoder(nn.Module):
         return self.class_layer(F.relu(bias))
 
 
-class Parts(torch.autograd.Function):
+class Crops(torch.autograd.Function):
     """``tuple(whole[index] for index in indices)``, whose gradients are collected in one tensor like ``whole``."""
 
     @staticmethod
@@ -152,7 +142,7 @@ class Parts(torch.autograd.Function):
         return total, *(None for _ in gradients)
 
 
-def _together(function: Callable, labels: Sequence[Hashable], inputs: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
+def _by_label(function: Callable, labels: Sequence[Hashable], inputs: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
     """Indices of ``inputs`` with their results of ``function``, which takes the labels and, of each, all its inputs."""
     members: dict[Hashable, list[int]] = {}
     for i, label in enumerate(labels):

@@ -5,7 +5,9 @@ Shapes: n nodes of one graph, N = sum of n over the graphs of a meta-batch, d hi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ class GatedGNN(nn.Module):
     second sum (virtual edges) includes the one-hop neighbours, as in the released hypernetworks. All nodes of
     one topological level are updated at once: equal to updating node by node in any topological order.
 
-    Stacked (GHN 2018, PPUDA Table 8), the parts of ``Graph.cells`` are propagated one after the other, without the
+    Stacked (GHN 2018, PPUDA Table 8), the parts of ``cells_of`` a graph are propagated one after the other, without the
     edges between them; in forward sweeps, nodes of a part that receive no other message (its inputs) receive the mean
     of the states of the part before.
     """
@@ -47,11 +49,11 @@ class GatedGNN(nn.Module):
         return torch.cat([self._cell_by_cell(state, graph) for state, graph in zip(states, graphs)])
 
     def _cell_by_cell(self, x: Tensor, graph: Graph) -> Tensor:
-        message, states = None, []
-        for nodes, cell in graph.cells:
+        message, states, cells = None, [], cells_of(graph)
+        for nodes, cell in cells:
             states.append(self._propagate(x[nodes], [cell], message))
             message = states[-1].mean(0)
-        return torch.cat(states)[np.argsort(np.concatenate([nodes for nodes, _ in graph.cells]))]
+        return torch.cat(states)[np.argsort(np.concatenate([nodes for nodes, _ in cells]))]
 
     def _propagate(self, x: Tensor, graphs: Sequence[Graph], message: Tensor | None = None) -> Tensor:
         """All sweeps, (N, d) -> (N, d). ``message`` (d,): to the nodes without predecessors."""
@@ -88,6 +90,28 @@ class GatedGNN(nn.Module):
             torch.cat([layer.weight for layer in first]), torch.cat([layer.bias for layer in first]),
             torch.block_diag(*(layer.weight for layer in second)), torch.cat([layer.bias for layer in second]),
         ]  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def cells_of(graph: Graph) -> list[tuple[np.ndarray, Graph]]:
+    """The parts stem, cells, head in this order: indices of a part's nodes, and the graph that they form.
+
+    Parameters "cells.K...." are part of cell K, others of the stem, or of the head where one of a cell precedes them;
+    operations belong to the latest part that they read. Other networks are one part.
+    """
+    before: list[list[int]] = [[] for _ in graph.nodes]
+    for source, target in graph.edges.tolist():
+        before[target].append(source)
+    parts: list[int] = []  # 0: stem, K + 1: cell K, len(graph) + 1: head
+    for node, sources in zip(graph.nodes, before):
+        cell, latest = re.match(r"cells\.(\d+)\.", node.name), max((parts[i] for i in sources), default=0)
+        parts.append(int(cell[1]) + 1 if cell else len(graph) + 1 if node.name and latest else latest)
+    found = []
+    for part in sorted(set(parts)):
+        rows = np.flatnonzero(np.array(parts) == part)
+        edges = graph.edges[np.isin(graph.edges, rows).all(1)]
+        found.append((rows, Graph([graph.nodes[i] for i in rows], np.searchsorted(rows, edges))))
+    return found
 
 
 class _Sweep:

@@ -6,7 +6,6 @@ N nodes, E one-hop edges.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import cached_property
@@ -124,28 +123,6 @@ class Graph:
             row[source] = 0
         distances *= distances <= MAX_DISTANCE
         return distances.astype(np.uint8)
-
-    @cached_property
-    def cells(self) -> list[tuple[np.ndarray, Graph]]:
-        """The parts stem, cells, head in this order: indices of a part's nodes, and the graph that they form.
-
-        Parameters "cells.K...." are part of cell K, others of the stem, or of the head where one of a cell precedes
-        them; operations belong to the latest part that they read. Other networks are one part.
-        """
-        before: list[list[int]] = [[] for _ in self.nodes]
-        for source, target in self.edges.tolist():
-            before[target].append(source)
-        parts: list[int] = []  # 0: stem, K + 1: cell K, len(self) + 1: head
-        for node, sources in zip(self.nodes, before):
-            cell, latest = re.match(r"cells\.(\d+)\.", node.name), max((parts[i] for i in sources), default=0)
-            parts.append(int(cell[1]) + 1 if cell else len(self) + 1 if node.name and latest else latest)
-        members = [np.flatnonzero(np.array(parts) == part) for part in sorted(set(parts))]
-        return [(rows, self._induced(rows)) for rows in members]
-
-    def _induced(self, rows: np.ndarray) -> Graph:
-        """The graph that some of the nodes form, their indices in rising order."""
-        edges = self.edges[np.isin(self.edges, rows).all(1)]
-        return Graph([self.nodes[i] for i in rows], np.searchsorted(rows, edges))
 
     def to_networkx(self) -> nx.DiGraph:
         """The graph with node attributes ``op``, ``name``, ``shape`` and ``role``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ghnlib.checkpoints import CheckpointError, fill, is_official, read_official
+from ghnlib.checkpoints import CheckpointError, is_official, read_official
 from ghnlib.config import GHNConfig
 from ghnlib.decoder import ConvDecoder, MLPDecoder, Slice, VectorDecoder, resize, tile, weight_scale
 from ghnlib.encoders import MLP, Graphormer, NodeEmbedding
@@ -32,7 +32,7 @@ class InitializationReport:
     """Which parameters ``GHN.initialize`` wrote. ``skipped``: name -> why it kept its value."""
 
     predicted: list[str]
-    skipped: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str]
 
     def __str__(self) -> str:
         lines = [f"{len(self.predicted)} parameters predicted, {len(self.skipped)} kept"]
@@ -62,7 +62,8 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
 
     def _initialize_as_ghn3(self) -> None:
         """Small last layers and truncated-normal embeddings, as GHN-3 starts its training."""
-        for layer in (self.vector_decoder.fc2, self.weight_decoder.last, self.weight_decoder.class_layer):
+        last = "conv2" if self.config.decoder == "conv" else "fc2"
+        for layer in (self.vector_decoder.fc2, getattr(self.weight_decoder, last), self.weight_decoder.class_layer):
             layer.weight.data.div_(5)
             nn.init.zeros_(layer.bias)
         for module in self.modules():
@@ -229,7 +230,12 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         _check_names(config_overrides)
         if is_official(source):
             config, state = read_official(source)
-            return fill(cls(config, **config_overrides), state, source)
+            ghn = cls(config, **config_overrides)
+            try:
+                ghn.load_state_dict(state)
+            except RuntimeError as error:
+                raise CheckpointError(f"{source} does not fit its configuration: {str(error)[:1000]}") from error
+            return ghn
         try:
             with contextlib.redirect_stdout(None):  # the hub's mixin prints where it loads from
                 return super().from_pretrained(source, strict=True, **config_overrides)

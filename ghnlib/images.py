@@ -50,14 +50,9 @@ class ImageSet(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(
-        self, batch_size: int, generator: Generator | None = None, augment: Augment | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass: images (B, 3, s, s) and labels (B,). Shuffled if there is a generator; the last may be smaller."""
-        if augment and not generator:
-            raise ValueError("augmentation needs a generator")
-        order = torch.randperm(len(self), generator=generator) if generator else torch.arange(len(self))
-        return self._load(((index, _draw(generator)) for index in order.split(batch_size)), augment)
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass in order: images (B, 3, s, s) and labels (B,); the last batch may be smaller."""
+        return self._load(((index, 0) for index in torch.arange(len(self)).split(batch_size)), None)
 
     def stream(
         self, batch_size: int, seed: int, start: int = 0, augment: Augment | None = None
@@ -100,10 +95,6 @@ class Images(ImageSet):
     """A set resident in memory. ``pixels``: uint8 (n, 3, s, s)."""
 
     pixels: Tensor
-
-    def tensor(self, index: Tensor | slice = slice(None)) -> Tensor:
-        """Normalised images (n, 3, s, s), without augmentation."""
-        return self._normalise(self.pixels[index])
 
     def to(self, device: torch.device | str) -> Images:
         return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
@@ -202,10 +193,6 @@ def cut_out(images: Tensor, side: int, generator: Generator | None = None) -> Te
     rows, columns = (offset >= 0) & (offset < side)  # (..., s) each
     square = rows[..., None, :, None] & columns[..., None, None, :]
     return images.masked_fill(square.to(images.device), 0.0)
-
-
-def _draw(generator: Generator | None) -> int:
-    return int(torch.randint(2**62, (), generator=generator)) if generator else 0
 
 
 def _endless(n: int, batch_size: int, seed: int, start: int) -> Iterator[tuple[Tensor, int]]:

@@ -61,11 +61,10 @@ def train_variant(job: Mapping) -> GHN:
     val = list(architectures_of(job["deepnets"], "val", images, job["seed"]))
     torch.manual_seed(job["seed"])
     ghn = GHN(GHNConfig(**job["ghn"], num_classes=len(images.classes))).to(_device())
-    images = images.to(_device())
-    recipe = Recipe(**job["recipe"])
+    train_images, val_images = images.train.to(_device()), images.val.to(_device())
     train_ghn(
-        ghn, train, images.train, recipe, job["folder"], job["seed"], augmentation_of(job["data"]),
-        validate=lambda ghn: {"validation_accuracy": validation_accuracy(ghn, val, images.val)},
+        ghn, train, train_images, Recipe(**job["recipe"]), job["folder"], job["seed"], augmentation_of(job["data"]),
+        validate=lambda ghn: {"validation_accuracy": validation_accuracy(ghn, val, val_images)},
     )  # fmt: skip
     if is_first_rank():
         ghn.save_pretrained(Path(job["folder"]) / "model")
@@ -100,8 +99,11 @@ def train_in_processes(job: Mapping, devices: int) -> pd.DataFrame:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GHNLIB_PARENT": str(os.getpid())}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, env=environment, **pipes) as process:
+        lines = []
         try:
-            lines = [_shown(line) for line in process.stdout]
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                lines.append(line)
         except BaseException:
             process.terminate()
             raise
@@ -109,11 +111,6 @@ def train_in_processes(job: Mapping, devices: int) -> pd.DataFrame:
         reason = next((line for line in lines if re.match(r"\S*(\[rank\d\]: )?[\w.]*Error\b", line)), "see above")
         raise TrainingError(f"training in {folder} stopped: {reason.strip()}")
     return pd.read_csv(folder / "history.csv")
-
-
-def _shown(line: str) -> str:
-    print(line, end="", flush=True)
-    return line
 
 
 def _device() -> torch.device:

@@ -178,9 +178,9 @@ def weight(name: str, *shape: int, op: str = "conv", role: Role = Role.CONV) -> 
     return Node(op, f"{name}.weight", shape, role)
 
 
-def bias(name: str, size: int, role: Role = Role.BIAS) -> Node:
+def bias(name: str, size: int) -> Node:
     """The node of a bias."""
-    return Node("bias", f"{name}.bias", (size,), role)
+    return Node("bias", f"{name}.bias", (size,), Role.BIAS)
 
 
 def norm_node(name: str, size: int, op: str = "bn") -> Node:

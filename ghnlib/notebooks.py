@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,30 +49,23 @@ def write_text(text: str, path: Path) -> None:
 
 def clean(notebook: NotebookNode) -> NotebookNode:
     """What an author wrote, without what running it or opening it in Jupyter changes."""
-    cells = [_tidy(cell, i) for i, cell in enumerate(notebook.cells)]
-    for cell in cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    return _assemble(cells)
+    return _tidied(notebook, lambda cell: {"outputs": [], "execution_count": None})
 
 
 def normalise(notebook: NotebookNode, root: Path) -> NotebookNode:
     """An executed notebook such that equal runs give equal bytes: no times, random ids, addresses or folders."""
     scrub = _Scrubber(root)
-    cells = [_tidy(cell, i) for i, cell in enumerate(notebook.cells)]
-    for cell in cells:
-        if cell.cell_type == "code":
-            cell.outputs = [scrub(output) for output in _without_noise(cell.outputs)]
-    return _assemble(cells)
+    return _tidied(notebook, lambda cell: {"outputs": [scrub(output) for output in _without_noise(cell.outputs)]})
 
 
-def _assemble(cells: list[NotebookNode]) -> NotebookNode:
+def _tidied(notebook: NotebookNode, changes: Callable[[NotebookNode], dict]) -> NotebookNode:
+    """With numbered cells, little metadata, and the changes of each code cell."""
+    cells = []
+    for i, cell in enumerate(notebook.cells):
+        kept = {key: cell.metadata[key] for key in ("jupyter", "tags") if cell.metadata.get(key)}
+        code = changes(cell) if cell.cell_type == "code" else {}
+        cells.append({**cell, **code, "id": f"cell-{i:02d}", "metadata": kept})
     return nbformat.from_dict({"cells": cells, "metadata": _METADATA, "nbformat": 4, "nbformat_minor": 5})
-
-
-def _tidy(cell: NotebookNode, position: int) -> NotebookNode:
-    kept = {key: cell.metadata[key] for key in ("jupyter", "tags") if cell.metadata.get(key)}
-    return NotebookNode({**cell, "id": f"cell-{position:02d}", "metadata": nbformat.from_dict(kept)})
 
 
 def _without_noise(outputs: list[NotebookNode]) -> list[NotebookNode]:

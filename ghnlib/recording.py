@@ -79,7 +79,7 @@ def record(net: nn.Module, input_shape: tuple[int, ...] | None = None, first_out
     A forward pass that needs the values of tensors is repeated with them, if the network has its weights.
 
     Args:
-        input_shape: of one image, (channels, height, width); None: ``default_input_shape``.
+        input_shape: of one image, (channels, height, width); None: see ``Graph.from_module``.
         first_output: leave out what only other outputs (auxiliary heads) need.
 
     Raises:
@@ -100,12 +100,6 @@ def record(net: nn.Module, input_shape: tuple[int, ...] | None = None, first_out
     steps = recorded_steps(outputs[:1] if first_output else outputs)
     output = next(i for i, step in enumerate(steps) if step.function is outputs[0].grad_fn)
     return Recording(shadow, image, steps, output)
-
-
-def default_input_shape(net: nn.Module) -> tuple[int, ...]:
-    """(channels, height, width) that a network is made for."""
-    size = getattr(net, "expected_input_sz", 299 if type(net).__name__ == "Inception3" else 224)
-    return (3, size, size) if isinstance(size, int) else tuple(size)
 
 
 # --- the copy --------------------------------------------------------------------------------------------------------
@@ -157,7 +151,8 @@ def _twin(tensor: Tensor, on_meta: bool) -> Tensor:
 
 def _run(shadow: nn.Module, input_shape: tuple[int, ...] | None) -> tuple[Tensor, list[Tensor]]:
     """One forward pass: the input and the differentiable outputs."""
-    shape = tuple(input_shape or default_input_shape(shadow))
+    size = getattr(shadow, "expected_input_sz", 299 if type(shadow).__name__ == "Inception3" else 224)
+    shape = tuple(input_shape or ((3, size, size) if isinstance(size, int) else size))
     weight = next((p for p in shadow.parameters() if p.is_floating_point()), torch.empty(0, device="meta"))
     image = torch.randn(BATCH, *shape, dtype=weight.dtype, device=weight.device, requires_grad=True)
     try:

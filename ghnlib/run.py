@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's check of web addresses: 1.5 s to import, unused here
 
@@ -46,7 +47,7 @@ NOTEBOOKS = {
 }
 SOURCES = Path(".sources")
 # Errors whose message is written for the reader: no traceback is shown.
-CLEAR_ERRORS = ("DataError", "TrainingError", "CheckpointError", "ParamsError", "DatasetError")
+CLEAR_ERRORS = ("DataError", "TrainingError", "CheckpointError", "ParamsError")
 
 
 class StageError(Exception):
@@ -100,10 +101,10 @@ def _read_params() -> Params:
         raise ParamsError(f"params.yaml: {error.__cause__ or error}") from None
 
 
-def write_sources(folder: Path = Path("notebooks")) -> None:
+def write_sources() -> None:
     """Notebooks as the stages depend on them: saving one in Jupyter changes nothing here."""
     for name in NOTEBOOKS.values():
-        notebooks.write(notebooks.clean(notebooks.read(folder / f"{name}.ipynb")), SOURCES / f"{name}.ipynb")
+        notebooks.write(notebooks.clean(notebooks.read(Path("notebooks", f"{name}.ipynb"))), SOURCES / f"{name}.ipynb")
 
 
 def label(stage: str, variant: str = "") -> str:
@@ -182,18 +183,13 @@ def _disk_full(message: str) -> str:
 @contextmanager
 def _own_kernel() -> Iterator[None]:
     """A python3 kernel that is this interpreter and sees this folder's ghnlib, whatever else is installed."""
-    environment = dict(os.environ)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ):
         write_kernel_spec(str(Path(folder, "kernels", "python3")), extra_arguments=["--log-level=40"])
-        paths = filter(None, [str(Path.cwd()), environment.get("PYTHONPATH")])
+        paths = filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])
         os.environ |= {"JUPYTER_PATH": folder, "IPYTHONDIR": folder, "PYTHONPATH": os.pathsep.join(paths)}
         # One thread: the order of sums, and so the report, does not depend on how many cores are free.
         os.environ |= {"PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "OMP_NUM_THREADS": "1"}
-        try:
-            yield
-        finally:
-            os.environ.clear()
-            os.environ.update(environment)
+        yield
 
 
 def _record_seconds(path: Path, name: str, seconds: float) -> None:

@@ -22,20 +22,10 @@ __all__ = ["TraceError", "trace"]
 
 
 def trace(net: nn.Module, input_shape: tuple[int, ...] | None = None, convention: str = "correct") -> Graph:
-    """Trace a network into its graph. The network, its mode and the random state stay as they are.
-
-    Args:
-        net: any module whose forward pass autograd can follow, on any device, in either mode (auxiliary heads that
-            run in training mode only are traced in that mode only). One that needs the values of tensors is run with
-            them, with a warning.
-        input_shape: of one image, (channels, height, width). None: the module's ``expected_input_sz``, 299 pixels for
-            Inception-v3, else 224.
-        convention: "correct", or "ghn3" / "ppuda" for the graphs that the released hypernetworks expect. Where the
-            released code fails, the correct graph with a warning.
-
-    Raises:
-        TraceError: the forward pass fails, or its output does not depend on any parameter.
-        ValueError: unknown convention.
+    """``Graph.from_module``. The network, on any device and in either mode (auxiliary heads that run in training mode
+    only are traced in that mode only), its mode and the random state stay as they are. A network that needs the values
+    of tensors is run with them, one that the released code of a convention fails on has its correct graph: with a
+    warning.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention is {convention!r}; it must be one of {', '.join(CONVENTIONS)}")
@@ -125,7 +115,7 @@ class Reduction:
         if parameter is None:
             return CONSTANT
         self.seen.add(parameter.name)
-        if parameter.is_source:
+        if parameter.op == "pos_enc":  # positional encodings and embeddings are data: nothing flows into them
             return Value(self.consume((parameter,), frozenset(), 0))
         return Value(pending=(parameter,))
 

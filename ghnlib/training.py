@@ -18,11 +18,10 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from time import perf_counter
 
 import filelock
 import pandas as pd
@@ -49,13 +48,7 @@ OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 class MetaTrainer:
-    """One hypernetwork and its optimiser.
-
-    Args:
-        ghn: the hypernetwork, trained in place.
-        recipe: see ``Recipe``.
-        steps_per_epoch: batches in one pass over the images, for schedules in epochs.
-    """
+    """One hypernetwork, trained in place, and its optimiser. ``steps_per_epoch``: for schedules in epochs."""
 
     def __init__(self, ghn: GHN, recipe: Recipe, steps_per_epoch: int):
         self.ghn, self.recipe = ghn, recipe
@@ -65,17 +58,12 @@ class MetaTrainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: recipe.rate_factor(step, steps_per_epoch)
         )
+        self.parts = {"ghn": ghn, "optimizer": self.optimizer, "schedule": self.schedule}
 
     def step(
         self, architectures: Sequence[Architecture], images: Tensor, labels: Tensor, seed: int
     ) -> dict[str, float]:
-        """One update.
-
-        Args:
-            architectures: the meta-batch, m networks.
-            images: (b, 3, s, s).
-            labels: (b,).
-            seed: of the networks' dropout.
+        """One update with m networks, images (b, 3, s, s) and labels (b,). ``seed``: of the networks' dropout.
 
         Returns:
             Mean loss, accuracy and norm of the predicted parameters over the networks, gradient norm before
@@ -140,13 +128,11 @@ class MetaTrainer:
             p.grad = part.view_as(p)
 
     def state_dict(self) -> dict:
-        parts = {"ghn": self.ghn, "optimizer": self.optimizer, "schedule": self.schedule}
-        return {name: part.state_dict() for name, part in parts.items()}
+        return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.ghn.load_state_dict(state["ghn"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
 
 
 @lru_cache(maxsize=1024)
@@ -219,13 +205,9 @@ def train_ghn(
 
     Args:
         ghn: initialised hypernetwork, trained in place.
-        architectures: training networks.
-        images: training images.
-        recipe: see ``Recipe``.
-        folder: for ``checkpoint.pt`` (and the one before it), ``history.csv`` and ``timing.csv`` (seconds of each log
-            interval); the checkpoint of another configuration is replaced.
+        folder: for ``checkpoint.pt`` (and the one before it) and ``history.csv``; the checkpoint of another
+            configuration is replaced.
         seed: decides the order of images and architectures, augmentation and dropout.
-        augment: of the training images.
         validate: called on every rank each ``recipe.validate_every`` steps; its values join the history.
 
     Returns:
@@ -250,7 +232,7 @@ def train_ghn(
 
 
 def _loop(trainer, architectures, images, seed, augment, validate, folder, identity, progress) -> None:
-    recipe, started = trainer.recipe, perf_counter()
+    recipe = trainer.recipe
     batches = images.stream(recipe.batch_size, seed, progress["step"], augment)
     hidden = None if is_first_rank() else True
     with (
@@ -274,12 +256,11 @@ def _loop(trainer, architectures, images, seed, augment, validate, folder, ident
                 if validate and (step % recipe.validate_every == 0 or step == recipe.steps):
                     row |= validate(trainer.ghn)
                 progress["history"].append(row)
-                _report(row, recipe.steps)
+                values = "  ".join(f"{name} {value:.3g}" for name, value in row.items() if name != "step")
+                _say(f"step {step:>{len(str(recipe.steps))}}/{recipe.steps}  {values}")
             stop = _on_any_rank(terminated(), images.labels.device)
             if (logged or stop) and is_first_rank():
                 _save({**trainer.state_dict(), "progress": progress, "identity": identity}, folder)
-                _record_time(step, perf_counter() - started, folder)
-                started = perf_counter()
             if stop:
                 _say(f"asked to stop: saved after step {step}; started again, it resumes")
                 raise SystemExit(143)
@@ -306,17 +287,6 @@ def _say(text: str) -> None:
     if is_first_rank():
         with suppress(BrokenPipeError):  # who read this may have been killed: the training is to be saved all the same
             tqdm.write(text)
-
-
-def _report(row: dict, steps: int) -> None:
-    values = "  ".join(f"{name} {value:.3g}" for name, value in row.items() if name != "step")
-    _say(f"step {row['step']:>{len(str(steps))}}/{steps}  {values}")
-
-
-def _record_time(step: int, seconds: float, folder: Path) -> None:
-    """In a file of its own: equal runs write equal histories."""
-    with (folder / "timing.csv").open("a") as file:
-        file.write(("" if file.tell() else "step,seconds\n") + f"{step},{seconds:.3f}\n")
 
 
 def _save(state: dict, folder: Path) -> None:
@@ -362,11 +332,8 @@ def _resume(trainer: MetaTrainer, folder: Path, identity: str) -> dict | None:
 
 @contextmanager
 def _only_writer(folder: Path):
-    if not is_first_rank():
-        yield
-        return
     try:
-        with filelock.FileLock(folder / "lock", timeout=0):
+        with filelock.FileLock(folder / "lock", timeout=0) if is_first_rank() else nullcontext():
             yield
     except filelock.Timeout as error:
         raise TrainingError(f"another process is training in {folder}: wait for it or stop it") from error

@@ -9,6 +9,7 @@ import torch
 from ghnlib import GHN, DeepNets
 from ghnlib.config import ABLATIONS, Recipe
 from ghnlib.decoder import weight_scale
+from ghnlib.gatedgnn import cells_of
 from ghnlib.graph import Graph, Node, Role
 from ghnlib.training import TrainingError, sample_meta_batch
 from tests.test_hypernetwork import SHAPE, Residual, swept, tiny
@@ -101,13 +102,13 @@ def test_the_mlp_decoder_predicts_everything_and_learns_with_all_its_parameters(
 def test_parts_of_an_architecture_are_stem_cells_and_head():
     architecture = DeepNets("train", space="small", size=3)[2]
     graph = architecture.graph
-    assert len(graph.cells) == architecture.n_cells + 2
-    assert sorted(np.concatenate([rows for rows, _ in graph.cells])) == list(range(len(graph)))
-    for k, (rows, part) in enumerate(graph.cells):
+    assert len(cells_of(graph)) == architecture.n_cells + 2
+    assert sorted(np.concatenate([rows for rows, _ in cells_of(graph)])) == list(range(len(graph)))
+    for k, (rows, part) in enumerate(cells_of(graph)):
         names = [graph.nodes[i].name for i in rows]
         assert names == [node.name for node in part.nodes]
         assert {name.startswith(f"cells.{k - 1}.") for name in names if name} == {0 < k <= architecture.n_cells}
-    inner = sum(len(part.edges) for _, part in graph.cells)
+    inner = sum(len(part.edges) for _, part in cells_of(graph))
     assert inner < len(graph.edges)
 
 
@@ -128,8 +129,8 @@ def test_a_stacked_hypernetwork_passes_the_mean_of_one_cell_to_the_inputs_of_the
     graph = two_cells()
     x = ghn.embedding([graph])
     expected, message = [], None
-    assert [rows.tolist() for rows, _ in graph.cells] == [[0, 1], [2, 3], [4, 5], [6]]
-    for rows, cell in graph.cells:
+    assert [rows.tolist() for rows, _ in cells_of(graph)] == [[0, 1], [2, 3], [4, 5], [6]]
+    for rows, cell in cells_of(graph):
         expected.append(swept(ghn.encoder, x[rows], cell, message=message))
         message = expected[-1].mean(0)
     torch.testing.assert_close(ghn.encoder(x, [graph]), torch.cat(expected))

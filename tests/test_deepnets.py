@@ -150,17 +150,6 @@ def test_many_composed_graphs_equal_traced_ones(split, space):
         assert_composed_is_traced(dataset[i])
 
 
-def test_graphs_describe_the_built_network():
-    for split in SAMPLED:
-        arch = DeepNets(split, space="small")[3]
-        parameters = dict(arch.build().named_parameters())
-        nodes = [node for node in arch.graph.nodes if node.name]
-        assert all(tuple(parameters[node.name].shape) == node.shape for node in nodes)
-        assert arch.num_params == sum(p.numel() for p in parameters.values())
-        assert [node.role for node in arch.graph.nodes[-2:]] == [Role.CLASS_WEIGHT, Role.CLASS_BIAS]
-        assert sum(node.role in (Role.CLASS_WEIGHT, Role.CLASS_BIAS) for node in nodes) == 2
-
-
 def test_num_params_for_other_sizes():
     for arch in (DeepNets("train", seed=3)[i] for i in range(8)):
         large = arch.adapted(1000, 224)

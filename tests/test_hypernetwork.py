@@ -152,18 +152,6 @@ def test_class_scores_reduce_over_the_output_channels_after_relu():
     torch.testing.assert_close(classes[0, 0], expected)
 
 
-def test_edges_read_row_distance_plus_two_in_both_directions():
-    ghn = tiny()
-    graph = Graph([Node("input"), Node("sum"), Node("sum")], [(0, 1), (1, 2)])
-    bias = ghn.encoder._attention_bias([truncated_distances(graph, 50)])[0]
-    table = ghn.encoder.edge.weight
-    distances = torch.from_numpy(graph.distances).long()
-    for i in range(3):
-        for j in range(3):
-            pair = torch.cat([table[distances[i, j] + 2], table[distances[j, i] + 2]])
-            torch.testing.assert_close(bias[:, i, j], ghn.encoder.edge_bias(pair))
-
-
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_a_meta_batch_equals_single_predictions(encoder):
     ghn = tiny(encoder)

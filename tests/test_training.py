@@ -319,13 +319,6 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     assert not (tmp_path / "checkpoint.new").exists()
 
 
-def test_seconds_go_to_a_file_of_their_own(tmp_path):
-    train(tmp_path)
-    timing = pd.read_csv(tmp_path / "timing.csv")
-    assert list(timing["step"]) == [3, 6, 9, 12] and (timing["seconds"] > 0).all()
-    assert not {"seconds", "time"} & set(pd.read_csv(tmp_path / "history.csv"))
-
-
 def test_meta_batches_are_drawn_without_replacement_and_within_the_node_limit():
     recipe = Recipe(meta_batch=3)
     drawn, position = [], 0

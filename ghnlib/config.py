@@ -11,7 +11,7 @@ from ghnlib.graph import CONVENTIONS
 CHOICES = {
     "encoder": ("mlp", "gated_gnn", "graphormer"),
     "decoder": ("conv", "mlp"),
-    "directions": ("both", "forward", "none"),
+    "directions": ("both", "forward", "none", "synchronous"),
     "batching": ("aligned", "misaligned"),
     "fan": ("in", "out"),
     "window": ("centre", "corner"),
@@ -36,8 +36,12 @@ class GHNConfig:
         shape_encoding: shapes of the parameters as features of nodes.
         virtual_edges: distances up to 50 instead of one-hop edges only.
         directions: "both", "forward" or "none": sweeps of the gated GNN (which needs one), or edge embeddings of the
-            Graphormer.
+            Graphormer; "synchronous": in place of each pair of sweeps one step of all nodes at once (GHN 2018 Fig. 5).
         stacked: the gated GNN takes one cell of the network after the other (GHN 2018), see ``GatedGNN``.
+        passing, modules: of the stacked GNN, whether a cell hears of the one before, and how many sets of weights the
+            cells take in turn; 1: they share them (GHN 2018 Table 4).
+        anytime: scale and exits as features of nodes, bottlenecks decoded from the states at both ends of their edge
+            (GHN 2018 section 3.2); only anytime networks have these.
         attention: False puts an MLP in place of the Graphormer's layers; its node embeddings stay.
         centrality, input_distance: which node embeddings the Graphormer adds.
         batching: "misaligned" reads the states of a meta-batch as the released code of GHN-3, see ``Graphormer``.
@@ -63,6 +67,9 @@ class GHNConfig:
     virtual_edges: bool = True
     directions: str = "both"
     stacked: bool = False
+    passing: bool = True
+    modules: int = 1
+    anytime: bool = False
     attention: bool = True
     centrality: bool = True
     input_distance: bool = True
@@ -77,15 +84,15 @@ class GHNConfig:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        for name in ("num_classes", "hid", "layers", "heads"):
+        for name in ("num_classes", "hid", "layers", "heads", "modules"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if len(self.max_shape) != 4 or min(self.max_shape) < 1 or self.max_shape[2] != self.max_shape[3]:
             raise ValueError(f"max_shape={self.max_shape} must be (out, in, S, S) with positive sizes")
         if self.hid % 4:
             raise ValueError(f"hid={self.hid} must be a multiple of 4: four shape embeddings share it")
-        if self.encoder == "gated_gnn" and self.directions == "none":
-            raise ValueError("directions='none' leaves the gated GNN no sweep: both or forward, or encoder mlp")
+        if self.directions == {"gated_gnn": "none", "graphormer": "synchronous"}.get(self.encoder):
+            raise ValueError(f"directions={self.directions!r} is not for the {self.encoder}: both or forward is")
         if self.encoder == "graphormer" and self.hid % self.heads:
             raise ValueError(f"hid={self.hid} must be a multiple of heads={self.heads}")
 

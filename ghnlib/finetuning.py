@@ -16,7 +16,7 @@ from torch.optim.swa_utils import update_bn
 
 from ghnlib.architectures import Architecture, ResNet50
 from ghnlib.data import ImageSplits
-from ghnlib.evaluation import accuracy
+from ghnlib.evaluation import accuracy, exits_of
 from ghnlib.hypernetwork import GHN
 from ghnlib.images import Augment, DataError, ImageSet
 from ghnlib.initialization import add_noise, orthogonalize
@@ -97,7 +97,7 @@ def train_network(
             net.train()
         if step < recipe.steps:
             x, y = next(batches)
-            loss = F.cross_entropy(net(x), y)
+            loss = sum(F.cross_entropy(logits, y) for logits in exits_of(net(x)))
             log(loss.item())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

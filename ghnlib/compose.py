@@ -24,7 +24,7 @@ def prefixed(block: Block, prefix: str) -> Block:
     """A block with the full names of its parameters."""
     nodes = (
         Node(op, prefix + name, shape, role, prefix + norm_bias if norm_bias else "") if name else Node(op, "", shape)
-        for op, name, shape, role, norm_bias in block.nodes
+        for op, name, shape, role, norm_bias, *_ in block.nodes
     )
     return block._replace(nodes=tuple(nodes))
 

@@ -31,8 +31,12 @@ class GHNConfig:
         shape_encoding: shapes of the parameters as features of nodes.
         virtual_edges: distances up to 50 instead of one-hop edges only.
         directions: "both", "forward" or "none": sweeps of the gated GNN (which needs one), or edge embeddings of the
-            Graphormer.
+            Graphormer; "synchronous": in place of each pair of sweeps one step of all nodes at once (GHN 2018 Fig. 5).
         stacked: the gated GNN takes one cell of the network after the other (GHN 2018), see ``GatedGNN``.
+        passing, modules: of the stacked GNN, whether a cell hears of the one before, and how many sets of weights the
+            cells take in turn; 1: they share them (GHN 2018 Table 4).
+        anytime: scale and exits as features of nodes, bottlenecks decoded from the states at both ends of their edge
+            (GHN 2018 section 3.2); only anytime networks have these.
         attention: False puts an MLP in place of the Graphormer's layers; its node embeddings stay.
         centrality, input_distance: which node embeddings the Graphormer adds.
         batching: "misaligned" reads the states of a meta-batch as the released code of GHN-3, see ``Graphormer``.
@@ -56,8 +60,11 @@ class GHNConfig:
     fan: Literal["in", "out"] = "in"
     shape_encoding: bool = True
     virtual_edges: bool = True
-    directions: Literal["both", "forward", "none"] = "both"
+    directions: Literal["both", "forward", "none", "synchronous"] = "both"
     stacked: bool = False
+    passing: bool = True
+    modules: Positive = 1
+    anytime: bool = False
     attention: bool = True
     centrality: bool = True
     input_distance: bool = True
@@ -72,15 +79,15 @@ class GHNConfig:
         for name, hint in get_type_hints(GHNConfig).items():
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(hint))}")
-        for name in ("num_classes", "hid", "layers", "heads"):
+        for name in ("num_classes", "hid", "layers", "heads", "modules"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if len(self.max_shape) != 4 or min(self.max_shape) < 1 or self.max_shape[2] != self.max_shape[3]:
             raise ValueError(f"max_shape={self.max_shape} must be (out, in, S, S) with positive sizes")
         if self.hid % 4:
             raise ValueError(f"hid={self.hid} must be a multiple of 4: four shape embeddings share it")
-        if self.encoder == "gated_gnn" and self.directions == "none":
-            raise ValueError("directions='none' leaves the gated GNN no sweep: both or forward, or encoder mlp")
+        if self.directions == {"gated_gnn": "none", "graphormer": "synchronous"}.get(self.encoder):
+            raise ValueError(f"directions={self.directions!r} is not for the {self.encoder}: both or forward is")
         if self.encoder == "graphormer" and self.hid % self.heads:
             raise ValueError(f"hid={self.hid} must be a multiple of heads={self.heads}")
 

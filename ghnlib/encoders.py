@@ -41,14 +41,16 @@ class NodeEmbedding(nn.Module):
     """Primitive and shape embeddings, x_v = E_op + [E_out; E_in; E_h; E_w] (PPUDA appendix B).
 
     The last row of each shape table stands for "no shape". Channels 4 to 7 read the row of 8, side 2 that of 3.
-    Without ``shapes`` there are only the primitives.
+    Without ``shapes`` there are only the primitives. ``anytime`` adds embeddings of scale and exit, see ``Node``.
     """
 
-    def __init__(self, hid: int, num_classes: int, max_side: int, shapes: bool = True):
+    def __init__(self, hid: int, num_classes: int, max_side: int, shapes: bool = True, anytime: bool = False):
         super().__init__()
         channels, sides = _channel_values(num_classes), _spatial_values(max_side)
         self.op = nn.Embedding(len(PRIMITIVES), hid)
-        self.shapes = shapes
+        self.shapes, self.anytime = shapes, anytime
+        if anytime:
+            self.scale, self.exit = nn.Embedding(8, hid), nn.Embedding(2, hid)  # scales 1, 2, 4, ..., 64
         if not shapes:
             return
         self.channel = nn.Embedding(len(channels) + 1, hid // 4)
@@ -63,6 +65,9 @@ class NodeEmbedding(nn.Module):
         device = self.op.weight.device
         nodes = [node for graph in graphs for node in graph.nodes]
         ops = self.op(torch.tensor([PRIMITIVES.index(node.op) for node in nodes], device=device))
+        if self.anytime:
+            ops = ops + self.scale(torch.tensor([node.shrink.bit_length() for node in nodes], device=device))
+            ops = ops + self.exit(torch.tensor([int(node.exit) for node in nodes], device=device))
         if not self.shapes:
             return ops
         shapes = np.array([_four_dimensional(node.shape) for node in nodes])

@@ -28,6 +28,11 @@ def accuracy(
     return top_accuracies(net, images, batch_size, parameters)["accuracy"]
 
 
+def exits_of(output: Tensor | list[Tensor]) -> list[Tensor]:
+    """Logits (B, classes) of each of a network's exits; most networks have one."""
+    return output if isinstance(output, list) else [output]
+
+
 @torch.no_grad()
 def top_accuracies(
     net: nn.Module, images: ImageSet, batch_size: int = 64, parameters: dict[str, Tensor] | None = None
@@ -36,13 +41,13 @@ def top_accuracies(
 
     Args:
         net: in evaluation mode afterwards. Batch norm without running statistics uses those of each batch
-            (PPUDA and GHN-3 evaluate predicted parameters so, in batches of 64).
+            (PPUDA and GHN-3 evaluate predicted parameters so, in batches of 64). Of several exits the last counts.
         parameters: used instead of the network's own.
     """
     net.eval()
     first, five, finite = 0, 0, True
     for x, y in images.batches(batch_size):
-        logits = net(x) if parameters is None else torch.func.functional_call(net, parameters, (x,))
+        logits = exits_of(net(x) if parameters is None else torch.func.functional_call(net, parameters, (x,)))[-1]
         first += int((logits.argmax(1) == y).sum())
         five += int((logits.topk(min(5, logits.shape[1])).indices == y[:, None]).sum())
         finite &= bool(logits.isfinite().all())

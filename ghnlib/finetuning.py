@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ghnlib.architectures import Architecture, TorchvisionNetwork
 from ghnlib.data import ImageSplits
-from ghnlib.evaluation import accuracy, estimate_batch_norm, map_kept
+from ghnlib.evaluation import accuracy, estimate_batch_norm, exits_of, map_kept
 from ghnlib.hypernetwork import GHN
 from ghnlib.images import Augment, DataError, ImageSet
 from ghnlib.initialization import Sources, initialize
@@ -106,11 +106,11 @@ def train_network(
     return results
 
 
-def _loss(output: Tensor | tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
-    """Cross-entropy, and 0.4 times that of an auxiliary head (PPUDA Table 9)."""
-    if isinstance(output, Tensor):
-        return F.cross_entropy(output, labels)
-    return F.cross_entropy(output[0], labels) + 0.4 * F.cross_entropy(output[1], labels)
+def _loss(output: Tensor | list[Tensor] | tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+    """Sum of the exits' cross-entropies; 0.4 times that of an auxiliary head (PPUDA Table 9)."""
+    if isinstance(output, tuple):
+        return F.cross_entropy(output[0], labels) + 0.4 * F.cross_entropy(output[1], labels)
+    return sum(F.cross_entropy(logits, labels) for logits in exits_of(output))
 
 
 def initial_runs(

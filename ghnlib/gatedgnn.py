@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -29,7 +30,10 @@ class GatedGNN(nn.Module):
 
     Stacked (GHN 2018, PPUDA Table 8), the parts of ``cells_of`` a graph are propagated one after the other, without the
     edges between them; in forward sweeps, nodes of a part that receive no other message (its inputs) receive the mean
-    of the states of the part before.
+    of the states of the part before. Without ``passing`` they receive none; with ``modules`` > 1 the parts take that
+    many sets of weights in turn.
+
+    Synchronous: all nodes at once hear of the neighbours at both ends of their edges, as they were before the step.
     """
 
     def __init__(self, config: GHNConfig):
@@ -39,6 +43,7 @@ class GatedGNN(nn.Module):
         self.mlp = two_layer_mlp((hid, hidden, hid))
         self.mlp_ve = two_layer_mlp((hid, hidden, hid)) if config.virtual_edges else None
         self.gru = nn.GRUCell(hid, hid)
+        self.others = nn.ModuleList(GatedGNN(replace(config, modules=1)) for _ in range(config.modules - 1))
         self.config = config
 
     def forward(self, x: Tensor, graphs: Sequence[Graph]) -> Tensor:
@@ -49,16 +54,18 @@ class GatedGNN(nn.Module):
         return torch.cat([self._cell_by_cell(state, graph) for state, graph in zip(states, graphs)])
 
     def _cell_by_cell(self, x: Tensor, graph: Graph) -> Tensor:
-        message, states, cells = None, [], cells_of(graph)
-        for nodes, cell in cells:
-            states.append(self._propagate(x[nodes], [cell], message))
-            message = states[-1].mean(0)
+        message, states, cells, modules = None, [], cells_of(graph), [self, *self.others]
+        for k, (nodes, cell) in enumerate(cells):
+            states.append(modules[k % len(modules)]._propagate(x[nodes], [cell], message))
+            message = states[-1].mean(0) if self.config.passing else None
         return torch.cat(states)[np.argsort(np.concatenate([nodes for nodes, _ in cells]))]
 
     def _propagate(self, x: Tensor, graphs: Sequence[Graph], message: Tensor | None = None) -> Tensor:
         """All sweeps, (N, d) -> (N, d). ``message`` (d,): to the nodes without predecessors."""
         c = self.config
         distances = torch.block_diag(*(truncated_distances(graph, c.cutoff) for graph in graphs))
+        if c.directions == "synchronous":
+            return self._together(x, distances, message)
         forward = _Sweep(distances, _levels(graphs, forward=True), c.virtual_edges)
         if c.directions == "both":
             backward = _Sweep(distances.T, _levels(graphs, forward=False), c.virtual_edges)
@@ -66,6 +73,18 @@ class GatedGNN(nn.Module):
             x = self._run(forward, x, message)
             if c.directions == "both":
                 x = self._run(backward, x)
+        return x
+
+    def _together(self, x: Tensor, distances: Tensor, message: Tensor | None) -> Tensor:
+        """All steps in which every node of (N, d) is updated at once."""
+        weights = _Sweep(distances + distances.T, np.zeros(len(x), int), self.config.virtual_edges).weights.to(x)
+        received = torch.zeros_like(x)
+        if message is not None:
+            received[~(distances == 1).any(0)] = message
+        w1, b1, w2, b2 = self._message_layers()
+        for _ in range(self.config.layers):
+            sent = F.linear(F.linear(x, w1, b1).relu(), w2, b2).relu()
+            x = self.gru(torch.addmm(received, weights, sent.view(-1, x.shape[1])), x)
         return x
 
     def _run(self, sweep: _Sweep, x: Tensor, message: Tensor | None = None) -> Tensor:

@@ -36,13 +36,15 @@ class Role(StrEnum):
     CLASS_WEIGHT = "class weight"
     CLASS_BIAS = "class bias"
     POSITION = "positional encoding"
+    BOTTLENECK = "bottleneck of one input"
     OPERATION = "operation"
 
 
 class Node(NamedTuple):
     """One primitive. ``op``: a name of PRIMITIVES. ``name``: the parameter's qualified name, "" for operations.
     ``shape``: the parameter's shape; (1, 1, kh, kw) for pooling; None otherwise.
-    ``norm_bias``: name of the norm layer's bias, which is predicted from the weight's node.
+    ``norm_bias``: name of the norm layer's bias, which is predicted from the weight's node. ``shrink``, ``exit``: of
+    anytime networks, the image's side over that of the map (0: does not apply), whether a classifier reads it.
     """
 
     op: str
@@ -50,6 +52,8 @@ class Node(NamedTuple):
     shape: tuple[int, ...] | None = None
     role: Role = Role.OPERATION
     norm_bias: str = ""
+    shrink: int = 0
+    exit: bool = False
 
 
 class Graph:

@@ -52,9 +52,10 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         _check_names(fields_)
         self.config = c = GHNConfig(**fields_)
         self._hub_mixin_config = asdict(c)  # what save_pretrained writes to config.json
-        self.embedding = NodeEmbedding(c.hid, c.num_classes, c.max_shape[2], c.shape_encoding)
+        self.embedding = NodeEmbedding(c.hid, c.num_classes, c.max_shape[2], c.shape_encoding, c.anytime)
         self.encoder: nn.Module = ENCODERS[c.encoder](c)
         self.norm = nn.LayerNorm(c.hid) if c.layernorm else nn.Identity()
+        self.edge = nn.Linear(2 * c.hid, c.hid) if c.anytime else None
         self.weight_decoder = DECODERS[c.decoder](c.hid, c.max_shape, c.num_classes, c.window)
         self.vector_decoder = VectorDecoder(c.hid, max(c.max_shape[:2]), c.num_classes)
         if c.initialization == "ghn3":
@@ -72,7 +73,22 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
 
     def encode(self, graphs: Sequence[Graph]) -> Tensor:
         """Node states (N, d) of all graphs, one graph after the other."""
-        return self.norm(self.encoder(self.embedding(graphs), graphs))
+        states = self.norm(self.encoder(self.embedding(graphs), graphs))
+        return states if self.edge is None else self._with_edges(states, graphs)
+
+    def _with_edges(self, states: Tensor, graphs: Sequence[Graph]) -> Tensor:
+        """(N, d): a bottleneck's own state is replaced by one of its edge, from those of the nodes at both ends."""
+        rows, ends, first = [], [], 0
+        for graph in graphs:
+            before, after = {t: s for s, t in graph.edges.tolist()}, dict(graph.edges.tolist())
+            here = [i for i, node in enumerate(graph.nodes) if node.role == Role.BOTTLENECK]
+            rows += [first + i for i in here]
+            ends += [(first + before[i], first + after[i]) for i in here]
+            first += len(graph)
+        if not rows:
+            return states
+        edges = self.edge(states[torch.tensor(ends)].flatten(1))  # (n, d) from (n, 2, d)
+        return states.index_copy(0, torch.tensor(rows, device=states.device), edges)
 
     def embed(self, networks, input_shape: tuple[int, ...] | None = None) -> Tensor:
         """(B, d): each architecture as the mean of its node states (PPUDA section 5.2)."""

@@ -76,16 +76,15 @@ Variant = create_model("Variant", __base__=Section, **_fields_of(GHNConfig), **_
 """What a variant changes: any key of ``train.ghn`` or ``train.recipe``."""
 
 
-class Train(Section):
-    """Hypernetworks: what they share, and for each variant what it changes."""
+class Hypernetworks(Section):
+    """What hypernetworks share, and for each variant what it changes."""
 
-    devices: Positive
     ghn: GHNSection
     recipe: RecipeSection
     variants: Annotated[dict[Name, Variant], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _possible_hypernetworks(self) -> Train:
+    def _possible_hypernetworks(self) -> Hypernetworks:
         for name in self.variants:
             try:
                 GHNConfig(**self.variant(name)["ghn"])
@@ -97,10 +96,16 @@ class Train(Section):
     def variant(self, name: str) -> dict[str, Any]:
         """``ghn`` (of GHNConfig) and ``recipe`` (of Recipe) of a variant, and what all variants share."""
         changes = self.variants[name].model_dump(mode="json", exclude_unset=True)
-        merged = self.model_dump(mode="json", exclude={"variants", "devices"})
+        merged = self.model_dump(mode="json", include={"ghn", "recipe"})
         for section in "ghn", "recipe":
             merged[section] |= {key: value for key, value in changes.items() if key in merged[section]}
         return merged
+
+
+class Train(Hypernetworks):
+    """The hypernetworks of the report."""
+
+    devices: Positive
 
 
 class Evaluate(Section):
@@ -209,6 +214,51 @@ class Analysis(Section):
     chosen: Chosen
 
 
+class Blocks(Section):
+    """Networks of the block space, see ``BlockSpace``: trained as ground truth, ranked by hypernetworks."""
+
+    nodes: Positive
+    train_nodes: Positive
+    cells: Positive
+    width: Positive
+    stem_pool: bool
+    networks: Annotated[int, Field(ge=3)]
+    steps: Positive
+
+
+class Exits(Section):
+    """Anytime networks, see ``AnytimeSpace``: ranked by a hypernetwork, the best ``chosen`` trained."""
+
+    nodes: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)]
+    exits: Positive
+    width: Positive
+    candidates: Positive
+    chosen: Positive
+    steps: Positive
+
+
+class VanillaVariant(Variant):
+    """Also: nodes of the blocks that it is trained on, in place of ``blocks.train_nodes``."""
+
+    train_nodes: Positive | None = None
+
+
+class Anytime(Hypernetworks):
+    """The hypernetworks of GHN 2018 on its spaces: ranking blocks, anytime prediction."""
+
+    variants: Annotated[dict[Name, VanillaVariant], Field(min_length=1)]
+    train_networks: Positive
+    val_networks: Positive
+    batch_size: Positive
+    lr: Rate
+    blocks: Blocks
+    exits: Exits
+
+    def variant(self, name: str) -> dict[str, Any]:
+        """And ``train_nodes``."""
+        return super().variant(name) | {"train_nodes": self.variants[name].train_nodes or self.blocks.train_nodes}
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -223,6 +273,7 @@ class Params(Section):
     finetune: FineTune
     transfer: Transfer
     analysis: Analysis
+    anytime: Anytime
 
     @model_validator(mode="after")
     def _known_variants(self) -> Params:
@@ -263,8 +314,8 @@ def _describe(error: Mapping[str, Any]) -> str:
 
 
 def _keys_of(section: list[str]) -> list[str]:
-    if section[:2] == ["train", "variants"]:
-        return list(Variant.model_fields)
+    if section[1:2] == ["variants"]:
+        return list((Variant if section[0] == "train" else VanillaVariant).model_fields)
     model = Params
     for part in section:
         model = model.model_fields[part].annotation

@@ -44,6 +44,7 @@ NOTEBOOKS = {
     "finetune": "4_finetune",
     "transfer": "5_transfer",
     "analysis": "6_analysis",
+    "anytime": "7_anytime",
 }
 SOURCES = Path(".sources")
 # Errors whose message is written for the reader: no traceback is shown.
@@ -117,6 +118,7 @@ def available(stage: str, variant: str, params: Params) -> dict[str, Any]:
     values = params.model_dump(mode="json", exclude={"train"})
     own = {"devices": params.train.devices}
     values["variants"] = {name: params.train.variant(name) | own for name in params.train.variants}
+    values["anytime"]["variants"] = {name: params.anytime.variant(name) for name in params.anytime.variants}
     values["folder"] = f".training/{params.profile}/{label(stage, variant)}"
     return values | ({"variant": variant, "train": values["variants"][variant]} if variant else {})
 

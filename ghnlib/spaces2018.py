@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from ghnlib.architectures import Architecture, Genotype
 from ghnlib.designspace import SPACES, DesignSpace, Draws
-from ghnlib.graph import Graph, Role
-from ghnlib.layers import RELU, Linear, conv, make_chain, norm, pool
+from ghnlib.graph import Graph, Node, Role
+from ghnlib.layers import RELU, Linear, conv, make_chain, make_layer, norm, pool
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class BlockSpace(DesignSpace):
         "max_pool_3x3", "avg_pool_3x3",
     )  # fmt: skip
     cells: tuple[int, int] = (18, 18)
+    stem_pool: float = 0.0
     max_params: int = 100_000_000
     variations: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"train": {"nodes": 7}})
 
@@ -54,7 +55,7 @@ class BlockSpace(DesignSpace):
         read = {source for name, source in cell if name != "none"}
         leaves = tuple(state for state in range(2, self.nodes + 2) if state not in read)
         genotype = Genotype(tuple(cell), leaves, tuple(cell), leaves)
-        return Architecture(genotype, self.width, draws.integer(*self.cells))
+        return Architecture(genotype, self.width, draws.integer(*self.cells), stem_pool=self.stem_pool > 0)
 
 
 def draw_inputs(count: int, draws: Draws) -> tuple[int, ...]:
@@ -91,10 +92,9 @@ class AnytimeArchitecture:
     @cached_property
     def graph(self) -> Graph:
         """The traced graph of all exits, each with a classifier."""
-        graph = Graph.from_module(self.build(), (3, self.input_size, self.input_size))
-        roles = {"conv": Role.CLASS_WEIGHT, "bias": Role.CLASS_BIAS}
-        nodes = [n._replace(role=roles[n.op]) if n.name.startswith("classifiers.") else n for n in graph.nodes]
-        return Graph(nodes, graph.edges, graph.skipped)
+        net = self.build()
+        graph = Graph.from_module(net, (3, self.input_size, self.input_size))
+        return Graph([net.conditioned(node) for node in graph.nodes], graph.edges, graph.skipped)
 
     @cached_property
     def num_params(self) -> int:
@@ -114,6 +114,7 @@ class AnytimeNetwork(nn.Module):
     """(B, 3, s, s) -> list of logits (B, classes): one per exit, the last from the leaves of the last cell.
 
     ``sources``, ``shrinks``: of the maps, of which the stem's is the first; ``exits``: the maps that classifiers read.
+    A bottleneck on concatenated inputs is a sum of bottlenecks, one an input: each is a node of the graph.
     """
 
     def __init__(self, arch: AnytimeArchitecture, track: bool, device):
@@ -141,31 +142,48 @@ class AnytimeNetwork(nn.Module):
     def _channels(self, maps: list[int]) -> int:
         return sum(self.C * self.shrinks[i] for i in maps)
 
-    def _node(self, node: AnytimeNode, track: bool, device) -> nn.Sequential:
-        """The bottleneck on the last of ``sources``, and the operation; a cell's input has no operation."""
+    def _node(self, node: AnytimeNode, track: bool, device) -> nn.ModuleDict:
+        """The bottlenecks on the last of ``sources``, and the operation; a cell's input has no operation."""
         width = self.C * node.shrink
-        layers = [conv(self._channels(self.sources[-1]), width), norm(width), RELU]
+        bottlenecks = [make_layer(conv(self._channels([i]), width), device=device) for i in self.sources[-1]]
+        layers = [norm(width), RELU]
         if "pool" in node.op:
             layers.append(pool(node.op.removesuffix("_3x3"), 1))
         elif node.op:
             layers += [conv(width, width, int(node.op[-1])), norm(width), RELU]
-        return make_chain(layers, track, device)
+        return nn.ModuleDict({"bottlenecks": nn.ModuleList(bottlenecks), "rest": make_chain(layers, track, device)})
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        maps = [self.stem(x)]
-        for sources, shrink, node in zip(self.sources, self.shrinks[1:], self.nodes):
-            maps.append(node(self._gather(maps, sources, shrink)))
-        read = (self._gather(maps, chosen, self.shrinks[chosen[0]]) for chosen in self.exits)
-        return [classifier(x.mean((2, 3))) for classifier, x in zip(self.classifiers, read)]
+    def conditioned(self, node: Node) -> Node:
+        """A traced node with its role, and scale and exit of the map that it belongs to."""
+        part, _, rest = node.name.partition(".")
+        if part == "classifiers":
+            chosen = self.exits[int(rest.split(".")[0])]
+            role = Role.CLASS_WEIGHT if node.op == "conv" else Role.CLASS_BIAS
+            return node._replace(role=role, shrink=self.shrinks[chosen[0]], exit=True)
+        if part == "nodes":
+            place = int(rest.split(".")[0]) + 1
+            role = Role.BOTTLENECK if ".bottlenecks." in node.name else node.role
+            return node._replace(role=role, shrink=self.shrinks[place], exit=[place] in self.exits)
+        return node._replace(shrink=1) if node.name else node
 
-    def _gather(self, maps: list[Tensor], chosen: list[int], shrink: int) -> Tensor:
-        """Maps concatenated at one scale, brought to it by average pooling or repetition of pixels."""
-        ratios = [shrink / self.shrinks[i] for i in chosen]
-        resized = [
-            F.avg_pool2d(maps[i], int(ratio)) if ratio > 1 else F.interpolate(maps[i], scale_factor=1 / ratio)
-            for i, ratio in zip(chosen, ratios)
-        ]
-        return torch.cat(resized, 1)
+    def forward(self, x: Tensor, exits: int | None = None) -> list[Tensor]:
+        """``exits``: how many to go to, computing no node after them; None: all."""
+        maps, logits = [self.stem(x)], []
+        for classifier, chosen in zip(self.classifiers, self.exits[:exits]):
+            while len(maps) <= max(chosen):
+                maps.append(self._next(maps))
+            logits.append(classifier(torch.cat([maps[i].mean((2, 3)) for i in chosen], 1)))
+        return logits
+
+    def _next(self, maps: list[Tensor]) -> Tensor:
+        """The map after these; maps of other scales are averaged before their bottleneck, or repeated after it."""
+        node, sources, shrink = self.nodes[len(maps) - 1], self.sources[len(maps) - 1], self.shrinks[len(maps)]
+        parts = []
+        for i, bottleneck in zip(sources, node["bottlenecks"]):
+            ratio = shrink / self.shrinks[i]
+            part = bottleneck(F.avg_pool2d(maps[i], int(ratio)) if ratio > 1 else maps[i])
+            parts.append(F.interpolate(part, scale_factor=1 / ratio) if ratio < 1 else part)
+        return node["rest"](reduce(torch.add, parts))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from ghnlib.architectures import Architecture
 from ghnlib.config import Recipe
+from ghnlib.evaluation import exits_of
 from ghnlib.hypernetwork import GHN
 from ghnlib.images import Augment, ImageSet, mix
 from ghnlib.processes import termination_noted
@@ -105,16 +106,17 @@ class MetaTrainer:
         return results
 
     def _run_child(self, architecture, leaves: dict[str, Tensor], images, labels, seed: int) -> tuple:
-        """Loss, share of images classified correctly, norm of parameters; gradients go to the leaves."""
+        """Loss (sum over exits), share of images classified correctly (by the last exit), norm of parameters; gradients
+        go to the leaves."""
         torch.manual_seed(seed)
         net = _network(architecture, self.recipe.dropout)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
-            logits = torch.func.functional_call(net, leaves, (images,)).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+            exits = [logits.float() for logits in exits_of(torch.func.functional_call(net, leaves, (images,)))]
+        loss = sum(F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing) for logits in exits)
         norms = torch.stack(torch._foreach_norm(list(leaves.values())))
         penalty = norms.square() if self.recipe.penalty == "squared" else norms
         (loss + self.recipe.gamma * penalty.sum()).backward()
-        correct = (logits.detach().argmax(1) == labels).float().mean()
+        correct = (exits[-1].detach().argmax(1) == labels).float().mean()
         return loss.item(), correct.item(), norms.sum().item()
 
     def _sum_over_ranks(self, sums: Tensor) -> None:

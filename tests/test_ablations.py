@@ -9,6 +9,7 @@ import torch
 from ghnlib import GHN, DeepNets
 from ghnlib.config import ABLATIONS, Recipe
 from ghnlib.decoder import weight_scale
+from ghnlib.encoders import truncated_distances
 from ghnlib.gatedgnn import cells_of
 from ghnlib.graph import Graph, Node, Role
 from ghnlib.training import TrainingError, sample_meta_batch
@@ -210,3 +211,47 @@ def test_training_can_be_limited_to_the_first_architectures():
     for wrong in (1, 13):
         with pytest.raises(TrainingError, match=f"architectures={wrong}.*there are 12"):
             sample_meta_batch(pool, replace(recipe, architectures=wrong), 0, 0)
+
+
+def together(encoder, x, graph, message=None):
+    """A synchronous step of a gated GNN written node by node."""
+    distances, states = truncated_distances(graph, encoder.config.cutoff), []
+    both = distances + distances.T
+    for v in range(len(graph)):
+        m = torch.zeros_like(x[v])
+        if message is not None and not (distances[:, v] == 1).any():
+            m = m + message
+        for u in (both[:, v] > 0).nonzero().flatten():
+            m = m + (encoder.mlp(x[u]) if both[u, v] == 1 else 0)
+            m = m + (encoder.mlp_ve(x[u]) / both[u, v] if encoder.mlp_ve is not None else 0)
+        states.append(encoder.gru(m[None], x[v][None])[0])
+    return torch.stack(states)
+
+
+@pytest.mark.parametrize("virtual_edges", [True, False])
+def test_synchronous_steps_update_all_nodes_from_their_neighbours_before(virtual_edges):
+    encoder = tiny("gated_gnn", directions="synchronous", virtual_edges=virtual_edges, layers=2).encoder
+    graph = two_cells((2, 5))
+    x = torch.randn(len(graph), 16)
+    torch.testing.assert_close(encoder(x, [graph]), together(encoder, together(encoder, x, graph), graph))
+    torch.testing.assert_close(encoder(torch.cat([x, x]), [graph] * 2)[: len(graph)], encoder(x, [graph]))
+
+
+def test_stacked_synchronous_steps_pass_the_mean_on_to_inputs():
+    encoder = tiny("gated_gnn", directions="synchronous", stacked=True).encoder
+    graph = two_cells()
+    x, expected, message = torch.randn(len(graph), 16), [], None
+    for rows, cell in graph.cells:
+        expected.append(together(encoder, x[rows], cell, message))
+        message = expected[-1].mean(0)
+    torch.testing.assert_close(encoder(x, [graph]), torch.cat(expected))
+
+
+def test_stacked_modules_may_have_weights_of_their_own_and_pass_nothing():
+    encoder = tiny("gated_gnn", stacked=True, passing=False, modules=3).encoder
+    graph = two_cells()
+    x, sets = torch.randn(len(graph), 16), [encoder, *encoder.others, encoder]
+    expected = [swept(module, x[rows], cell) for module, (rows, cell) in zip(sets, graph.cells, strict=True)]
+    torch.testing.assert_close(encoder(x, [graph]), torch.cat(expected))
+    passing = tiny("gated_gnn", stacked=True, modules=3).encoder(x, [graph])
+    assert torch.allclose(passing[:2], torch.cat(expected)[:2]) and not torch.allclose(passing, torch.cat(expected))

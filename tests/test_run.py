@@ -143,7 +143,7 @@ def test_metrics_are_merged_in_the_order_of_the_stages(tree, capfd):
     assert run.main(["metrics"]) == 1
     assert "reports/digits/metrics/train-ghn3.json" in capfd.readouterr().err
     names = ["architectures", *(f"train-{name}" for name in read_yaml(root / "params.yaml")["train"]["variants"])]
-    names += ["evaluate", "finetune", "transfer", "analysis"]
+    names += ["evaluate", "finetune", "transfer", "analysis", "anytime"]
     for name in [*names, "train-removed"]:
         notebooks.write_text(json.dumps({"of": name}), Path(f"reports/digits/metrics/{name}.json"))
     assert run.main(["metrics"]) == 0

@@ -241,7 +241,7 @@ def test_stacked_synchronous_steps_pass_the_mean_on_to_inputs():
     encoder = tiny("gated_gnn", directions="synchronous", stacked=True).encoder
     graph = two_cells()
     x, expected, message = torch.randn(len(graph), 16), [], None
-    for rows, cell in graph.cells:
+    for rows, cell in cells_of(graph):
         expected.append(together(encoder, x[rows], cell, message))
         message = expected[-1].mean(0)
     torch.testing.assert_close(encoder(x, [graph]), torch.cat(expected))
@@ -251,7 +251,7 @@ def test_stacked_modules_may_have_weights_of_their_own_and_pass_nothing():
     encoder = tiny("gated_gnn", stacked=True, passing=False, modules=3).encoder
     graph = two_cells()
     x, sets = torch.randn(len(graph), 16), [encoder, *encoder.others, encoder]
-    expected = [swept(module, x[rows], cell) for module, (rows, cell) in zip(sets, graph.cells, strict=True)]
+    expected = [swept(module, x[rows], cell) for module, (rows, cell) in zip(sets, cells_of(graph), strict=True)]
     torch.testing.assert_close(encoder(x, [graph]), torch.cat(expected))
     passing = tiny("gated_gnn", stacked=True, modules=3).encoder(x, [graph])
     assert torch.allclose(passing[:2], torch.cat(expected)[:2]) and not torch.allclose(passing, torch.cat(expected))

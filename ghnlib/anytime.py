@@ -17,7 +17,7 @@ from joblib import Parallel, delayed
 from torch import Tensor, nn
 
 from ghnlib.data import ImageSplits
-from ghnlib.finetuning import EVALUATION_BATCH, SGDRecipe, train_network
+from ghnlib.finetuning import EVALUATION_BATCH, TrainingRecipe, train_network
 from ghnlib.hypernetwork import GHN
 from ghnlib.images import ImageSet, mix
 from ghnlib.layers import RELU, Linear, conv, make_chain, norm
@@ -120,14 +120,18 @@ def _predicted_curve(ghn: GHN, architecture: AnytimeArchitecture, images: ImageS
 
 
 def trained_curves(
-    builds: Sequence[Callable[..., nn.Module]], images: ImageSplits, recipe: SGDRecipe, seed: int, processes: int = 1
+    builds: Sequence[Callable[..., nn.Module]],
+    images: ImageSplits,
+    recipe: TrainingRecipe,
+    seed: int,
+    processes: int = 1,
 ) -> list[pd.DataFrame]:
     """The same after training from random initialisation, on test images; NaN where the training diverged."""
     tasks = (delayed(_trained_curve)(build, images, recipe, mix(seed, i)) for i, build in enumerate(builds))
     return Parallel(processes)(tasks)
 
 
-def _trained_curve(build: Callable, images: ImageSplits, recipe: SGDRecipe, seed: int) -> pd.DataFrame:
+def _trained_curve(build: Callable, images: ImageSplits, recipe: TrainingRecipe, seed: int) -> pd.DataFrame:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     side, net = next(images.val.batches(1))[0].shape[-1], build(device="cpu", track_running_stats=True)

@@ -12,11 +12,11 @@ from ghnlib import DeepNets
 from ghnlib.anytime import MSDNet, area_under, exit_accuracies, exit_flops, msdnet_of_flops, trained_curves
 from ghnlib.config import Recipe
 from ghnlib.data import load_images
-from ghnlib.finetuning import SGDRecipe
+from ghnlib.evaluation import flops
+from ghnlib.finetuning import TrainingRecipe
 from ghnlib.graph import Graph, Role
 from ghnlib.spaces2018 import AnytimeSpace
 from ghnlib.training import MetaTrainer
-from ghnlib.transfer import flops
 from tests.test_hypernetwork import tiny
 
 SPACE = AnytimeSpace(nodes=((4, 4), (3, 3), (2, 2)), exits=2, width=4)
@@ -116,11 +116,11 @@ def test_exits_are_scored_one_by_one():
 
 def test_networks_learn_at_every_exit_and_a_diverged_one_has_no_accuracy():
     builds = [partial(MSDNet, 4, 2, 2, 2, 10)] * 2
-    recipe = SGDRecipe(20, 0.05, bn_batches=1)
+    recipe = TrainingRecipe(60, 0.05, bn_batches=1)
     first, second = trained_curves(builds, IMAGES, recipe, 0)
     assert first["accuracy"].min() > 20 and not first.equals(second), "chance is 10%; seeds differ"
     assert first.equals(trained_curves(builds[:1], IMAGES, recipe, 0)[0])
-    (failed,) = trained_curves(builds[:1], IMAGES, SGDRecipe(3, math.inf, bn_batches=1), 0)
+    (failed,) = trained_curves(builds[:1], IMAGES, TrainingRecipe(3, math.inf, bn_batches=1), 0)
     assert failed["accuracy"].isna().all() and failed["FLOPs"].tolist() == first["FLOPs"].tolist()
 
 

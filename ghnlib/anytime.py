@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import count, pairwise
 
 import numpy as np
 import pandas as pd
@@ -85,11 +84,11 @@ def exit_flops(build: Callable[..., nn.Module], side: int) -> list[int]:
 
 
 def msdnet_of_flops(target: float, scales: int, layers: int, exits: int, num_classes: int, side: int) -> partial:
-    """The multi-scale DenseNet whose last exit comes nearest to a number of FLOPs, to be built."""
-    networks = (partial(MSDNet, growth, scales, layers, exits, num_classes) for growth in count(1))
-    cost = lambda build: exit_flops(build, side)[-1]
-    around = next(pair for pair in pairwise(networks) if cost(pair[1]) >= target)
-    return min(around, key=lambda build: abs(cost(build) - target))
+    """The multi-scale DenseNet with about a number of FLOPs up to its last exit, to be built: they grow about as the
+    square of its growth."""
+    of_growth = lambda growth: partial(MSDNet, growth, scales, layers, exits, num_classes)
+    ratio = target / exit_flops(of_growth(8), side)[-1]
+    return of_growth(max(1, round(8 * ratio**0.5)))
 
 
 @torch.no_grad()

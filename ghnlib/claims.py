@@ -12,6 +12,7 @@ import pandas as pd
 _TEST, _SPLITS = "evaluate/accuracy", "analysis/distances/ghn2"
 _MATCHED, _DIVERSITY = "analysis/matched_diversity", "analysis/diversity_and_sparsity"
 _TAU, _PAIRED, _TUNED, _NEW = "analysis/search/all", "evaluate/paired", "finetune/paired", "transfer/paired/*"
+_RANKING, _AREA = "anytime/ranking/all", "anytime/area"
 
 CLAIMS = (
     ("PPUDA Table 3", "points without training: GHN-2 over MLP", "24.7", f"{_PAIRED}/ghn2 - mlp"),
@@ -67,6 +68,16 @@ CLAIMS = (
      f"{_SPLITS}/l2/ResNet-34", f"{_SPLITS}/l2/ViT"),
     ("PPUDA Table 11", "Frechet distance from training for GHN-2: nearest shifted split over test", "0.29",
      f"{_SPLITS}/frechet/test", f"{_SPLITS}/frechet/nearest shifted"),
+    ("GHN Table 3", "tau of trained accuracy and accuracy with a stacked GHN's parameters (paper: R)", "0.68",
+     f"{_RANKING}/stacked"),
+    ("GHN Table 4", "tau with trained accuracy: stacked over separate modules (paper: R)", "0.44",
+     f"{_RANKING}/separate", f"{_RANKING}/stacked"),
+    ("GHN Fig. 5", "tau with trained accuracy: forward-backward over synchronous", "not legible",
+     f"{_RANKING}/synchronous", f"{_RANKING}/forward-backward"),
+    ("GHN Fig. 3", "area under accuracy over FLOPs: chosen by GHN over random networks", "not legible",
+     f"{_AREA}/random", f"{_AREA}/chosen by GHN"),
+    ("GHN Fig. 3", "area under accuracy over FLOPs: chosen by GHN over MSDNet", "not legible",
+     f"{_AREA}/MSDNet", f"{_AREA}/chosen by GHN"),
 )  # fmt: skip
 """Paper; the claim, that a number is above 0; the published number; where ours is in the metrics. Several places: the
 least step from one to the next ("" is 0)."""

@@ -49,6 +49,10 @@ METRICS = {
         "matched_diversity": {"mlp": 0.0, "ghn2": 0.1, "ghn3": 0.3, "trained": 0.9},
         "distances": {"ghn2": {"l2": {"ResNet-34": 1.0, "ViT": 2.0}, "frechet": {"test": 0.2, "nearest shifted": 0.1}}},
     },
+    "anytime": {
+        "ranking": {"all": {name: tau(0.3, 0.1, 0.5) for name in ("stacked", "separate", "synchronous", "forward-backward")}},
+        "area": {name: mean(value) for name, value in (("random", 20.0), ("MSDNet", 40.0), ("chosen by GHN", 30.0))},
+    },
 }  # fmt: skip
 
 

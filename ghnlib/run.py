@@ -48,7 +48,7 @@ NOTEBOOKS = {
 }
 SOURCES = Path(".sources")
 # Errors whose message is written for the reader: no traceback is shown.
-CLEAR_ERRORS = ("DataError", "TrainingError", "CheckpointError", "ParamsError")
+CLEAR_ERRORS = ("DataError", "TrainingError", "CheckpointError", "ParamsError", "TraceError")
 
 
 class StageError(Exception):

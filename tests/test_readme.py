@@ -26,15 +26,17 @@ TITLES = {
 
 
 def results(root: Path) -> str:
-    """The results section: one part for each profile with committed metrics."""
+    """The results section: one part for each profile with committed metrics, of all stages or of those that ended."""
     parts = []
     for profile, title in TITLES.items():
-        path = root / "reports" / profile / "metrics.json"
-        if path.exists():
-            parts.append(f"### {title}\n\n{_without_training(json.loads(path.read_text()))}")
+        files = sorted((root / "reports" / profile / "metrics").glob("*.json"))
+        metrics = {path.stem: json.loads(path.read_text()) for path in files}
+        if "evaluate" in metrics:
+            parts.append(f"### {title}\n\n{_without_training(metrics)}")
             if profile != "digits":  # whose figure opens the page
                 parts.append(f"![Accuracy over architectures and training steps](reports/{profile}/figures/evaluate.png)")
-            parts += [_fine_tuned(json.loads(path.read_text())), _transferred(json.loads(path.read_text()))]
+            parts.append(_fine_tuned(metrics) if "finetune" in metrics else "Its fine-tuning has not been run to the end.")
+            parts.append(_transferred(metrics))
     return "\n\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""The results in README.md are those of reports/*/metrics.json; ``make readme`` writes them."""
+"""The results in README.md are those of reports/*/metrics; ``make readme`` writes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 README = Path(__file__).parent.parent / "README.md"
 START, END = (
-    "<!-- results: written by `make readme` from reports/*/metrics.json -->",
+    "<!-- results: written by `make readme` from reports/*/metrics -->",
     "<!-- end of results -->",
 )
 PAPER = {

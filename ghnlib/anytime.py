@@ -133,7 +133,7 @@ def trained_curves(
 def _trained_curve(build: Callable, images: ImageSplits, recipe: TrainingRecipe, seed: int) -> pd.DataFrame:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    side, net = next(images.val.batches(1))[0].shape[-1], build(device="cpu", track_running_stats=True)
+    side, net = images.side, build(device="cpu", track_running_stats=True)
     test = lambda net: exit_accuracies(net, images.test, EVALUATION_BATCH)
     accuracy = train_network(net, images.train, recipe, seed, test)[recipe.steps]
     return pd.DataFrame({"FLOPs": exit_flops(build, side), "accuracy": accuracy})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +40,11 @@ class ImageSplits:
         """Class names, in label order."""
         return self.train.classes
 
+    @property
+    def side(self) -> int:
+        """Pixels a side."""
+        return next(self.val.batches(1))[0].shape[-1]
+
     def subset(self, classes: Sequence[int]) -> ImageSplits:
         """All three splits with some of the classes only."""
         return ImageSplits(*(part.subset(classes) for part in (self.train, self.val, self.test)))
@@ -52,6 +57,7 @@ def load_images(
     image_size: int | None = None,
     val_share: float = 0.2,
     test_share: float = 0.2,
+    test_per_class: int | None = None,
     download: bool = False,
 ) -> ImageSplits:
     """Splits of a source: ``digits`` (embedded), ``cifar10``, ``cifar100``, ``imagenet`` or ``folder``.
@@ -63,13 +69,15 @@ def load_images(
         val_share: share of the training images of each class kept for validation, where the source has no val of its
             own. The original CIFAR batches keep the papers' last 5,000 instead.
         test_share: the same for test, of all images of a class.
+        test_per_class: of the test images of each class only so many, drawn by seed; None: all.
         download: whether CIFAR may be fetched into the root.
     """
     if source not in SOURCES:
         raise DataError(f"data.source: no source named {source!r}; there are {', '.join(SOURCES)}.")
     if source != "digits" and root is None:
         raise DataError(f"data.root: the source {source} needs a folder. {NO_DOWNLOAD}")
-    return SOURCES[source](Path(root or "."), seed, image_size, val_share, test_share, download)
+    splits = SOURCES[source](Path(root or "."), seed, image_size, val_share, test_share, download)
+    return replace(splits, test=splits.test.few_shot(test_per_class, seed)) if test_per_class else splits
 
 
 NO_DOWNLOAD = "The default profile (make repro without PROFILE) reads embedded digits and needs no download."

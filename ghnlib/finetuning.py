@@ -228,9 +228,8 @@ def compare_on_resnet50(
         run of the learning rate in ``finetune["resnet50_lrs"]`` that ends with the best accuracy.
     """
     steps = finetune["resnet50_steps"]
-    side = next(images.val.batches(1))[0].shape[-1]
     recipe = TrainingRecipe(steps, lr=1.0, batch_size=finetune["batch_size"], augment=augment)
-    first = initial_runs([TorchvisionNetwork(len(images.classes), side)], recipe, [seed], hypernetworks)
+    first = initial_runs([TorchvisionNetwork(len(images.classes), images.side)], recipe, [seed], hypernetworks)
     sides = [run for run in first if run.initialisation != "orthogonal"]
     runs = [
         replace(run, recipe=replace(recipe, lr=lr, optimizer=name), labels=(*run.labels, ("optimizer", name)))

@@ -30,7 +30,7 @@ KEPT_IN_MEMORY = 10_000
 
 def images_of(data: Mapping, seed: int) -> ImageSplits:
     """Images of the ``data`` section."""
-    keys = ("source", "root", "image_size", "val_share", "test_share", "download")
+    keys = ("source", "root", "image_size", "val_share", "test_share", "test_per_class", "download")
     return load_images(**{key: data[key] for key in keys}, seed=seed)
 
 
@@ -42,8 +42,9 @@ def augmentation_of(data: Mapping) -> Augment:
 def architectures_of(deepnets: Mapping, split: str, images: ImageSplits, seed: int) -> DeepNets:
     """A split of the ``deepnets`` section, for the images' classes and size."""
     size = {"train": deepnets["train_pool"], "predefined": None}.get(split, deepnets.get(split, deepnets["ood"]))
-    side = next(images.val.batches(1))[0].shape[-1]
-    return DeepNets(split, seed, space=deepnets["scale"], num_classes=len(images.classes), input_size=side, size=size)
+    return DeepNets(
+        split, seed, space=deepnets["scale"], num_classes=len(images.classes), input_size=images.side, size=size
+    )
 
 
 def train_variant(job: Mapping) -> GHN:

@@ -42,6 +42,7 @@ class Data(Section):
     image_size: Positive | None
     val_share: Share
     test_share: Share
+    test_per_class: Positive | None
     shift: Count
     flip: bool
     download: bool

@@ -42,6 +42,16 @@ def test_digits_are_split_without_overlap_and_with_every_class(digits):
     assert images.mean().abs() < 1e-3 and abs(images.std() - 1) < 1e-3
 
 
+def test_of_each_class_only_some_test_images_are_used(digits):
+    few = load_images("digits", seed=0, test_per_class=3)
+    assert torch.bincount(few.test.labels).tolist() == [3] * 10
+    every = {image.numpy().tobytes() for image in digits.test.pixels}
+    assert all(image.numpy().tobytes() in every for image in few.test.pixels)
+    assert torch.equal(few.train.pixels, digits.train.pixels) and few.side == 16
+    with pytest.raises(DataError, match="40 images per class asked for"):
+        load_images("digits", seed=0, test_per_class=40)
+
+
 def test_the_seed_decides_the_split():
     first, again, other = (load_images("digits", seed=seed).train.pixels for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)

@@ -9,6 +9,7 @@ with --duplicates N, architectures of N that equal an earlier one of the same sp
 
 import argparse
 import os
+from collections.abc import Callable
 from itertools import islice
 from statistics import median
 from time import perf_counter, process_time
@@ -25,27 +26,26 @@ from ghnlib.training import MetaTrainer, sample_meta_batch
 SPLITS = ("train", "val", "test", "deep", "dense", "bnfree", "search")
 
 
-def microseconds(function) -> tuple[object, float]:
+def microseconds(function: Callable[[int], object], indices: range) -> float:
     start = process_time()
-    result = function()
-    return result, 1e6 * (process_time() - start)
+    for i in indices:
+        function(i)
+    return 1e6 * (process_time() - start) / len(indices)
 
 
 def speed(dataset: DeepNets, count: int) -> None:
     """Each architecture is sampled, composed and left behind before the next, as in training."""
-    blocks = []
-    for block in range(11):
-        sums = [0.0, 0.0, 0.0]
-        for i in range(block * count // 10, (block + 1) * count // 10):
-            arch, sampling = microseconds(lambda: dataset[i])
-            graph, composing = microseconds(lambda: arch.graph)
-            _, distances = microseconds(lambda: graph.distances)
-            sums = [total + part for total, part in zip(sums, (sampling, composing, distances))]
-        blocks.append([10 * total / count for total in sums])
-    parts = [median(block[i] for block in blocks[1:]) for i in range(3)]
-    total = median(sum(block) for block in blocks[1:])
-    print("sampling {:.0f}, graph {:.0f}, distances {:.0f} microseconds".format(*parts), end="; ")
-    print(f"together {1e6 / total:.0f} architectures a second")
+    upto = {
+        "sampling": lambda i: dataset[i],
+        "graph": lambda i: dataset[i].graph,
+        "distances": lambda i: dataset[i].graph.distances,
+    }
+    blocks = [range(block * count // 10, (block + 1) * count // 10) for block in range(11)]
+    times = [[microseconds(function, block) for function in upto.values()] for block in blocks]
+    sums = [median(block[i] for block in times[1:]) for i in range(len(upto))]
+    for part, before, after in zip(upto, [0.0, *sums], sums):
+        print(f"{part} {after - before:.0f} microseconds", end=", ")
+    print(f"together {1e6 / sums[-1]:.0f} architectures a second")
 
 
 class MetaBatches(IterableDataset):

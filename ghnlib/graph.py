@@ -24,6 +24,10 @@ PRIMITIVES = (
 """The vocabulary of PPUDA; a primitive's index is its row in the op embedding."""
 
 MAX_DISTANCE = 250
+FAR = MAX_DISTANCE + 1
+"""A distance over the largest, or none at all, while distances are computed."""
+ONE_MORE = bytes(min(distance + 1, FAR) for distance in range(256))
+NONE_FAR = bytes(distance if distance < FAR else 0 for distance in range(256))
 
 
 class Role(StrEnum):
@@ -107,26 +111,23 @@ class Graph:
     def distances(self) -> np.ndarray:
         """uint8 (N, N): directed shortest path length i -> j; 0 = itself, unreachable, or over 250."""
         n = len(self)
-        unreachable = n + MAX_DISTANCE
-        dtype = np.min_scalar_type(-unreachable - n)  # a path's length may be added to it
-        rows = list(distances := np.full((n, n), unreachable, dtype))  # row: source, column: target
         first, others = [n] * n, {}  # of the nodes that follow; most nodes have one
         for source, target in zip(*self.edges.T.tolist()):
             if first[source] == n:
                 first[source] = target
             else:
                 others.setdefault(source, []).append(target)
-        one = np.array(1, dtype)  # half as slow to add as a scalar
+        rows = [bytearray([FAR]) * n] * (n + 1)  # row: source, column: target; bytes are faster than arrays this short
         for source in reversed(range(n)):
-            row = rows[source]
-            if first[source] < n:
-                nearest = rows[first[source]]
-                for target in others.get(source, ()):
-                    nearest = np.minimum(nearest, rows[target])
-                np.add(nearest, one, row)
+            nearest = rows[first[source]]
+            if source in others:
+                least = np.frombuffer(nearest, np.uint8)
+                for target in others[source]:
+                    least = np.minimum(least, np.frombuffer(rows[target], np.uint8))
+                nearest = bytearray(least)
+            rows[source] = row = nearest.translate(ONE_MORE)
             row[source] = 0
-        distances *= distances <= MAX_DISTANCE
-        return distances.astype(np.uint8)
+        return np.frombuffer(bytearray().join(rows[:n]).translate(NONE_FAR), np.uint8).reshape(n, n)
 
     def to_networkx(self) -> nx.DiGraph:
         """The graph with node attributes ``op``, ``name``, ``shape`` and ``role``."""

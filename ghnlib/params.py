@@ -149,6 +149,7 @@ class Target(Section):
     source: Source
     root: str | None
     image_size: Positive | None
+    test_per_class: Positive | None = None
 
 
 class Detection(Section):

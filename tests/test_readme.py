@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ghnlib.params import read_merged, read_yaml
+
 README = Path(__file__).parent.parent / "README.md"
 START, END = (
     "<!-- results: written by `make readme` from reports/*/metrics -->",
@@ -19,24 +21,32 @@ PAPER = {
     "ghn3": ("", "19.0"),
 }  # fmt: skip
 """CIFAR-10 (PPUDA Table 3) and ImageNet (GHN-3 Tables 2 and 11), top-1 on in-distribution test architectures."""
-TITLES = {
-    "digits": "Handwritten digits (default profile)",
-    "cifar10-small": "CIFAR-10, recompressed as JPEG (`make repro PROFILE=cifar10-small`)",
-}
+SECTIONS = {
+    "digits": ("Handwritten digits (default profile)", ("evaluate", "finetune", "transfer")),
+    "cifar10-small": (
+        "CIFAR-10, recompressed as JPEG (`make repro PROFILE=cifar10-small`)", ("evaluate", "finetune", "transfer")
+    ),
+    "tiny-imagenet-transfer": (
+        "From a part of Tiny-ImageNet to other images (`make repro PROFILE=tiny-imagenet-transfer`)", ("transfer",)
+    ),
+}  # fmt: skip
+"""By profile: title, and the stages of which the README tells the results."""
 
 
 def results(root: Path) -> str:
-    """The results section: one part for each profile with committed metrics, of all stages or of those that ended."""
+    """The results section: one part for each profile with committed metrics of these stages."""
     parts = []
-    for profile, title in TITLES.items():
-        files = sorted((root / "reports" / profile / "metrics").glob("*.json"))
-        metrics = {path.stem: json.loads(path.read_text()) for path in files}
-        if "evaluate" in metrics:
-            parts.append(f"### {title}\n\n{_without_training(metrics)}")
-            if profile != "digits":  # whose figure opens the page
+    for profile, (title, stages) in SECTIONS.items():
+        folder = root / "reports" / profile
+        metrics = {path.stem: json.loads(path.read_text()) for path in sorted((folder / "metrics").glob("*.json"))}
+        told = [stage for stage in stages if stage in metrics]
+        default, overlay = root / "params.yaml", root / "profiles" / f"{profile}.yaml"
+        params = read_merged(default, overlay) if overlay.exists() else read_yaml(default)
+        parts += [f"### {title}"] if told else []
+        for stage in told:
+            parts += TOLD[stage](metrics, params)
+            if stage == "evaluate" and profile != "digits":  # whose figure opens the page
                 parts.append(f"![Accuracy over architectures and training steps](reports/{profile}/figures/evaluate.png)")
-            parts.append(_fine_tuned(metrics) if "finetune" in metrics else "Its fine-tuning has not been run to the end.")
-            parts.append(_transferred(metrics))
     return "\n\n".join(parts)
 
 
@@ -50,15 +60,17 @@ def _row(cells) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _without_training(metrics: Mapping) -> str:
+def _without_training(metrics: Mapping, params: Mapping) -> list[str]:
     accuracy = metrics["evaluate"]["accuracy"]
     splits = ("test", "wide", "deep", "dense", "bnfree")
+    few = params["data"]["test_per_class"]
+    images = f" on {few} test images of each class" if few else ""
     some = next(rows for method, rows in accuracy.items() if method in PAPER and len(rows) > 1)
     sizes = ", ".join(f"{some[split]['n']} {split}" for split in splits)
     steps = next(value["steps"] for stage, value in metrics.items() if stage.startswith("train-"))
     lines = [
-        "Top-1 accuracy (%) of unseen architectures **without any training of them**, mean ± standard error over "
-        f"architectures ({sizes}); hypernetworks trained for {steps:,} steps, one seed, two CPU cores; chance is "
+        f"Top-1 accuracy (%) of unseen architectures **without any training of them**{images}, mean ± standard error "
+        f"over architectures ({sizes}); hypernetworks trained for {steps:,} steps, one seed, two CPU cores; chance is "
         f"{metrics['evaluate']['chance']:.0f}%.",
         "",
         _row(["parameters", *splits, "n test", "paper, CIFAR-10", "paper, ImageNet"]),
@@ -67,27 +79,40 @@ def _without_training(metrics: Mapping) -> str:
     for method, rows in accuracy.items():
         cells = [_cell(rows.get(split)) for split in splits]
         lines.append(_row([method, *cells, str(rows["test"]["n"]), *PAPER.get(method, ("", ""))]))
-    return "\n".join(lines)
+    return ["\n".join(lines)]
 
 
-def _fine_tuned(metrics: Mapping) -> str:
+def _fine_tuned(metrics: Mapping, params: Mapping) -> list[str]:
     count, table = _by_moment(metrics["finetune"]["accuracy"])
-    return (
-        f"Accuracy (%) after SGD from each initialisation, {count} architectures, three seeds each, learning rates "
-        f"tuned equally on validation:\n\n{table}"
-    )
+    return [
+        f"Accuracy (%) after SGD from each initialisation, {count} architectures, seeds {params['finetune']['seeds']}, "
+        f"learning rates tuned equally on validation:",
+        table,
+    ]
 
 
-def _transferred(metrics: Mapping) -> str:
+def _transferred(metrics: Mapping, params: Mapping) -> list[str]:
+    settings, transfer = params["transfer"], metrics["transfer"]
     parts = []
-    for target, accuracy in metrics["transfer"]["accuracy"].items():
+    for target, accuracy in transfer["accuracy"].items():
         count, table = _by_moment(accuracy)
-        parts.append(
-            f"Accuracy (%) on {target}, which the hypernetwork did not see, after SGD on few images, {count} "
-            f"architectures, three seeds each (-orth: orthogonal post-processing; trained: first on the hypernetwork's "
-            f"classes; chance is {metrics['transfer']['chance'][target]:.0f}%):\n\n{table}"
-        )
-    return "\n\n".join(parts)
+        parts += [
+            f"Accuracy (%) on {target}, which the hypernetwork did not see, after SGD on {settings['per_class']} images of "
+            f"each class, {count} architectures, seeds {settings['seeds']} (-orth: orthogonal post-processing; trained: "
+            f"first on the hypernetwork's classes; chance is {transfer['chance'][target]:.0f}%):",
+            table,
+        ]
+    return [*parts, _detected(transfer, settings["detection"])]
+
+
+def _detected(transfer: Mapping, settings: Mapping) -> str:
+    scenes = "digit scenes" if settings["root"] is None else "Penn-Fudan"
+    found = ", ".join(f"{name} {value:.1f}" for name, value in transfer["average_precision"].items())
+    return (
+        f"Average precision (%) of Faster R-CNN on {settings['test_scenes']} images ({scenes}, {settings['image_size']} "
+        f"pixels), trained for {settings['epochs']} epochs, the rate tuned for each initialisation, seeds "
+        f"{settings['seeds']}: {found}."
+    )
 
 
 def _by_moment(accuracy: Mapping) -> tuple[int, str]:
@@ -97,6 +122,9 @@ def _by_moment(accuracy: Mapping) -> tuple[int, str]:
     first = sorted(accuracy, key=lambda method: method not in ("random", "orthogonal"))
     lines += [_row([method, *(_cell(accuracy[method][moment]) for moment in moments)]) for method in first]
     return next(iter(accuracy.values()))[moments[0]]["n"], "\n".join(lines)
+
+
+TOLD = {"evaluate": _without_training, "finetune": _fine_tuned, "transfer": _transferred}
 
 
 def test_the_numbers_of_the_readme_are_those_of_the_committed_metrics():

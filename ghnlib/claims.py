@@ -87,7 +87,7 @@ least step from one to the next ("" is 0)."""
 def claims_table(metrics: Mapping) -> pd.DataFrame:
     """One row a claim: ``paper``, ``claim``, ``published``, ``ours``, ``low``, ``high``, ``networks``, ``verdict``.
 
-    For verdicts see ``Measured``; what the profile has no metrics of is not testable at this scale.
+    Verdicts: ``Measured``. What the profile has no metrics of is not testable at this scale.
 
     Args:
         metrics: those of all stages, by stage (reports/PROFILE/metrics.json).

@@ -9,10 +9,7 @@ from typing import NamedTuple
 
 
 class Measured(NamedTuple):
-    """A number, the bounds of its interval (not a number where there is none), of how many networks.
-
-    As a string the verdict, the number and the interval, three digits each.
-    """
+    """A number, the bounds of its interval (NaN if there is none), of how many networks; as a string its verdict too."""
 
     value: float
     low: float = nan
@@ -28,8 +25,7 @@ class Measured(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Held or not held where the whole interval lies on one side of 0, else not decided. Where there is no interval
-        the sign decides, and the verdict says so."""
+        """Held or not held where the interval lies on one side of 0, else not decided; without one the sign decides."""
         if isnan(self.value):
             return "not testable at this scale"
         if isnan(self.low):
@@ -47,7 +43,5 @@ def measured(found: Mapping) -> Measured:
     from scipy import stats  # takes a second, and not all need it
 
     value, n = next(found[key] for key in ("mean", "tau", "lead") if key in found), int(found["n"])
-    if "standard_error" not in found:
-        return Measured(value, found["low"], found["high"], n)
-    half = stats.t.ppf(0.975, n - 1) * found["standard_error"] * (n / max(1, n - 1)) ** 0.5  # that of n - 1 degrees
-    return Measured(value, value - half, value + half, n)
+    half = stats.t.ppf(0.975, n - 1) * found.get("standard_error", nan) * (n / max(1, n - 1)) ** 0.5
+    return Measured(value, found.get("low", value - half), found.get("high", value + half), n)

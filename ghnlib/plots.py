@@ -77,5 +77,4 @@ def _layered_positions(network: nx.DiGraph) -> dict[int, tuple[float, float]]:
 
 def with_standard_error(values: pd.Series) -> str:
     """``mean ± standard error``, in the unit of the values."""
-    found = mean_and_error(values)
-    return f"{found['mean']:.1f} ± {found['standard_error']:.1f}"
+    return "{mean:.1f} ± {standard_error:.1f}".format(**mean_and_error(values))

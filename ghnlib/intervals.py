@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Measured(NamedTuple):
-    """A number, the bounds of its interval (NaN if there is none), of how many networks; as a string its verdict too."""
+    """A number, the bounds of its interval (NaN if there is none), of how many networks; as text its verdict too."""
 
     value: float
     low: float = nan

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from math import hypot, isnan, nan
-from typing import NamedTuple
+from math import nan
 
 import pandas as pd
+
+from ghnlib.intervals import Measured, measured
 
 _TEST, _SPLITS = "evaluate/accuracy", "analysis/distances/ghn2"
 _MATCHED, _DIVERSITY = "analysis/matched_diversity", "analysis/diversity_and_sparsity"
@@ -83,28 +84,10 @@ CLAIMS = (
 least step from one to the next ("" is 0)."""
 
 
-class Measured(NamedTuple):
-    """A number, the bounds of its interval (not a number where there is none), of how many networks."""
-
-    value: float
-    low: float = nan
-    high: float = nan
-    n: int | None = None
-
-    def over(self, other: Measured) -> Measured:
-        """The difference, its interval that of independent estimates (MOVER, Zou 2007): wide if they share networks."""
-        value = self.value - other.value
-        low = value - hypot(self.value - self.low, other.high - other.value)
-        high = value + hypot(self.high - self.value, other.value - other.low)
-        return Measured(value, low, high, min((n for n in (self.n, other.n) if n), default=None))
-
-
 def claims_table(metrics: Mapping) -> pd.DataFrame:
     """One row a claim: ``paper``, ``claim``, ``published``, ``ours``, ``low``, ``high``, ``networks``, ``verdict``.
 
-    A claim held or did not hold where the whole interval lies on one side of 0; else it is not decided. Where there is
-    no interval the number's sign decides, and the verdict says so. What the profile has no metrics of is not testable
-    at this scale.
+    Verdicts: ``Measured``. What the profile has no metrics of is not testable at this scale.
 
     Args:
         metrics: those of all stages, by stage (reports/PROFILE/metrics.json).
@@ -116,7 +99,7 @@ def claims_table(metrics: Mapping) -> pd.DataFrame:
             ours = min((b.over(a) for a, b in pairwise(found)), default=found[0])
         except (LookupError, ValueError):
             ours = Measured(nan)
-        rows.append((paper, claim, published, *ours, _verdict(ours)))
+        rows.append((paper, claim, published, *ours, ours.verdict))
     columns = ["paper", "claim", "published", "ours", "low", "high", "networks", "verdict"]
     table = pd.DataFrame(rows, columns=columns).astype({"networks": "Int64"})
     return table.assign(**{name: table[name].map(lambda x: float(f"{x:.3g}")) for name in ("ours", "low", "high")})
@@ -130,16 +113,6 @@ def _read(metrics: Mapping, place: str) -> Measured:
         elif key == "steps":  # the longest training that is counted in steps
             key = max((name for name in found if name.endswith(" steps")), key=lambda name: int(name.split()[0]))
         found = found[key]
-    if not isinstance(found, Mapping):
-        return Measured(found, *((found, found) if not place else ()))
-    value = next(found[key] for key in ("mean", "tau", "lead") if key in found)
-    half = 1.96 * found.get("standard_error", nan)
-    return Measured(value, found.get("low", value - half), found.get("high", value + half), found["n"])
-
-
-def _verdict(ours: Measured) -> str:
-    if isnan(ours.value):
-        return "not testable at this scale"
-    if isnan(ours.low):
-        return f"{'held' if ours.value > 0 else 'not held'} (no interval)"
-    return "held" if ours.low > 0 else "not held" if ours.high <= 0 else "not decided"
+    if isinstance(found, Mapping):
+        return measured(found)
+    return Measured(found, *(() if place else (found, found)))

@@ -4,7 +4,9 @@ import math
 
 import pytest
 
-from ghnlib.claims import CLAIMS, Measured, claims_table
+from ghnlib.claims import CLAIMS, claims_table
+from ghnlib.evaluation import mean_and_error, paired_interval
+from ghnlib.intervals import Measured, measured
 
 
 def mean(value, error=1.0, n=20):
@@ -74,7 +76,7 @@ def test_verdicts_follow_the_interval():
     later = rows.loc["points after one epoch: from random over from GHN-3"]
     assert (later["ours"], later["low"], later["high"]) == (8.0, 6.0, 10.0)
     bnfree = rows.loc["points that GHN-2 loses without batch norm"]
-    assert bnfree["ours"] == 40.0 and bnfree["low"] == pytest.approx(40 - 1.96 * 2**0.5, rel=1e-2)
+    assert bnfree["ours"] == 40.0 and bnfree["low"] == pytest.approx(40 - 2.147 * 2**0.5, abs=0.05)
     assert rows.loc["points: GHN-3 without training over one epoch of SGD", "networks"] == 8
     clean = rows.loc["minus tau of accuracies on clean and noisy images"]
     assert (clean["ours"], clean["low"], clean["high"], clean["verdict"]) == (-0.5, -0.6, -0.4, "not held")
@@ -94,3 +96,11 @@ def test_what_a_profile_lacks_is_not_testable():
 def test_the_interval_of_a_difference_adds_those_of_both():
     found = Measured(5.0, 2.0, 9.0, 10).over(Measured(1.0, -3.0, 4.0, 7))
     assert found == (4.0, pytest.approx(4 - math.hypot(3, 3)), pytest.approx(4 + math.hypot(4, 4)), 7)
+
+
+def test_a_mean_has_the_interval_that_its_observations_have():
+    values = [1.0, 2.0, 4.0]
+    assert measured(mean_and_error(values)) == pytest.approx(measured(paired_interval(values, [0.0, 0.0, 0.0])))
+    assert str(measured(mean_and_error(values))) == "not decided: +2.33 [-1.46, 6.13]"
+    assert str(measured(mean_and_error([-2.0]))) == "not held (no interval): -2"
+    assert str(measured(tau(0.3, 0.125, 0.5))) == "held: +0.3 [0.125, 0.5]"

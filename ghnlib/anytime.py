@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
 from torch import Tensor, nn
 
 from ghnlib.data import ImageSplits
+from ghnlib.evaluation import map_kept
 from ghnlib.finetuning import EVALUATION_BATCH, TrainingRecipe, train_network
 from ghnlib.hypernetwork import GHN
 from ghnlib.images import ImageSet, mix
@@ -105,15 +106,19 @@ def exit_accuracies(
 
 
 def predicted_curves(
-    ghn: GHN, architectures: Sequence[AnytimeArchitecture], images: ImageSet, processes: int = 1
+    ghn: GHN,
+    architectures: Sequence[AnytimeArchitecture],
+    images: ImageSet,
+    processes: int = 1,
+    folder: str | Path | None = None,
 ) -> list[pd.DataFrame]:
-    """``FLOPs`` and ``accuracy`` (percent) of each exit of each network with predicted parameters."""
-    return Parallel(processes)(delayed(_predicted_curve)(ghn, a, images) for a in architectures)
+    """``FLOPs`` and ``accuracy`` (percent) of each exit of each network with predicted parameters. ``folder``: see
+    ``map_kept``."""
+    return map_kept(_predicted_curve, [(a,) for a in architectures], (ghn, images), processes, folder)
 
 
 @torch.no_grad()
-def _predicted_curve(ghn: GHN, architecture: AnytimeArchitecture, images: ImageSet) -> pd.DataFrame:
-    torch.set_num_threads(1)
+def _predicted_curve(architecture: AnytimeArchitecture, ghn: GHN, images: ImageSet) -> pd.DataFrame:
     accuracy = exit_accuracies(architecture.build(), images, parameters=ghn.predict(architecture.graph))
     return pd.DataFrame({"FLOPs": exit_flops(architecture.build, architecture.input_size), "accuracy": accuracy})
 
@@ -124,14 +129,14 @@ def trained_curves(
     recipe: TrainingRecipe,
     seed: int,
     processes: int = 1,
+    folder: str | Path | None = None,
 ) -> list[pd.DataFrame]:
     """The same after training from random initialisation, on test images; NaN where the training diverged."""
-    tasks = (delayed(_trained_curve)(build, images, recipe, mix(seed, i)) for i, build in enumerate(builds))
-    return Parallel(processes)(tasks)
+    tasks = [(build, mix(seed, i)) for i, build in enumerate(builds)]
+    return map_kept(_trained_curve, tasks, (images, recipe), processes, folder)
 
 
-def _trained_curve(build: Callable, images: ImageSplits, recipe: TrainingRecipe, seed: int) -> pd.DataFrame:
-    torch.set_num_threads(1)
+def _trained_curve(build: Callable, seed: int, images: ImageSplits, recipe: TrainingRecipe) -> pd.DataFrame:
     torch.manual_seed(seed)
     side, net = images.side, build(device="cpu", track_running_stats=True)
     test = lambda net: exit_accuracies(net, images.test, EVALUATION_BATCH)

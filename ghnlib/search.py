@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from joblib import Parallel, delayed
 from scipy import stats
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ghnlib.architectures import Architecture
-from ghnlib.evaluation import accuracy
+from ghnlib.evaluation import accuracy, map_kept
 from ghnlib.finetuning import Run, TrainingRecipe, initial_network
 from ghnlib.images import Augment, ImageSet, mix
 
@@ -90,18 +90,19 @@ and labels (b,); the higher, the better."""
 
 
 def zero_cost_scores(
-    architectures: Sequence[Architecture], images: ImageSet, batch_size: int, seed: int, processes: int = 1
-) -> pd.DataFrame:
+    architectures: Sequence[Architecture], images: ImageSet, batch_size: int, seed: int, processes: int = 1,
+    folder: str | Path | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Each proxy of each architecture at random initialisation, on its first training batch: one row a network.
 
-    Initialisation and batch are those that a ``Run`` with seed ``mix(seed, index)`` begins with.
+    Initialisation and batch are those that a ``Run`` with seed ``mix(seed, index)`` begins with. ``folder``: see
+    ``map_kept``.
     """
-    tasks = (delayed(_zero_cost)(a, images, batch_size, mix(seed, i)) for i, a in enumerate(architectures))
-    return pd.DataFrame(Parallel(processes)(tasks))
+    tasks = [(a, mix(seed, i)) for i, a in enumerate(architectures)]
+    return pd.DataFrame(map_kept(_zero_cost, tasks, (images, batch_size), processes, folder))
 
 
-def _zero_cost(architecture: Architecture, images: ImageSet, batch_size: int, seed: int) -> dict[str, float]:
-    torch.set_num_threads(1)
+def _zero_cost(architecture: Architecture, seed: int, images: ImageSet, batch_size: int) -> dict[str, float]:
     net = initial_network(Run(architecture, TrainingRecipe(0, 1.0), seed))
     x, y = next(images.stream(batch_size, seed))
     return {name: proxy(net, x, y) for name, proxy in PROXIES.items()}

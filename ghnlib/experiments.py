@@ -19,7 +19,6 @@ from ghnlib.architectures import Architecture
 from ghnlib.config import Recipe
 from ghnlib.coverage import build, torchvision_classifiers
 from ghnlib.data import ImageSplits
-from ghnlib.deepnets import DeepNets
 from ghnlib.evaluation import accuracy, flops, inference_flops, map_kept
 from ghnlib.finetuning import EVALUATION_BATCH, Run, TrainingRecipe, run_all, train_network
 from ghnlib.graph import PRIMITIVES, Graph
@@ -31,7 +30,7 @@ from ghnlib.jobs import augmentation_of
 OUT_OF_DISTRIBUTION = ("wide", "deep", "dense", "bnfree")
 
 
-def split_statistics(split: str, architectures: DeepNets) -> pd.DataFrame:
+def split_statistics(split: str, architectures: Iterable[Architecture]) -> pd.DataFrame:
     """One row an architecture: ``split``, ``index``, what ``graph_statistics`` returns, ``parameters``."""
     return pd.DataFrame(
         {"split": split, "index": index, **graph_statistics(a.graph), "parameters": a.num_params}
@@ -42,12 +41,10 @@ def split_statistics(split: str, architectures: DeepNets) -> pd.DataFrame:
 def describe(split: str, architectures: Sequence[Architecture]) -> pd.DataFrame:
     """One row an architecture: ``split``, ``index``, ``nodes``, ``path`` (see ``graph_statistics``), ``depth`` (cells),
     ``width`` (channels C; both NaN for ResNet-50), ``parameters``, ``batch_norm``."""
-    return pd.DataFrame(
-        {"split": split, "index": index, "nodes": graph["nodes"], "path": graph["path"],
-         "depth": getattr(a, "n_cells", np.nan), "width": getattr(a, "C", np.nan), "parameters": a.num_params,
-         "batch_norm": not graph["bn_free"]}
-        for index, a in enumerate(architectures) for graph in [graph_statistics(a.graph)]
-    )  # fmt: skip
+    rows = split_statistics(split, architectures)
+    depth, width = ([getattr(a, name, np.nan) for a in architectures] for name in ("n_cells", "C"))
+    described = rows[["split", "index", "nodes", "path"]].assign(depth=depth, width=width)
+    return described.assign(parameters=rows["parameters"], batch_norm=~rows["bn_free"])
 
 
 def graph_statistics(graph: Graph) -> dict:

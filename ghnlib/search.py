@@ -183,9 +183,7 @@ def tau_interval(tau: float, n: int) -> tuple[float, float]:
     return float(np.tanh(centre - half)), float(np.tanh(centre + half))
 
 
-def top_against_random(
-    score: Sequence[float], accuracy: Sequence[float], k: int, seed: int
-) -> dict[str, float]:
+def top_against_random(score: Sequence[float], accuracy: Sequence[float], k: int, seed: int) -> dict[str, float]:
     """Random search with a surrogate: trained accuracy of the k highest scores against k architectures at random.
 
     Returns:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ghnlib.data import ImageSplits
+from ghnlib.evaluation import map_kept
 from ghnlib.finetuning import EVALUATION_BATCH, TrainingRecipe, train_network
 from ghnlib.hypernetwork import GHN
 from ghnlib.images import ImageSet, mix
@@ -69,17 +71,11 @@ class MSDNet(nn.Module):
 
 def exit_flops(build: Callable[..., nn.Module], side: int) -> list[int]:
     """FLOPs of an image of ``side`` pixels up to each exit. ``build``: takes ``device`` and ``track_running_stats``."""
-    net, spent, at_exits = build(device="meta", track_running_stats=True).eval(), [], []
-
-    def add(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
-        spent.append(2 * output.numel() * layer.weight[0].numel())
-        if isinstance(layer, nn.Linear):  # a classifier
-            at_exits.append(sum(spent))
-
-    for layer in net.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            layer.register_forward_hook(add)
-    net(torch.empty(1, 3, side, side, device="meta"))
+    net, at_exits = build(device="meta", track_running_stats=True).eval(), []
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        for classifier in net.classifiers:
+            classifier.register_forward_hook(lambda *_: at_exits.append(counter.get_total_flops()))
+        net(torch.empty(1, 3, side, side, device="meta"))
     return at_exits
 
 
@@ -105,33 +101,30 @@ def exit_accuracies(
 
 
 def predicted_curves(
-    ghn: GHN, architectures: Sequence[AnytimeArchitecture], images: ImageSet, processes: int = 1
-) -> list[pd.DataFrame]:
-    """``FLOPs`` and ``accuracy`` (percent) of each exit of each network with predicted parameters."""
-    return Parallel(processes)(delayed(_predicted_curve)(ghn, a, images) for a in architectures)
+    ghn: GHN, architectures: Sequence[AnytimeArchitecture], images: ImageSet, processes: int = 1,
+    folder: str | Path | None = None,
+) -> list[pd.DataFrame]:  # fmt: skip
+    """``FLOPs`` and ``accuracy`` (percent) of each exit of each network with predicted parameters. ``folder``: see
+    ``map_kept``."""
+    return map_kept(_predicted_curve, [(a,) for a in architectures], (ghn, images), processes, folder)
 
 
 @torch.no_grad()
-def _predicted_curve(ghn: GHN, architecture: AnytimeArchitecture, images: ImageSet) -> pd.DataFrame:
-    torch.set_num_threads(1)
+def _predicted_curve(architecture: AnytimeArchitecture, ghn: GHN, images: ImageSet) -> pd.DataFrame:
     accuracy = exit_accuracies(architecture.build(), images, parameters=ghn.predict(architecture.graph))
     return pd.DataFrame({"FLOPs": exit_flops(architecture.build, architecture.input_size), "accuracy": accuracy})
 
 
 def trained_curves(
-    builds: Sequence[Callable[..., nn.Module]],
-    images: ImageSplits,
-    recipe: TrainingRecipe,
-    seed: int,
-    processes: int = 1,
-) -> list[pd.DataFrame]:
+    builds: Sequence[Callable[..., nn.Module]], images: ImageSplits, recipe: TrainingRecipe, seed: int,
+    processes: int = 1, folder: str | Path | None = None,
+) -> list[pd.DataFrame]:  # fmt: skip
     """The same after training from random initialisation, on test images; NaN where the training diverged."""
-    tasks = (delayed(_trained_curve)(build, images, recipe, mix(seed, i)) for i, build in enumerate(builds))
-    return Parallel(processes)(tasks)
+    tasks = [(build, mix(seed, i)) for i, build in enumerate(builds)]
+    return map_kept(_trained_curve, tasks, (images, recipe), processes, folder)
 
 
-def _trained_curve(build: Callable, images: ImageSplits, recipe: TrainingRecipe, seed: int) -> pd.DataFrame:
-    torch.set_num_threads(1)
+def _trained_curve(build: Callable, seed: int, images: ImageSplits, recipe: TrainingRecipe) -> pd.DataFrame:
     torch.manual_seed(seed)
     side, net = images.side, build(device="cpu", track_running_stats=True)
     test = lambda net: exit_accuracies(net, images.test, EVALUATION_BATCH)

@@ -9,6 +9,7 @@ from itertools import combinations
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 
 def diversity(tensors: Iterable[Tensor]) -> float:
@@ -32,20 +33,20 @@ def matched_diversity(tensors: Iterable[Tensor]) -> float:
     return 1 - float(torch.tensor(cosines).mean())
 
 
-def duplicated_filters(parameters: dict[str, Tensor], threshold: float = 0.99) -> float:
-    """Share of a network's filters, in convolutions with at least 9 weights a filter, with a cosine above the threshold
-    to an earlier filter of their layer. Random filters of 9 weights: two in 10^8 pairs."""
+def duplicated_filters(parameters: dict[str, Tensor]) -> float:
+    """Share of a network's filters, in convolutions with at least 9 weights a filter, with a cosine above 0.99 to an
+    earlier filter of their layer. Random filters of 9 weights: two in 10^8 pairs."""
     copies = []
     for weight in parameters.values():
         if weight.ndim == 4 and weight[0].numel() >= 9:
             rows = torch.nn.functional.normalize(weight.detach().flatten(1), dim=1)
-            copies.append(((rows @ rows.T).tril(-1) > threshold).any(1))
+            copies.append(((rows @ rows.T).tril(-1) > 0.99).any(1))
     return float(torch.cat(copies).float().mean())
 
 
-def sparsity(weight: Tensor, threshold: float = 0.05) -> float:
-    """Share of entries smaller in magnitude than the threshold (PPUDA Table 12: first layers, 0.05)."""
-    return float((weight.detach().abs() < threshold).float().mean())
+def sparsity(weight: Tensor) -> float:
+    """Share of entries smaller in magnitude than 0.05 (PPUDA Table 12: of first layers)."""
+    return float((weight.detach().abs() < 0.05).float().mean())
 
 
 def first_weight(parameters: dict[str, Tensor]) -> Tensor:
@@ -76,14 +77,11 @@ def activation_variances(net: nn.Module, images: Tensor, parameters: dict[str, T
         images: one batch (b, 3, s, s).
     """
     variances: list[float] = []
-    hooks = [
-        module.register_forward_hook(lambda _, __, output: variances.append(float(output.var())))
-        for module in net.modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    ]
-    try:
+
+    def measure(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            variances.append(float(output.var()))
+
+    with register_module_forward_hook(measure):
         net(images) if parameters is None else torch.func.functional_call(net, parameters, (images,))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return variances

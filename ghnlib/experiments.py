@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import networkx as nx
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import shortest_path
 
@@ -19,8 +19,7 @@ from ghnlib.architectures import Architecture
 from ghnlib.config import Recipe
 from ghnlib.coverage import build, torchvision_classifiers
 from ghnlib.data import ImageSplits
-from ghnlib.deepnets import DeepNets
-from ghnlib.evaluation import accuracy, flops, inference_flops
+from ghnlib.evaluation import accuracy, flops, inference_flops, map_kept
 from ghnlib.finetuning import EVALUATION_BATCH, Run, TrainingRecipe, run_all, train_network
 from ghnlib.graph import PRIMITIVES, Graph
 from ghnlib.hypernetwork import GHN
@@ -31,7 +30,7 @@ from ghnlib.jobs import augmentation_of
 OUT_OF_DISTRIBUTION = ("wide", "deep", "dense", "bnfree")
 
 
-def split_statistics(split: str, architectures: DeepNets) -> pd.DataFrame:
+def split_statistics(split: str, architectures: Iterable[Architecture]) -> pd.DataFrame:
     """One row an architecture: ``split``, ``index``, what ``graph_statistics`` returns, ``parameters``."""
     return pd.DataFrame(
         {"split": split, "index": index, **graph_statistics(a.graph), "parameters": a.num_params}
@@ -42,12 +41,10 @@ def split_statistics(split: str, architectures: DeepNets) -> pd.DataFrame:
 def describe(split: str, architectures: Sequence[Architecture]) -> pd.DataFrame:
     """One row an architecture: ``split``, ``index``, ``nodes``, ``path`` (see ``graph_statistics``), ``depth`` (cells),
     ``width`` (channels C; both NaN for ResNet-50), ``parameters``, ``batch_norm``."""
-    return pd.DataFrame(
-        {"split": split, "index": index, "nodes": graph["nodes"], "path": graph["path"],
-         "depth": getattr(a, "n_cells", np.nan), "width": getattr(a, "C", np.nan), "parameters": a.num_params,
-         "batch_norm": not graph["bn_free"]}
-        for index, a in enumerate(architectures) for graph in [graph_statistics(a.graph)]
-    )  # fmt: skip
+    rows = split_statistics(split, architectures)
+    depth, width = ([getattr(a, name, np.nan) for a in architectures] for name in ("n_cells", "C"))
+    described = rows[["split", "index", "nodes", "path"]].assign(depth=depth, width=width)
+    return described.assign(parameters=rows["parameters"], batch_norm=~rows["bn_free"])
 
 
 def graph_statistics(graph: Graph) -> dict:
@@ -66,7 +63,7 @@ def graph_statistics(graph: Graph) -> dict:
 
 def torchvision_statistics(processes: int = 1) -> pd.DataFrame:
     """The same of torchvision's classifiers with 1000 classes, and ``network``, their name (GHN-3 Table 3)."""
-    return pd.DataFrame(Parallel(processes)(delayed(_torchvision_row)(name) for name in torchvision_classifiers()))
+    return pd.DataFrame(map_kept(_torchvision_row, [(name,) for name in torchvision_classifiers()], (), processes))
 
 
 def _torchvision_row(name: str) -> dict:
@@ -116,14 +113,16 @@ def train_from_random(
     evaluate: Mapping,
     seed: int,
     processes: int,
+    folder: str | Path | None = None,
 ) -> pd.DataFrame:
     """Yardsticks of the ``evaluate`` section on the first test architectures: random parameters, one epoch, all.
+    ``folder``: see ``map_kept``.
 
     Returns:
         Rows like those of ``evaluate_predictions``, with ``method`` and ``split``.
     """
     epoch = len(images.train) // evaluate["train_batch_size"]
-    results = []
+    runs = []
     for name, count, epochs in (
         ("random", evaluate["random_networks"], 0),
         ("SGD, 1 epoch", evaluate["trained_networks"], 1),
@@ -131,11 +130,10 @@ def train_from_random(
     ):
         batch_size, augment = evaluate["train_batch_size"], augmentation_of(data)
         recipe = TrainingRecipe(epochs * epoch, evaluate["lr"], batch_size, augment=augment)
-        runs = [
-            Run(a, recipe, seed, labels=(("method", name), ("index", i))) for i, a in enumerate(architectures[:count])
-        ]
-        results.append(run_all(runs, images.train, images.test, processes=processes))
-    return pd.concat(results)[["method", "index", "accuracy"]].assign(split="test")
+        labels = ((("method", name), ("index", i)) for i in range(count))
+        runs += [Run(a, recipe, seed, labels=label) for a, label in zip(architectures, labels)]
+    results = run_all(runs, images.train, images.test, processes=processes, folder=folder)
+    return results[["method", "index", "accuracy"]].assign(split="test")
 
 
 def train_chosen(
@@ -144,6 +142,7 @@ def train_chosen(
     recipe: TrainingRecipe,
     chosen: Mapping,
     processes: int,
+    folder: str | Path | None = None,
 ) -> pd.DataFrame:
     """Train architectures plainly, and with cutout, auxiliary head and drop path (PPUDA Table 9).
 
@@ -151,6 +150,7 @@ def train_chosen(
         recipe: of the plain training, with an ``augment``.
         chosen: of the section ``analysis``: ``cutout`` (pixels), ``drop_path`` (probability at the end, rises from 0),
             ``seeds``.
+        folder: see ``map_kept``.
 
     Returns:
         One row a training: ``architecture``, ``training``, ``seed``, ``accuracy`` (percent, test images).
@@ -158,17 +158,14 @@ def train_chosen(
     names = {False: "plain", True: "cutout, auxiliary head, drop path"}
     rows = [{"architecture": a, "training": names[more], "seed": seed}
             for a in architectures for more in names for seed in chosen["seeds"]]  # fmt: skip
-    tasks = (
-        delayed(_train_chosen)(architectures[row["architecture"]], row["training"] != "plain", images, recipe, chosen,
-                               row["seed"]) for row in rows
-    )  # fmt: skip
-    return pd.DataFrame(rows).assign(accuracy=Parallel(processes)(tasks))
+    tasks = [(architectures[row["architecture"]], row["training"] != "plain", row["seed"]) for row in rows]
+    accuracies = map_kept(_train_chosen, tasks, (images, recipe, chosen), processes, folder)
+    return pd.DataFrame(rows).assign(accuracy=accuracies)
 
 
 def _train_chosen(
-    architecture: Architecture, more: bool, images: ImageSplits, recipe: TrainingRecipe, chosen: Mapping, seed: int
+    architecture: Architecture, more: bool, seed: int, images: ImageSplits, recipe: TrainingRecipe, chosen: Mapping
 ) -> float:
-    torch.set_num_threads(1)
     torch.manual_seed(seed)
     net = architecture.build(device="cpu", track_running_stats=True, auxiliary=more)
     steps = iter(range(1, recipe.steps + 1))
@@ -182,9 +179,9 @@ def _train_chosen(
 
 def compare_initializations(
     names: Iterable[str], architectures: Sequence[Architecture], images: ImageSplits, sources: Sources,
-    recipe: TrainingRecipe, processes: int,
+    recipe: TrainingRecipe, processes: int, folder: str | Path | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """What initialisations (keys of ``INITIALIZATIONS``) cost and give (GHN-3 Table 6).
+    """What initialisations (keys of ``INITIALIZATIONS``) cost and give (GHN-3 Table 6). ``folder``: see ``map_kept``.
 
     Returns:
         Rows ``initialisation``, ``network``, ``cost`` (FLOPs of convolutions and matrix products, in those of a
@@ -192,15 +189,14 @@ def compare_initializations(
         ``step`` (0 and ``recipe.steps``), ``accuracy`` (percent, test images).
     """
     counted = min(range(len(architectures)), key=lambda i: len(architectures[i].graph))
-    tasks = [(name, i, a, i == counted, images, sources, recipe) for name in names for i, a in enumerate(architectures)]
-    rows = Parallel(processes)(delayed(_initialised)(*task) for task in tasks)
+    tasks = [(name, i, a, i == counted) for name in names for i, a in enumerate(architectures)]
+    rows = map_kept(_initialised, tasks, (images, sources, recipe), processes, folder)
     return pd.DataFrame([row for part in rows for row in part])
 
 
 def _initialised(
     name: str, network: int, architecture, counted: bool, images, sources: Sources, recipe: TrainingRecipe
 ) -> list[dict]:
-    torch.set_num_threads(1)
     seed = mix(sources.seed, network)
     torch.manual_seed(seed)
     net = architecture.build(device="cpu", track_running_stats=True)

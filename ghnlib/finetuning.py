@@ -19,10 +19,10 @@ from ghnlib.evaluation import accuracy, estimate_batch_norm, exits_of, map_kept
 from ghnlib.hypernetwork import GHN
 from ghnlib.images import Augment, DataError, ImageSet
 from ghnlib.initialization import Sources, initialize
+from ghnlib.training import OPTIMIZERS
 
 EVALUATION_BATCH = 256
 """With running statistics the batch size does not change accuracy, only speed."""
-OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def train_network(
         Step -> what ``evaluate`` returned. After a loss or gradient that is not finite, the remaining values are NaN.
     """
     own = {"momentum": recipe.momentum} if recipe.optimizer == "sgd" else {}
-    make = OPTIMIZERS[recipe.optimizer]
+    make = torch.optim.SGD if recipe.optimizer == "sgd" else OPTIMIZERS[recipe.optimizer]
     optimizer = make(net.train().parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True, **own)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / max(1, recipe.steps)))
@@ -242,30 +242,30 @@ def compare_on_resnet50(
     return results.merge(ends.loc[best, ["initialisation", "optimizer", "lr"]])
 
 
-def crossover(results: pd.DataFrame, name: str, baseline: str = "random") -> int | None:
-    """Step of rows of ``run_all`` from which on the baseline's training loss is no more above that of ``name``; 0 if it
+def crossover(results: pd.DataFrame, name: str) -> int | None:
+    """Step of rows of ``run_all`` from which on "random"'s training loss is no more above that of ``name``; 0 if it
     never was, None if it still is at the end. A run that has diverged is not ahead."""
     losses = results.pivot_table("loss", "step", "initialisation")
-    ahead = losses[name] < losses[baseline]
+    ahead = losses[name] < losses["random"]
     if ahead.iloc[-1]:
         return None
     later = ahead.index[ahead.to_numpy().nonzero()[0].max() + 1 :] if ahead.any() else [0]
     return int(later[0])
 
 
-def wins(results: pd.DataFrame, name: str, baseline: str = "random", against: str | None = None) -> pd.DataFrame:
-    """Against how many networks an initialisation wins, and by how much (GHN-3 Table 4).
+def wins(results: pd.DataFrame, name: str, against: str | None = None) -> pd.DataFrame:
+    """For how many networks an initialisation wins against "random", and by how much (GHN-3 Table 4).
 
     Args:
         results: rows with ``initialisation``, ``moment``, ``network``, ``accuracy``; seeds are averaged.
-        against: moment at which the baseline is taken; None: the same as that of ``name``.
+        against: moment at which "random" is taken; None: the same as that of ``name``.
 
     Returns:
         One row a moment: ``networks``, ``wins``, ``mean gain`` (of the networks that win), ``mean loss`` and ``largest
         loss`` (of those that lose), in points of accuracy; NaN where there is none.
     """
     means = results.groupby(["initialisation", "moment", "network"], sort=False)["accuracy"].mean().unstack()
-    reference = means.loc[baseline]
+    reference = means.loc["random"]
     difference = means.loc[name] - (reference.loc[against] if against else reference)
     losses = difference.where(difference < 0)
     columns = {"networks": difference.count(axis=1), "wins": (difference > 0).sum(axis=1)}

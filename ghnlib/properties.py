@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from joblib import Memory, Parallel, delayed
 from scipy import stats
 from sklearn import config_context
 from sklearn.model_selection import GridSearchCV, KFold
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from ghnlib.architectures import Architecture
 from ghnlib.data import ImageSplits
-from ghnlib.evaluation import accuracy, inference_flops
+from ghnlib.evaluation import accuracy, inference_flops, map_kept
 from ghnlib.finetuning import EVALUATION_BATCH, Run, TrainingRecipe, initial_network, train_network
 from ghnlib.graph import PRIMITIVES, Graph
 from ghnlib.images import ImageSet, mix
@@ -57,7 +56,6 @@ class NoisyImages:
 def train_and_measure(
     architectures: Sequence[Architecture],
     images: ImageSplits,
-    data: Mapping,
     recipe: TrainingRecipe,
     analysis: Mapping,
     seed: int,
@@ -66,10 +64,8 @@ def train_and_measure(
 ) -> tuple[pd.DataFrame, list[Parameters], list[Parameters]]:
     """Train each architecture from random initialisation and measure it on validation images, in parallel processes.
 
-    Finished networks are kept in ``folder``: after an interruption the same call goes on with the others.
-
     Args:
-        data: the section that ``images`` were made from; together with the other arguments it identifies the results.
+        folder: where finished networks are kept, see ``map_kept``.
         analysis: ``checkpoints`` (steps at which accuracy is measured too), ``noise``, ``converged`` (percent) and
             ``networks``, the number of networks whose parameters are wanted.
 
@@ -79,18 +75,15 @@ def train_and_measure(
         ``parameters``. Then the first networks' parameters before and after training.
     """
     settings = {key: analysis[key] for key in ("checkpoints", "noise", "converged")}
-    measure = Memory(folder, verbose=0).cache(_measure, ignore=["images"])
-    common, kept = (dict(data), recipe, settings, images), analysis["networks"]
-    tasks = (delayed(measure)(a, mix(seed, i), i < kept, *common) for i, a in enumerate(architectures))
-    rows, before, after = zip(*Parallel(processes)(tasks))
+    kept = analysis["networks"]
+    tasks = [(a, mix(seed, i), i < kept) for i, a in enumerate(architectures)]
+    rows, before, after = zip(*map_kept(_measure, tasks, (recipe, settings, images), processes, folder))
     return pd.DataFrame(rows).rename_axis("index").reset_index(), list(before[:kept]), list(after[:kept])
 
 
 def _measure(
-    network: Architecture, seed: int, keep: bool, data: dict, recipe: TrainingRecipe, settings: dict,
-    images: ImageSplits,
-) -> tuple[dict[str, float], Parameters, Parameters]:  # fmt: skip
-    torch.set_num_threads(1)
+    network: Architecture, seed: int, keep: bool, recipe: TrainingRecipe, settings: dict, images: ImageSplits
+) -> tuple[dict[str, float], Parameters, Parameters]:
     net = initial_network(Run(network, recipe, seed))
     before = {name: p.detach().clone() for name, p in net.named_parameters() if keep}
     score = lambda net: accuracy(net, images.val, EVALUATION_BATCH)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from joblib import Parallel, delayed
 from scipy import stats
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.module import register_module_forward_hook
 
 from ghnlib.architectures import Architecture
-from ghnlib.evaluation import accuracy
+from ghnlib.evaluation import accuracy, map_kept
 from ghnlib.finetuning import Run, TrainingRecipe, initial_network
 from ghnlib.images import Augment, ImageSet, mix
 
@@ -38,19 +39,15 @@ def plain(net: nn.Module, images: Tensor, labels: Tensor) -> float:
 def fisher(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Sum over convolutions' output channels of half the mean over images of (sum over positions of a * dL/da)^2."""
     outputs: list[Tensor] = []
-    convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
-    hooks = [module.register_forward_hook(lambda module, args, out: outputs.append(out)) for module in convolutions]
-    try:
+    keep = lambda module, args, out: outputs.append(out) if isinstance(module, nn.Conv2d) else None
+    with register_module_forward_hook(keep):
         loss = F.cross_entropy(net(images), labels)
-    finally:
-        for hook in hooks:
-            hook.remove()
     gradients = torch.autograd.grad(loss, outputs)
     return sum(float((a.detach() * g).sum((2, 3)).square().mean(0).sum()) / 2 for a, g in zip(outputs, gradients))
 
 
-def jacob_cov(net: nn.Module, images: Tensor, labels: Tensor, k: float = 1e-5) -> float:
-    """- sum(log(v + k) + 1 / (v + k)) over the eigenvalues v of the correlations between images' input gradients.
+def jacob_cov(net: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """- sum(log(v) + 1 / v) over v = 1e-5 + the eigenvalues of the correlations between images' input gradients.
 
     Not a number where two images have no gradient or the same one.
     """
@@ -59,8 +56,8 @@ def jacob_cov(net: nn.Module, images: Tensor, labels: Tensor, k: float = 1e-5) -
     correlations = jacobian.flatten(1).double().corrcoef()
     if not correlations.isfinite().all():
         return float("nan")
-    values = torch.linalg.eigvalsh(correlations)
-    return -float((torch.log(values + k) + 1 / (values + k)).sum())
+    values = torch.linalg.eigvalsh(correlations) + 1e-5
+    return -float((torch.log(values) + 1 / values).sum())
 
 
 def synflow_bn(net: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -73,13 +70,9 @@ def synflow_bn(net: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 def synflow(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     """``synflow_bn`` with batch norm passed by."""
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-    hooks = [module.register_forward_hook(lambda module, args, out: args[0]) for module in norms]
-    try:
+    pass_by = lambda module, args, out: args[0] if isinstance(module, nn.BatchNorm2d) else None
+    with register_module_forward_hook(pass_by):
         return synflow_bn(net, images, labels)
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 PROXIES: dict[str, Callable[[nn.Module, Tensor, Tensor], float]] = {
@@ -90,18 +83,19 @@ and labels (b,); the higher, the better."""
 
 
 def zero_cost_scores(
-    architectures: Sequence[Architecture], images: ImageSet, batch_size: int, seed: int, processes: int = 1
-) -> pd.DataFrame:
+    architectures: Sequence[Architecture], images: ImageSet, batch_size: int, seed: int, processes: int = 1,
+    folder: str | Path | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Each proxy of each architecture at random initialisation, on its first training batch: one row a network.
 
-    Initialisation and batch are those that a ``Run`` with seed ``mix(seed, index)`` begins with.
+    Initialisation and batch are those that a ``Run`` with seed ``mix(seed, index)`` begins with. ``folder``: see
+    ``map_kept``.
     """
-    tasks = (delayed(_zero_cost)(a, images, batch_size, mix(seed, i)) for i, a in enumerate(architectures))
-    return pd.DataFrame(Parallel(processes)(tasks))
+    tasks = [(a, mix(seed, i)) for i, a in enumerate(architectures)]
+    return pd.DataFrame(map_kept(_zero_cost, tasks, (images, batch_size), processes, folder))
 
 
-def _zero_cost(architecture: Architecture, images: ImageSet, batch_size: int, seed: int) -> dict[str, float]:
-    torch.set_num_threads(1)
+def _zero_cost(architecture: Architecture, seed: int, images: ImageSet, batch_size: int) -> dict[str, float]:
     net = initial_network(Run(architecture, TrainingRecipe(0, 1.0), seed))
     x, y = next(images.stream(batch_size, seed))
     return {name: proxy(net, x, y) for name, proxy in PROXIES.items()}
@@ -119,13 +113,16 @@ def train_one_shot(
     torch.manual_seed(seed)
     chosen = np.random.default_rng(seed).integers(len(architectures), size=steps)
     shared: dict[tuple[str, torch.Size], nn.Parameter] = {}
+    networks: dict[int, nn.Module] = {}
     for index in np.unique(chosen):
-        for name, parameter in architectures[index].build(device="cpu").named_parameters():
+        networks[index] = net = architectures[index].build(device="cpu").train()
+        for name, parameter in net.named_parameters():
             shared.setdefault((name, parameter.shape), parameter)
+        net.to("meta")  # of its parameters only those that are shared stay
     optimizer = torch.optim.SGD(shared.values(), lr, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     for index, (x, y) in zip(chosen, images.stream(batch_size, seed, augment=augment)):
-        net = architectures[index].build(device="meta").train()
+        net = networks[index]
         own = {name: shared[name, parameter.shape] for name, parameter in net.named_parameters()}
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(functional_call(net, own, (x,)), y).backward()
@@ -186,19 +183,17 @@ def tau_interval(tau: float, n: int) -> tuple[float, float]:
     return float(np.tanh(centre - half)), float(np.tanh(centre + half))
 
 
-def top_against_random(
-    score: Sequence[float], accuracy: Sequence[float], k: int, seed: int, draws: int = 10_000
-) -> dict[str, float]:
+def top_against_random(score: Sequence[float], accuracy: Sequence[float], k: int, seed: int) -> dict[str, float]:
     """Random search with a surrogate: trained accuracy of the k highest scores against k architectures at random.
 
     Returns:
         ``n``: k; ``top``, mean accuracy of the k best by score; ``random``, of all; ``lead`` of the top, with bounds
-        ``low`` and ``high``: what remains of it against 95 % of random choices of k (GHN 2018 Table 1).
+        ``low`` and ``high``: what remains of it against 95 % of 10,000 random choices of k (GHN 2018 Table 1).
     """
     accuracy = np.asarray(accuracy, dtype=float)
     top = accuracy[np.argsort(np.asarray(score), kind="stable")[::-1][:k]].mean()
     rng = np.random.default_rng(seed)
-    drawn = accuracy[rng.permuted(np.tile(np.arange(len(accuracy)), (draws, 1)), axis=1)[:, :k]].mean(1)
+    drawn = accuracy[rng.permuted(np.tile(np.arange(len(accuracy)), (10_000, 1)), axis=1)[:, :k]].mean(1)
     low, high = top - np.quantile(drawn, (0.975, 0.025))
     mean = accuracy.mean()
     return {"n": k, "top": top, "random": mean, "lead": top - mean, "low": float(low), "high": float(high)}

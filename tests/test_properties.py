@@ -30,7 +30,7 @@ def architectures(count):
 
 
 def test_networks_are_measured_once_and_an_interrupted_call_goes_on(tmp_path, monkeypatch):
-    arguments = {"data": {"source": "digits"}, "recipe": TrainingRecipe(2, 0.02), "analysis": ANALYSIS, "processes": 1}
+    arguments = {"recipe": TrainingRecipe(2, 0.02), "analysis": ANALYSIS, "processes": 1}
     measured = []
     train = properties.train_network
     monkeypatch.setattr(properties, "train_network", lambda *rest: measured.append(rest) or train(*rest))

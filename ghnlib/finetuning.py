@@ -42,7 +42,7 @@ class TrainingRecipe:
     momentum: float = 0.9
     weight_decay: float = 3e-4
     clip: float = 5.0
-    bn_batches: int = 2
+    bn_batches: int = 1
     augment: Augment | None = None
     optimizer: str = "sgd"
 

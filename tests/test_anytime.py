@@ -116,11 +116,11 @@ def test_exits_are_scored_one_by_one():
 
 def test_networks_learn_at_every_exit_and_a_diverged_one_has_no_accuracy():
     builds = [partial(MSDNet, 4, 2, 2, 2, 10)] * 2
-    recipe = TrainingRecipe(60, 0.05, bn_batches=1)
+    recipe = TrainingRecipe(60, 0.05)
     first, second = trained_curves(builds, IMAGES, recipe, 0)
     assert first["accuracy"].min() > 20 and not first.equals(second), "chance is 10%; seeds differ"
     assert first.equals(trained_curves(builds[:1], IMAGES, recipe, 0)[0])
-    (failed,) = trained_curves(builds[:1], IMAGES, TrainingRecipe(3, math.inf, bn_batches=1), 0)
+    (failed,) = trained_curves(builds[:1], IMAGES, TrainingRecipe(3, math.inf), 0)
     assert failed["accuracy"].isna().all() and failed["FLOPs"].tolist() == first["FLOPs"].tolist()
 
 

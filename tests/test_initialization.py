@@ -157,7 +157,7 @@ def test_gradcosine_is_the_cosine_of_the_gradients_of_two_halves():
 
 
 def test_a_comparison_has_costs_in_training_steps_and_accuracies_before_and_after():
-    recipe = TrainingRecipe(2, 0.02, 24, bn_batches=1)
+    recipe = TrainingRecipe(2, 0.02, 24)
     rows = compare_initializations(("random", "gradinit"), [ARCHITECTURE], IMAGES, SOURCES, recipe, 1)
     assert list(rows["step"]) == [0, 2, 0, 2] and rows["accuracy"].between(0, 100).all()
     costs = rows.groupby("initialisation")["cost"].first()

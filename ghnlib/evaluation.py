@@ -215,11 +215,11 @@ def mean_and_error(values: Iterable[float]) -> dict[str, float]:
     return {"n": len(values), "mean": mean, "deviation": deviation, "standard_error": deviation / len(values) ** 0.5}
 
 
-def paired_interval(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> dict[str, float]:
-    """Mean of a - b over paired observations, with its Student-t confidence interval; NaN: not observed."""
+def paired_interval(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
+    """Mean of a - b over paired observations, with its 95 % interval (Student's t); NaN: not observed."""
     from scipy import stats  # takes a second, and only this needs it
 
     difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     difference = difference[~np.isnan(difference)]
-    low, high = stats.t.interval(confidence, len(difference) - 1, difference.mean(), stats.sem(difference))
+    low, high = stats.t.interval(0.95, len(difference) - 1, difference.mean(), stats.sem(difference))
     return {"n": len(difference), "mean": float(difference.mean()), "low": float(low), "high": float(high)}

@@ -84,6 +84,9 @@ class AnytimeArchitecture:
     num_classes: int = 10
     input_size: int = 32
 
+    def __reduce__(self):
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))  # leaves cached values behind
+
     @property
     def identity(self) -> tuple:
         """Everything but widths, classes and image size."""

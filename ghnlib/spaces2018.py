@@ -8,7 +8,7 @@ Shapes: B images, C channels, s pixels a side.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, reduce
 from typing import Any, NamedTuple
 

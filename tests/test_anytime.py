@@ -1,6 +1,7 @@
 """Anytime networks, the hypernetwork that is told of scales and exits, and curves of accuracy over FLOPs."""
 
 import math
+import pickle
 from functools import partial
 
 import pandas as pd
@@ -92,6 +93,13 @@ def test_bottlenecks_are_decoded_from_the_states_at_both_ends_of_their_edge():
                 (target,) = graph.edges[graph.edges[:, 0] == i - first, 1]
                 expected = ghn.edge(torch.cat([before[first + source], before[first + target]]))
             torch.testing.assert_close(states[i], expected)
+
+
+def test_an_architecture_travels_without_its_graph():
+    architecture = DeepNets("test", space="anytime")[0]
+    assert architecture.graph is architecture.graph
+    arrived = pickle.loads(pickle.dumps(architecture))
+    assert arrived == architecture and "graph" in vars(architecture) and "graph" not in vars(arrived)
 
 
 def test_training_takes_the_gradient_of_the_sum_of_the_losses_of_all_exits():

@@ -2,9 +2,10 @@
 
     python benchmarks/architectures.py [--count 3000] [--space paper] [--steps 3] [--batch-size 64] [--duplicates 0]
 
-Processor time on one core, medians over tenths of the count after a warm-up. Then meta-training of GHN-2 on CIFAR-10
-shapes with meta-batches of 8 that one worker process makes; the memory that a split of a million takes in training;
-with --duplicates N, architectures of N that equal an earlier one of the same split.
+Processor time on one core, medians over tenths of the count after a warm-up; each part is the difference between runs
+that end after it and before it. Then meta-training of GHN-2 on CIFAR-10 shapes with meta-batches of 8 that one worker
+process makes; the memory that a split of a million takes in training; with --duplicates N, architectures of N that
+equal an earlier one of the same split.
 """
 
 import argparse

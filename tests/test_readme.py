@@ -86,7 +86,7 @@ def _fine_tuned(metrics: Mapping, params: Mapping) -> list[str]:
     count, table = _by_moment(metrics["finetune"]["accuracy"])
     return [
         f"Accuracy (%) after SGD from each initialisation, {count} architectures, seeds {params['finetune']['seeds']}, "
-        f"learning rates tuned equally on validation:",
+        f"learning rates tuned equally on {params['finetune']['tuning_networks']} validation architecture(s):",
         table,
     ]
 
@@ -98,7 +98,8 @@ def _transferred(metrics: Mapping, params: Mapping) -> list[str]:
         count, table = _by_moment(accuracy)
         parts += [
             f"Accuracy (%) on {target}, which the hypernetwork did not see, after SGD on {settings['per_class']} images of "
-            f"each class, {count} architectures, seeds {settings['seeds']} (-orth: orthogonal post-processing; trained: "
+            f"each class, {count} architectures, seeds {settings['seeds']}, learning rates tuned equally on "
+            f"{settings['tuning_networks']} validation architecture(s) (-orth: orthogonal post-processing; trained: "
             f"first on the hypernetwork's classes; chance is {transfer['chance'][target]:.0f}%):",
             table,
         ]

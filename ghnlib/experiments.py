@@ -218,8 +218,8 @@ def training_costs(
     """What each trained hypernetwork of models/ took (GHN-3 Figs. 1 and 3, PPUDA Fig. 9).
 
     Returns:
-        One row a variant: ``encoder``, ``meta_batch``, ``parameters``, ``flops`` of its training (of the average
-        architecture), mean and deviation over all steps of the norm of its gradient.
+        One row a variant: ``encoder``, ``hid``, ``layers``, ``steps``, ``meta_batch``, ``parameters``, ``flops`` of its
+        training (of the average architecture), mean and deviation over all steps of the norm of its gradient.
     """
     rows, of_image, graphs = {}, step_flops(architectures), [a.graph for a in architectures]
     for variant, fields in variants.items():
@@ -231,6 +231,9 @@ def training_costs(
         square = (history["grad_norm"] ** 2 + history["grad_norm_deviation"] ** 2).mean()
         rows[variant] = {
             "encoder": ghn.config.encoder,
+            "hid": ghn.config.hid,
+            "layers": ghn.config.layers,
+            "steps": recipe.steps,
             "meta_batch": recipe.meta_batch,
             "parameters": sum(p.numel() for p in ghn.parameters()),
             "flops": recipe.steps * recipe.meta_batch * of_network,

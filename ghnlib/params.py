@@ -202,6 +202,7 @@ class Chosen(Section):
 class Analysis(Section):
     """Properties of trained networks, search, diversity, variance by depth, graph embeddings."""
 
+    variants: Annotated[tuple[Name, ...], Field(min_length=1)] | None
     networks: Positive
     images: Positive
     property_networks: Annotated[int, Field(ge=10)]
@@ -283,6 +284,7 @@ class Params(Section):
             ("transfer.variant", self.transfer.variant),
             *(("finetune.variants", v) for v in self.finetune.variants),
             *(("finetune.resnet50_variants", v) for v in self.finetune.resnet50_variants),
+            *(("analysis.variants", v) for v in self.analysis.variants or ()),
         ]
         for key, name in used:
             if name not in self.train.variants:

@@ -70,8 +70,8 @@ def prepare(root: Path, folder: Path) -> None:
     overlay = root / "profiles" / f"{folder.name}.yaml"
     raw = read_merged(root / "params.yaml", overlay)
     validate(raw, f"profiles/{overlay.name}")
-    transfer = raw["transfer"]
-    for section in raw["data"], transfer["detection"], *transfer["targets"].values():
+    transfer, second = raw["transfer"], raw["analysis"]["second"] or {"root": None}
+    for section in raw["data"], transfer["detection"], *transfer["targets"].values(), second:
         if section["root"] and not Path(section["root"]).is_absolute():
             section["root"] = str(Path("..", "..", section["root"]))  # seen from the run folder
     for name in COPIED:

@@ -75,5 +75,5 @@ def _layered_positions(network: nx.DiGraph) -> dict[int, tuple[float, float]]:
 
 
 def with_standard_error(values: pd.Series) -> str:
-    """``mean ± standard error``, in the unit of the values."""
-    return f"{values.mean():.1f} ± {values.std(ddof=0) / len(values) ** 0.5:.1f}"
+    """``mean ± standard error`` of the values that are not NaN, in their unit."""
+    return f"{values.mean():.1f} ± {values.std(ddof=0) / values.count() ** 0.5:.1f}"

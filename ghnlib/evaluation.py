@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ghnlib.architectures import Architecture, stop_tracking
 from ghnlib.hypernetwork import GHN
-from ghnlib.images import ImageSet
+from ghnlib.images import DataError, ImageSet
 
 
 def accuracy(
@@ -79,6 +79,7 @@ def evaluate_predictions(
 
 @torch.no_grad()
 def _evaluate(architecture: Architecture, ghn: GHN, images: ImageSet, batch_size: int, statistics=None) -> dict:
+    _check_classes(ghn, images)
     (parameters,) = ghn([architecture.graph], predict_class_layers=True)
     if statistics is None:
         return top_accuracies(architecture.build(device="meta"), images, batch_size, parameters)
@@ -116,12 +117,18 @@ def sweep_torchvision(
 def _evaluate_torchvision(name: str, ghn: GHN, images: ImageSet, batch_size: int) -> dict[str, float]:
     from torchvision import models  # takes a second, and only this needs it
 
+    _check_classes(ghn, images)
     torch.manual_seed(0)
     slow = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # minutes of truncated normals
     net = models.get_model(name, num_classes=len(images.classes), **slow).eval()
     stop_tracking(net)
     ghn.initialize(net, tuple(next(images.batches(1))[0].shape[1:]))
     return top_accuracies(net, images, batch_size)
+
+
+def _check_classes(ghn: GHN, images: ImageSet) -> None:
+    if (known := ghn.config.num_classes) != len(images.classes):
+        raise DataError(f"the hypernetwork predicts {known} classes, the images have {len(images.classes)}.")
 
 
 def sweep(

@@ -117,6 +117,13 @@ def test_networks_are_described_by_what_accuracy_is_drawn_against():
     assert list(describe("predefined", list(DeepNets("predefined", input_size=32)))["depth"].isna()) == [True, False]
 
 
+def test_a_hypernetwork_for_other_classes_is_named_and_not_evaluated(tmp_path):
+    ghn = tiny(num_classes=5)
+    rows = sweep_predictions(ghn, ARCHITECTURES[:1], FEW, tmp_path, 64, 1)
+    assert rows["error"].tolist() == ["DataError: the hypernetwork predicts 5 classes, the images have 10."]
+    assert rows["accuracy"].isna().all()
+
+
 def test_means_leave_out_networks_that_failed():
     expected = {"n": 2, "mean": 2.0, "deviation": 1.0, "standard_error": pytest.approx(0.5**0.5)}
     assert mean_and_error([1.0, math.nan, 3.0]) == expected

@@ -68,7 +68,8 @@ def test_every_dataset_of_a_profile_is_seen_from_its_folder(tmp_path):
     _, params = prepared(tmp_path, "tiny-imagenet-transfer")
     transfer = params["transfer"]
     found = [params["data"]["root"], transfer["detection"]["root"], *(t["root"] for t in transfer["targets"].values())]
-    names = "tiny_imagenet", "penn_fudan", "cifar10", "fashion_mnist"
+    found.append(params["analysis"]["second"]["root"])
+    names = "tiny_imagenet", "penn_fudan", "cifar10", "fashion_mnist", "cifar10"
     assert found == [f"../../datasets/{name}" for name in names]
 
 

@@ -23,6 +23,9 @@ PAPER = {
 """CIFAR-10 (PPUDA Table 3) and ImageNet (GHN-3 Tables 2 and 11), top-1 on in-distribution test architectures."""
 SECTIONS = {
     "digits": ("Handwritten digits (default profile)", ("evaluate", "finetune", "transfer")),
+    "digits-long": (
+        "Handwritten digits, longer and in more sizes (`make repro PROFILE=digits-long`)", ("evaluate", "finetune")
+    ),
     "cifar10-small": (
         "CIFAR-10, recompressed as JPEG (`make repro PROFILE=cifar10-small`)", ("evaluate", "finetune", "transfer")
     ),
@@ -31,6 +34,12 @@ SECTIONS = {
     ),
 }  # fmt: skip
 """By profile: title, and the stages of which the README tells the results."""
+FIGURES = {"digits-long": ("evaluate", "scaling"), "cifar10-small": ("evaluate",)}
+"""By profile: the figures shown; that of the default profile opens the page."""
+CAPTIONS = {
+    "evaluate": "Accuracy over architectures and training steps",
+    "scaling": "Accuracy over parameters and FLOPs of training, for three sizes and meta-batches",
+}
 
 
 def results(root: Path) -> str:
@@ -45,8 +54,8 @@ def results(root: Path) -> str:
         parts += [f"### {title}"] if told else []
         for stage in told:
             parts += TOLD[stage](metrics, params)
-            if stage == "evaluate" and profile != "digits":  # whose figure opens the page
-                parts.append(f"![Accuracy over architectures and training steps](reports/{profile}/figures/evaluate.png)")
+            for name in FIGURES.get(profile, ()) if stage == "evaluate" else ():
+                parts.append(f"![{CAPTIONS[name]}](reports/{profile}/figures/{name}.png)")
     return "\n\n".join(parts)
 
 
@@ -67,7 +76,8 @@ def _without_training(metrics: Mapping, params: Mapping) -> list[str]:
     images = f" on {few} test images of each class" if few else ""
     some = next(rows for method, rows in accuracy.items() if method in PAPER and len(rows) > 1)
     sizes = ", ".join(f"{some[split]['n']} {split}" for split in splits)
-    steps = next(value["steps"] for stage, value in metrics.items() if stage.startswith("train-"))
+    trained = {stage.removeprefix("train-"): value["steps"] for stage, value in metrics.items() if "train-" in stage}
+    steps = max(trained.values())
     lines = [
         f"Top-1 accuracy (%) of unseen architectures **without any training of them**{images}, mean ± standard error "
         f"over architectures ({sizes}); hypernetworks trained for {steps:,} steps, one seed, two CPU cores; chance is "
@@ -77,6 +87,8 @@ def _without_training(metrics: Mapping, params: Mapping) -> list[str]:
         _row(["---"] * 9),
     ]
     for method, rows in accuracy.items():
+        if trained.get(method, steps) < steps:
+            continue  # told by the figure of sizes
         cells = [_cell(rows.get(split)) for split in splits]
         lines.append(_row([method, *cells, str(rows["test"]["n"]), *PAPER.get(method, ("", ""))]))
     return ["\n".join(lines)]

@@ -6,6 +6,7 @@ Shapes: images (3, h, w) with values 0 to 1; boxes (n, 4) as left, top, right, b
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
@@ -19,10 +20,10 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ghnlib.data import load_images
-from ghnlib.evaluation import map_kept
+from ghnlib.evaluation import map_kept, one_line
 from ghnlib.hypernetwork import GHN
 from ghnlib.images import DataError, Images, decode, mix
-from ghnlib.initialization import orthogonalize
+from ghnlib.initialization import NOISE, add_noise, orthogonalize
 
 CELL = 32  # pixels a side of the part of a scene that holds one digit
 DECAY_EPOCHS = 3  # after which the learning rate falls to a tenth (PPUDA)
@@ -216,14 +217,16 @@ def detect_from_each(
 
     Returns:
         One row a backbone, initialisation and seed: ``backbone``, ``initialisation``, ``lr``, ``seed``, ``ap``
-        (percent; NaN if the loss was not finite).
+        (percent; NaN if the loss was not finite or there was an error), ``error`` ("" if none): what is wrong with a
+        backbone ends only its own rows.
     """
     sides = {"random": None, "orthogonal": orthogonalize, **hypernetworks}
 
     def precision(runs: list[tuple], scenes: tuple) -> pd.DataFrame:
         tasks = [(backbones[b], sides[s], lr, seed) for b, s, lr, seed in runs]
         rows = pd.DataFrame(runs, columns=["backbone", "initialisation", "lr", "seed"])
-        return rows.assign(ap=map_kept(_precision, tasks, (scenes, statistics, settings), processes, folder))
+        found = map_kept(_precision, tasks, (scenes, statistics, settings), processes, folder)
+        return rows.join(pd.DataFrame(found, columns=["ap", "error"]))
 
     pairs, (first, *others), (train, _) = list(product(backbones, sides)), settings["lrs"], scenes
     rates = dict.fromkeys(pairs, first)
@@ -237,16 +240,25 @@ def detect_from_each(
 
 def _precision(
     make: Callable, start, lr: float, seed: int, scenes: tuple, statistics: tuple, settings: Mapping
-) -> float:
-    torch.manual_seed(seed)
-    net, (train, test) = make(), scenes
-    if isinstance(start, GHN):
-        start.initialize(net, predict_class_layers=False)
-    elif start is not None:
-        start(net)
-    detector = faster_rcnn(net, statistics, settings)
+) -> tuple[float, str]:
+    train, test = scenes
+    try:
+        detector = faster_rcnn(_backbone(make, start, seed), statistics, settings)
+    except Exception as error:  # whatever is wrong with one backbone, the others have their rows
+        return math.nan, one_line(error)
     if not train_detector(detector, train, settings, seed, lr):
-        return float("nan")
+        return math.nan, ""
     detector.eval()
     with torch.no_grad():
-        return average_precision([detector([scene.image])[0] for scene in test], test)
+        return average_precision([detector([scene.image])[0] for scene in test], test), ""
+
+
+def _backbone(make: Callable, start, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    net = make()
+    if isinstance(start, GHN):
+        start.initialize(net, predict_class_layers=False)
+        add_noise(net, NOISE, Generator().manual_seed(seed))
+    elif start is not None:
+        start(net)
+    return net

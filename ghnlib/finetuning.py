@@ -51,7 +51,7 @@ class TrainingRecipe:
 class Run:
     """One network trained once. ``seed``: of random initialisation and the order of images. ``initialisation``: a key
     of ``INITIALIZATIONS``, for which ``parameters`` (by name) stand in for a prediction. ``labels``: columns of the
-    result."""
+    result. ``orth_from``: of GHN-orth, see ``orthogonalize``."""
 
     architecture: Architecture
     recipe: TrainingRecipe
@@ -59,6 +59,7 @@ class Run:
     initialisation: str = "random"
     parameters: dict[str, Tensor] | None = None
     labels: tuple[tuple[str, object], ...] = ()
+    orth_from: float = 0.0
 
 
 def train_network(
@@ -122,8 +123,9 @@ def initial_runs(
     class_layers: bool = True,
     given: Mapping[str, Sequence[dict[str, Tensor]]] | None = None,
     post_processed: Collection[str] = (),
+    orth_from: float = 0.0,
 ) -> list[Run]:
-    """Runs of each architecture and seed from random, orthogonal and predicted parameters.
+    """Runs of each architecture and seed from random, orthogonal and predicted parameters, these with GHN-3's noise.
 
     Args:
         hypernetworks: by name.
@@ -131,6 +133,7 @@ def initial_runs(
         class_layers: whether classification layers are predicted; if not, they are random.
         given: further initialisations by name: parameters of the first architectures, by name.
         post_processed: names of which "NAME-orth" is added, the same with GHN-orth post-processing.
+        orth_from: share of the layers that post-processing leaves, see ``orthogonalize``.
 
     Returns:
         Runs labelled ``initialisation`` ("random", "orthogonal", a name, "NAME-orth") and ``network`` (index).
@@ -138,17 +141,18 @@ def initial_runs(
     Raises:
         DataError: classification layers are to be predicted for another number of classes than a hypernetwork's.
     """
-    known = {name: _predict(name, ghn, architectures, class_layers) for name, ghn in hypernetworks.items()}
-    known |= given or {}
+    predicted = {name: _predict(name, ghn, architectures, class_layers) for name, ghn in hypernetworks.items()}
+    given = given or {}
     sides = [(name, name, [None] * len(architectures)) for name in ("random", "orthogonal")]
-    sides += [(name, "ghn", starts) for name, starts in known.items()]
-    sides += [(f"{name}-orth", "ghn-orth", known[name]) for name in post_processed]
+    sides += [(name, "ghn-noise", starts) for name, starts in predicted.items()]
+    sides += [(name, "ghn", starts) for name, starts in given.items()]
+    sides += [(f"{name}-orth", "ghn-orth", (predicted | given)[name]) for name in post_processed]
     runs = []
     for name, initialisation, starts in sides:
         own = replace(recipe, **tuned[name]) if tuned else recipe
         for network, (architecture, start) in enumerate(zip(architectures, starts)):
             labels = (("initialisation", name), ("network", network))
-            runs += [Run(architecture, own, seed, initialisation, start, labels) for seed in seeds]
+            runs += [Run(architecture, own, seed, initialisation, start, labels, orth_from) for seed in seeds]
     return runs
 
 
@@ -244,8 +248,8 @@ def compare_on_resnet50(
 
 def crossover(results: pd.DataFrame, name: str) -> int | None:
     """Step of rows of ``run_all`` from which on "random"'s training loss is no more above that of ``name``; 0 if it
-    never was, None if it still is at the end. A run that has diverged is not ahead."""
-    losses = results.pivot_table("loss", "step", "initialisation")
+    never was, None if it still is at the end. Losses are means of the runs that go on, a side without any is behind."""
+    losses = results.groupby(["step", "initialisation"])["loss"].mean().unstack().fillna(math.inf)
     ahead = losses[name] < losses["random"]
     if ahead.iloc[-1]:
         return None
@@ -297,5 +301,5 @@ def initial_network(run: Run) -> nn.Module:
     """The network of a run before its first step, batch norm with running statistics."""
     torch.manual_seed(run.seed)
     net = run.architecture.build(device="cpu", track_running_stats=True)
-    initialize(run.initialisation, net, Sources(run.seed, parameters=run.parameters))
+    initialize(run.initialisation, net, Sources(run.seed, parameters=run.parameters, orth_from=run.orth_from))
     return net

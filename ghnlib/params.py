@@ -181,7 +181,10 @@ class Transfer(Section):
     seeds: Seeds
     steps: Positive
     batch_size: Positive
+    optimizer: Literal["sgd", "adamw"]
     lrs: Rates
+    weight_decays: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    orth_from: Annotated[float, Field(ge=0, le=1)]
     source_lr: Rate
     source_epoch: bool
     families: tuple[str, ...]

@@ -73,7 +73,8 @@ def starts_from_source(
 ) -> dict[str, list[dict[str, Tensor]]]:
     """Parameters of networks that have learnt from the source, without classification layers (``given`` of
     ``initial_runs``): "NAME, 1 epoch" of each initialisation if ``transfer["source_epoch"]``, and "trained" of the
-    first ``oracle_networks``, from random initialisation for ``oracle_epochs``. ``folder``: see ``map_kept``."""
+    first ``oracle_networks``, from random initialisation for ``oracle_epochs``. All by SGD with ``source_lr``; where it
+    diverges, parameters are NaN, so that what starts from them diverges too. ``folder``: see ``map_kept``."""
     epoch = max(1, len(source) // transfer["batch_size"])
     recipe = TrainingRecipe(epoch, transfer["source_lr"], transfer["batch_size"], augment=augment)
     runs = initial_runs(architectures, recipe, [seed], hypernetworks) if transfer["source_epoch"] else []
@@ -84,13 +85,16 @@ def starts_from_source(
     starts: dict[str, list[dict[str, Tensor]]] = {}
     for name, parameters in zip_longest(names, learnt, fillvalue="trained"):
         starts.setdefault(name, []).append(parameters)
+        if any(value.isnan().any() for value in parameters.values()):
+            print(f"diverged on the source, counted as 0%: {name}, network {len(starts[name]) - 1}", flush=True)
     return starts
 
 
 def _train_on_source(run: Run, source: ImageSet) -> dict[str, Tensor]:
     layers, net = class_layers(run.architecture.graph), initial_network(run)
-    train_network(net, source, run.recipe, run.seed, evaluate=lambda net: 0.0)
-    return {name: value.detach() for name, value in net.named_parameters() if name not in layers}
+    # 0, or NaN if it diverged before its end.
+    (at_end,) = train_network(net, source, run.recipe, run.seed, evaluate=lambda net: 0.0).values()
+    return {name: value.detach() + at_end for name, value in net.named_parameters() if name not in layers}
 
 
 def class_layers(graph: Graph) -> list[str]:

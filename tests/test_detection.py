@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torchvision.models import resnet18, vgg11
 
 from ghnlib import DeepNets, detection
@@ -86,8 +87,21 @@ def test_two_steps_from_each_initialisation():
     found, again = (detect_from_each({"net": make}, {"ghn": tiny()}, scenes_of(FEW, 0), statistics, FEW) for _ in range(2))
     assert list(found["initialisation"]) == ["random", "orthogonal", "ghn"] and found["ap"].between(0, 100).all()
     assert found.equals(again)
+    assert (found["error"] == "").all()
     diverging = detect_from_each({"net": make}, {}, scenes_of(FEW, 0), statistics, FEW | {"lrs": [1e30], "epochs": 3})
-    assert diverging["ap"].isna().any()
+    assert diverging["ap"].isna().any() and (diverging["error"] == "").all()
+
+
+def test_a_backbone_without_feature_layers_ends_only_its_own_rows():
+    class Plain(nn.Sequential):
+        pass
+
+    make = lambda: DeepNets("val", space="small")[0].build(device="cpu", track_running_stats=True)
+    backbones = {"plain": lambda: Plain(nn.Conv2d(3, 4, 3)), "net": make}
+    found = detect_from_each(backbones, {}, scenes_of(FEW, 0), (DIGITS.mean, DIGITS.std), FEW | {"lrs": [0.01]})
+    broken, others = (found[found["backbone"] == name] for name in backbones)
+    assert broken["ap"].isna().all() and broken["error"].str.startswith("DataError: Plain cannot be a backbone").all()
+    assert others["ap"].between(0, 100).all() and (others["error"] == "").all()
 
 
 def test_each_initialisation_takes_the_rate_that_is_best_on_held_out_training_scenes(monkeypatch):
@@ -95,7 +109,7 @@ def test_each_initialisation_takes_the_rate_that_is_best_on_held_out_training_sc
 
     def precision(make, start, lr, seed, scenes, *rest):
         called.append((lr, len(scenes[0]), len(scenes[1])))
-        return {0.1: math.nan, 0.2: 50.0 if start else 20.0, 0.3: 40.0}[lr]
+        return {0.1: math.nan, 0.2: 50.0 if start else 20.0, 0.3: 40.0}[lr], ""
 
     monkeypatch.setattr(detection, "_precision", precision)
     settings = FEW | {"lrs": [0.1, 0.2, 0.3], "seeds": [0, 1]}

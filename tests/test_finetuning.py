@@ -60,12 +60,21 @@ def test_orthogonalize_is_the_orthogonal_initialisation_of_the_same_matrix():
     torch.testing.assert_close(net[0].weight, expected)
 
 
-def test_orthogonalize_starts_at_a_layer():
+def test_orthogonalize_leaves_a_share_of_the_layers():
     net = layers()
     first = net[0].weight.clone()
-    orthogonalize(net, first_layer=2)
+    orthogonalize(net, orth_from=1 / 3)
     assert torch.equal(net[0].weight, first)
     assert not torch.equal(layers()[2].weight, net[2].weight)
+
+
+@pytest.mark.parametrize(("share", "count", "first"), [(0.667, 54, 37), (0.823, 113, 94)])
+def test_the_share_gives_the_papers_first_layer(share, count, first):
+    net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(count)))
+    before = [layer.weight.clone() for layer in net]
+    orthogonalize(net, share)
+    changed = [i for i, layer in enumerate(net, start=1) if not torch.equal(layer.weight, before[i - 1])]
+    assert changed == list(range(first, count))
 
 
 def test_noise_breaks_the_symmetry_of_tiled_channels_in_proportion_to_their_correlation():
@@ -171,9 +180,10 @@ def test_sides_start_from_what_they_say():
     assert [dict(run.labels)["initialisation"] for run in runs] == ["random", "orthogonal", "ghn", "ghn-orth"]
     nets = [initial_network(run) for run in runs]
     predicted = ghn.predict(ARCHITECTURES[0].graph)
-    for name, value in nets[2].named_parameters():
-        if name in predicted:
-            torch.testing.assert_close(value, predicted[name])
+    values = {name: value.detach() for name, value in nets[2].named_parameters() if name in predicted}
+    for name, value in values.items():
+        torch.testing.assert_close(value, predicted[name], atol=1e-4, rtol=0)
+    assert any(not torch.equal(value, predicted[name]) for name, value in values.items())  # GHN-3's noise
     first = [next(m.weight for m in net.modules() if isinstance(m, nn.Conv2d)).flatten(1) for net in nets]
     for matrix in (first[1], first[3]):
         gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
@@ -211,6 +221,13 @@ def test_wins_gains_and_losses():
 def test_crossover_is_where_random_initialisation_stays_ahead(ghn, step):
     losses = {"random": [4, 3, 2], "ghn": ghn}
     rows = [{"initialisation": n, "step": s, "loss": v} for n, all_ in losses.items() for s, v in zip((10, 20, 30), all_)]
+    assert crossover(pd.DataFrame(rows), "ghn") == step
+
+
+@pytest.mark.parametrize(("name", "step"), [("ghn", 0), ("random", None)])
+def test_a_side_that_diverged_in_all_runs_is_not_ahead(name, step):
+    losses = {"random": 4.0, "ghn": 5.0} | {name: math.nan}
+    rows = [{"initialisation": n, "step": s, "loss": v} for n, v in losses.items() for s in (10, 20)]
     assert crossover(pd.DataFrame(rows), "ghn") == step
 
 

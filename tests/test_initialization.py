@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ghnlib import DeepNets
+from ghnlib.architectures import TorchvisionNetwork
 from ghnlib.data import load_images
 from ghnlib.experiments import compare_initializations, step_flops
 from ghnlib.finetuning import TrainingRecipe
@@ -64,12 +65,22 @@ def test_he_has_its_variance_and_no_biases():
             assert not value.any()
 
 
+def test_he_leaves_layer_scales_and_tables_of_positions():
+    for name, kept in (("small-convnext", "layer_scale"), ("small-swin", "relative_position_bias_table")):
+        net = TorchvisionNetwork(10, 16, name).build(device="cpu")
+        before = {n: p.detach().clone() for n, p in net.named_parameters()}
+        initialize("he", net, Sources(0))
+        left = [torch.equal(p, before[n]) for n, p in net.named_parameters() if kept in n]
+        assert left and all(left)
+        assert not torch.equal(net.get_parameter("features.0.0.weight"), before["features.0.0.weight"])
+
+
 def test_noise_is_small_and_orthogonal_weights_start_at_their_layer():
     plain, noisy = made("ghn"), made("ghn-noise")
     assert torch.corrcoef(torch.stack([together(plain), together(noisy)]))[0, 1] > 0.9999
     weights = [name for name, value in plain.items() if value.ndim > 1]
     assert sum(not torch.equal(plain[name], noisy[name]) for name in weights) > len(weights) / 2
-    all_layers, from_third = made("ghn-orth"), made("ghn-orth", first_layer=3)
+    all_layers, from_third = made("ghn-orth"), made("ghn-orth", orth_from=2 / len(weights))
     matrix = all_layers[weights[0]].flatten(1)
     gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
     torch.testing.assert_close(gram, torch.eye(len(gram)), atol=1e-4, rtol=0)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ghnlib import DeepNets
 from ghnlib.data import load_images
-from ghnlib.finetuning import TrainingRecipe, initial_network, initial_runs
+from ghnlib.finetuning import TrainingRecipe, initial_network, initial_runs, run_all
 from ghnlib.graph import Graph, Node
 from ghnlib.images import DataError
 from ghnlib.initialization import orthogonalize
@@ -66,6 +66,20 @@ def test_what_the_source_teaches_is_carried_over_but_for_the_classes():
     assert torch.equal(carried[weight], learnt[weight]) and not torch.equal(carried[weight], random[weight])
     assert not torch.equal(processed[weight], learnt[weight])
     assert all(torch.equal(carried[name], random[name]) for name in class_layers(fitted[0].graph))
+
+
+def test_what_diverged_on_the_source_is_named_and_does_not_go_on(capsys):
+    source, targets = source_and_targets(IMAGES, PARAMS["data"], TRANSFER, 0)
+    networks = list(DeepNets("val", space="small", num_classes=6, size=1))
+    settings = TRANSFER | {"source_lr": 1e30, "batch_size": 128}
+    starts = starts_from_source(networks, source.train, {}, settings, None, 0)
+    assert "diverged on the source, counted as 0%: trained, network 0" in capsys.readouterr().out
+    target = targets["other classes"]
+    runs = initial_runs([networks[0].adapted(4)], TrainingRecipe(1, 0.1), [0], {}, given=starts, post_processed=["trained"])
+    results = run_all(runs, target.train.few_shot(2, 0), target.test)
+    assert results.groupby("initialisation")["accuracy"].apply(lambda part: part.isna().all()).to_dict() == {
+        "random": False, "orthogonal": False, "trained": True, "trained-orth": True,
+    }  # fmt: skip
 
 
 def test_small_networks_of_other_families_are_predicted_and_those_that_fail_are_named():

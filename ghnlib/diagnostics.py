@@ -33,6 +33,13 @@ def matched_diversity(tensors: Iterable[Tensor]) -> float:
     return 1 - float(torch.tensor(cosines).mean())
 
 
+def singular_values(tensors: Iterable[Tensor]) -> Tensor:
+    """Singular values of tensors (out, in, h, w) of one shape as matrices (out, in * h * w): in descending order,
+    relative to each tensor's largest, mean over tensors; (min(out, in * h * w),)."""
+    values = torch.linalg.svdvals(torch.stack(list(tensors)).flatten(2))
+    return (values / values[:, :1]).mean(0)
+
+
 def duplicated_filters(parameters: dict[str, Tensor]) -> float:
     """Share of a network's filters, in convolutions with at least 9 weights a filter, with a cosine above 0.99 to an
     earlier filter of their layer. Random filters of 9 weights: two in 10^8 pairs."""

@@ -216,7 +216,9 @@ class Analysis(Section):
     converged: Annotated[float, Field(gt=0, le=100)]
     top: Positive
     one_shot_steps: Positive
+    seconds: bool
     second: Target | None
+    second_networks: Positive
     chosen: Chosen
 
 

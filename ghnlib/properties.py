@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 from sklearn import config_context
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.model_selection import GridSearchCV, KFold
-from sklearn.preprocessing import StandardScaler, scale
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVR
 from torch import Tensor, nn
 
@@ -27,7 +30,7 @@ from ghnlib.images import ImageSet, mix
 from ghnlib.search import tau_interval
 
 Parameters = dict[str, Tensor]
-PROPERTIES = ("accuracy", "noisy accuracy", "FLOPs", "convergence")
+PROPERTIES = ("accuracy", "noisy accuracy", "FLOPs", "seconds", "convergence")
 PENALTIES = (1, 10)
 """Of the SVR, chosen by cross-validation. PPUDA's grid has 105 points, which few networks cannot tell apart."""
 
@@ -66,15 +69,16 @@ def train_and_measure(
 
     Args:
         folder: where finished networks are kept, see ``map_kept``.
-        analysis: ``checkpoints`` (steps at which accuracy is measured too), ``noise``, ``converged`` (percent) and
-            ``networks``, the number of networks whose parameters are wanted.
+        analysis: ``checkpoints`` (steps at which accuracy is measured too), ``noise``, ``converged`` (percent),
+            ``seconds`` (whether inference is timed too) and ``networks``, how many networks' parameters are wanted.
 
     Returns:
         One row a network: ``index``, ``accuracy`` and ``noisy accuracy`` (percent, not a number if the loss was not
-        finite), "accuracy, N steps" of each checkpoint, ``FLOPs`` of one image, ``convergence`` (see ``steps_to``) and
-        ``parameters``. Then the first networks' parameters before and after training.
+        finite), "accuracy, N steps" of each checkpoint, ``FLOPs`` of one image, ``convergence`` (see ``steps_to``),
+        ``parameters`` and, if wanted, ``seconds`` (see ``inference_seconds``). Then the first networks' parameters
+        before and after training.
     """
-    settings = {key: analysis[key] for key in ("checkpoints", "noise", "converged")}
+    settings = {key: analysis[key] for key in ("checkpoints", "noise", "converged", "seconds")}
     kept = analysis["networks"]
     tasks = [(a, mix(seed, i), i < kept) for i, a in enumerate(architectures)]
     rows, before, after = zip(*map_kept(_measure, tasks, (recipe, settings, images), processes, folder))
@@ -97,7 +101,16 @@ def _measure(
         "parameters": network.num_params,
         **{f"accuracy, {step} steps": value for step, value in curve.items()},
     }
+    if settings["seconds"]:
+        row["seconds"] = inference_seconds(net, next(images.val.batches(EVALUATION_BATCH))[0])
     return row, before, {name: p.detach() for name, p in net.named_parameters() if keep}
+
+
+@torch.no_grad()
+def inference_seconds(net: nn.Module, images: Tensor) -> float:
+    """Median time of five forward passes of a network with a batch (b, 3, s, s), after one to warm up; other processes
+    that share the machine lengthen it."""
+    return float(np.median(timeit.repeat(lambda: net(images), number=1, repeat=6)[1:]))
 
 
 def steps_to(curve: Mapping[int, float], target: float) -> float:
@@ -111,6 +124,7 @@ def steps_to(curve: Mapping[int, float], target: float) -> float:
 
 def predict_property(features: np.ndarray, target: np.ndarray, seeds: Sequence[int] = range(5)) -> dict[str, float]:
     """Kendall's tau between a property and its cross-validated prediction by an SVR (PPUDA Fig. 4, its five seeds).
+    Features and target are scaled by the networks that each SVR learns from.
 
     Args:
         features: (networks, d); target: (networks,). seeds: of the division into five folds.
@@ -118,15 +132,18 @@ def predict_property(features: np.ndarray, target: np.ndarray, seeds: Sequence[i
     Returns:
         ``n`` networks, ``tau`` (mean over seeds), its ``deviation`` over seeds and 95 % interval over networks.
     """
-    svr = GridSearchCV(SVR(), {"C": PENALTIES}, cv=3)
-    x, y = StandardScaler().fit_transform(features.astype(float)), scale(target)
+    svr = GridSearchCV(make_pipeline(StandardScaler(), SVR()), {"svr__C": PENALTIES}, cv=3)
+    model = TransformedTargetRegressor(svr, transformer=StandardScaler(), check_inverse=False)
+    x, y = features.astype(float), target.astype(float)
     with config_context(assume_finite=True, skip_parameter_validation=True):  # the checks take half of the time
-        return _cross_validated(lambda train, held_out: svr.fit(x[train], y[train]).predict(x[held_out]), target, seeds)
+        predict = lambda train, held_out: model.fit(x[train], y[train]).predict(x[held_out])
+        return _cross_validated(predict, target, seeds)
 
 
 class NeuralPredictor(nn.Module):
     """Graph convolutions on primitives and edges alone (Wen et al. 2020; the baseline of PPUDA Fig. 4): each layer
-    averages what comes along the edges and against them; then the mean over nodes and two linear layers.
+    is half the sum of the ReLUs of what comes along the edges and against them; then the mean over nodes and two linear
+    layers.
 
     Args:
         graphs: of the networks that it predicts a property of, all at once: () -> (networks,).
@@ -151,7 +168,7 @@ class NeuralPredictor(nn.Module):
     def forward(self) -> Tensor:
         before, after = self.first
         for forward, backward in zip(self.forwards, self.backwards):
-            nodes = F.relu(forward(before) + backward(after))
+            nodes = (F.relu(forward(before)) + F.relu(backward(after))) / 2
             before, after = self.along @ nodes, self.against @ nodes
         return self.head(self.pooling @ nodes).squeeze(1)
 
@@ -166,7 +183,7 @@ def predict_from_graphs(
     graphs: Sequence[Graph], target: np.ndarray, seeds: Sequence[int] = range(1), steps: int = 30, lr: float = 0.02
 ) -> dict[str, float]:
     """``predict_property`` by a ``NeuralPredictor``, trained anew for each fold on all its networks at each step."""
-    y = torch.from_numpy(scale(target)).float()
+    y = target.astype(float)[:, None]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = NeuralPredictor(graphs)
@@ -175,11 +192,13 @@ def predict_from_graphs(
     def predict(train: np.ndarray, held_out: np.ndarray) -> np.ndarray:
         net.load_state_dict(start)
         optimizer = torch.optim.Adam(net.parameters(), lr, weight_decay=1e-3)
+        scaler = StandardScaler().fit(y[train])
+        goal = torch.from_numpy(scaler.transform(y[train])).float().squeeze(1)
         for _ in range(steps):
             optimizer.zero_grad()
-            F.mse_loss(net()[train], y[train]).backward()
+            F.mse_loss(net()[train], goal).backward()
             optimizer.step()
-        return net()[held_out].detach().numpy()
+        return scaler.inverse_transform(net()[held_out].detach().numpy()[:, None]).squeeze(1)
 
     return _cross_validated(predict, target, seeds)
 
@@ -195,6 +214,14 @@ def _cross_validated(
         taus.append(stats.kendalltau(predicted, target).statistic)
     low, high = tau_interval(np.mean(taus), len(target))
     return {"n": len(target), "tau": float(np.mean(taus)), "deviation": float(np.std(taus)), "low": low, "high": high}
+
+
+def without_skips(net: nn.Module) -> nn.Module:
+    """A ResNet of torchvision whose bottlenecks become chains of their own layers, in place (PPUDA Table 10)."""
+    for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+        for i, b in enumerate(list(stage)):
+            stage[i] = nn.Sequential(b.conv1, b.bn1, b.relu, b.conv2, b.bn2, b.relu, b.conv3, b.bn3, b.relu)
+    return net
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -174,6 +174,32 @@ def rank_correlations(scores: pd.DataFrame, accuracy: Sequence[float], top: int 
     return pd.DataFrame(rows).T.astype({"n": int})
 
 
+def search_costs(
+    training: pd.DataFrame, image: float, analysis: Mapping, batch_size: int, validation: int
+) -> pd.DataFrame:
+    """What ranking architectures takes (GHN Table 3, in hours there).
+
+    Args:
+        training: of the hypernetworks, as of ``training_costs``.
+        image: FLOPs of a forward pass with one image, of the average architecture.
+        analysis: ``checkpoints``, ``one_shot_steps`` and ``images`` of a proxy's batch.
+        batch_size: images of a training step.
+        validation: images that accuracy is measured on.
+
+    Returns:
+        One row a method. Before the ranking: ``steps``, training steps of networks, and ``TFLOPs``; for each
+        architecture ranked: ``steps each`` and ``GFLOPs each``, accuracy included (prediction is not counted).
+    """
+    step, score = 3 * image * batch_size, image * validation
+    rows = {name: (row["steps"] * row["meta_batch"], row["flops"], 0, score) for name, row in training.iterrows()}
+    rows |= {f"SGD, {steps} steps": (0, 0, steps, steps * step + score) for steps in analysis["checkpoints"]}
+    rows["one-shot"] = analysis["one_shot_steps"], analysis["one_shot_steps"] * step, 0, score
+    for proxy in PROXIES:  # synaptic flow needs one image
+        rows[proxy] = 0, 0, 1, 3 * image * (1 if proxy.startswith("synflow") else analysis["images"])
+    table = pd.DataFrame(rows, index=["steps", "TFLOPs", "steps each", "GFLOPs each"]).T.astype(float)
+    return table / [1, 1e12, 1, 1e9]
+
+
 def tau_interval(tau: float, n: int) -> tuple[float, float]:
     """95 % interval of Kendall's tau over n observations, by the variance 0.437 / (n - 4) of atanh(tau) (Fieller,
     Hartley and Pearson 1957); not a number for n < 5."""

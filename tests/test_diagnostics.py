@@ -5,7 +5,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from ghnlib.diagnostics import common_shapes, duplicated_filters, matched_diversity, tensors_of
+from ghnlib.diagnostics import common_shapes, duplicated_filters, matched_diversity, singular_values, tensors_of
 
 
 def normal(*shape):
@@ -17,6 +17,12 @@ def test_matching_finds_the_order_of_channels_that_makes_two_tensors_most_alike(
     assert matched_diversity([a, a[torch.tensor([2, 0, 3, 1])]]) == pytest.approx(0, abs=1e-6)
     cosines = [float((a.flatten() @ b[list(p)].flatten()) / a.norm() / b.norm()) for p in permutations(range(4))]
     assert matched_diversity([a, b]) == pytest.approx(1 - abs(max(cosines)), abs=1e-6)
+
+
+def test_singular_values_are_relative_to_each_tensors_largest():
+    left, right = (torch.linalg.qr(normal(n, n)).Q for n in (2, 4))
+    tensors = [(left @ torch.diag(torch.tensor(values)) @ right[:2]).view(2, 1, 2, 2) for values in ((4.0, 1.0), (3.0, 3.0))]
+    torch.testing.assert_close(singular_values(tensors), torch.tensor([1.0, (1 / 4 + 1) / 2]))
 
 
 def test_copies_are_filters_parallel_to_an_earlier_one():

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torchvision.models import resnet50
 
 from ghnlib import DeepNets, properties
 from ghnlib.data import ImageSplits, load_images
@@ -18,11 +20,12 @@ from ghnlib.properties import (
     predict_from_graphs,
     predict_property,
     steps_to,
+    without_skips,
 )
 
 IMAGES = load_images("digits", seed=0, image_size=16)
 FEW = ImageSplits(*(part.few_shot(4, seed=0) for part in (IMAGES.train, IMAGES.val, IMAGES.test)))
-ANALYSIS = {"checkpoints": [1], "noise": 0.3, "converged": 50.0, "networks": 1}
+ANALYSIS = {"checkpoints": [1], "noise": 0.3, "converged": 50.0, "seconds": True, "networks": 1}
 
 
 def architectures(count):
@@ -42,6 +45,7 @@ def test_networks_are_measured_once_and_an_interrupted_call_goes_on(tmp_path, mo
     properties.train_and_measure(architectures(1), FEW, seed=1, folder=tmp_path, **arguments)
     assert len(measured) == 4  # another seed is another network
     assert {*properties.PROPERTIES, "parameters", "accuracy, 1 steps", "index"} == set(table)
+    assert (table["seconds"] > 0).all()
     assert len(before) == len(after) == 1
     assert not torch.equal(first_weight(before[0]), first_weight(after[0]))
 
@@ -79,6 +83,16 @@ def test_a_property_that_follows_the_features_is_predicted_and_noise_is_not():
     assert unrelated["low"] < 0 < found["low"]
 
 
+def test_a_held_out_network_changes_no_other_prediction(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(30, 3)), rng.normal(size=30)
+    monkeypatch.setattr(properties, "_cross_validated", lambda predict, target, seeds: predict)
+    train, held_out = np.arange(20), np.arange(20, 30)
+    before = predict_property(x, y)(train, held_out)
+    x[29], y[20:] = 1000.0, 1000.0
+    np.testing.assert_allclose(predict_property(x, y)(train, held_out)[:9], before[:9])
+
+
 def chain(*ops):
     return Graph([Node(op) for op in ops], [(i, i + 1) for i in range(len(ops) - 1)])
 
@@ -89,6 +103,8 @@ def test_the_neural_predictor_averages_neighbours_within_each_graph():
     along = torch.tensor([[1.0, 0, 0, 0, 0], [0.5, 0.5, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0.5, 0.5]])
     torch.testing.assert_close(net.along.to_dense(), along)
     torch.testing.assert_close(net.against.to_dense(), (along.T > 0) / (along.T > 0).sum(1, keepdim=True))
+    ways = [F.relu(layers[0](x)) for layers, x in zip((net.forwards, net.backwards), net.first)]
+    torch.testing.assert_close(net(), net.head(net.pooling @ (sum(ways) / 2)).squeeze(1))
     single = NeuralPredictor([chain("input", "sum")], hidden=4, layers=1)
     single.load_state_dict(net.state_dict())
     torch.testing.assert_close(net()[1:], single())
@@ -101,6 +117,13 @@ def test_a_property_of_the_primitives_is_predicted_from_graphs_and_noise_is_not(
     found = predict_from_graphs(graphs, counts[:, 0] / counts.sum(1), seeds=[0])
     assert found["low"] > 0.5 and found["n"] == 40
     assert predict_from_graphs(graphs, rng.normal(size=40), seeds=[0])["low"] < 0.2
+
+
+def test_a_resnet_without_skips_adds_nothing():
+    with torch.device("meta"):
+        net = without_skips(resnet50())
+    ops = [node.op for node in Graph.from_module(net, (3, 64, 64)).nodes]
+    assert (ops.count("sum"), ops.count("conv"), ops.count("bn")) == (0, 49, 49)
 
 
 def test_frechet_distance_of_gaussians_is_that_of_their_moments():

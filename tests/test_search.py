@@ -13,6 +13,7 @@ from ghnlib.search import (
     PROXIES,
     one_shot_scores,
     rank_correlations,
+    search_costs,
     tau_interval,
     top_against_random,
     train_one_shot,
@@ -91,6 +92,16 @@ def test_rank_correlations_leave_out_what_is_missing():
     assert table["n"].tolist() == [5, 5, 3]
     best = rank_correlations(scores, accuracy, top=3)
     assert best["n"].tolist() == [3, 3, 2] and math.isnan(best.loc["holes", "tau"])
+
+
+def test_costs_of_ranking_count_what_happens_before_and_for_each_architecture():
+    training = pd.DataFrame({"ghn1": {"steps": 100, "meta_batch": 2, "flops": 3e12}}).T
+    analysis = {"checkpoints": [10], "one_shot_steps": 20, "images": 64}
+    costs = search_costs(training, image=1e9, analysis=analysis, batch_size=32, validation=500)
+    assert costs.loc["ghn1"].tolist() == pytest.approx([200, 3, 0, 500])
+    assert costs.loc["SGD, 10 steps"].tolist() == pytest.approx([0, 0, 10, 10 * 3 * 32 + 500])
+    assert costs.loc["one-shot"].tolist() == pytest.approx([20, 20 * 3 * 32 / 1000, 0, 500])
+    assert costs.loc["snip", "GFLOPs each"] == 64 * costs.loc["synflow", "GFLOPs each"]
 
 
 def test_the_interval_of_tau_is_that_of_its_normalised_value():

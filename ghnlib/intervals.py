@@ -25,11 +25,11 @@ class Measured(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Held or not held where the interval lies on one side of 0, else not decided; without one the sign decides."""
+        """Held or not held where the interval lies on one side of 0, else not decided: a sign alone decides nothing."""
         if isnan(self.value):
             return "not testable at this scale"
         if isnan(self.low):
-            return f"{'held' if self.value > 0 else 'not held'} (no interval)"
+            return "not decided (no interval)"
         return "held" if self.low > 0 else "not held" if self.high <= 0 else "not decided"
 
     def __str__(self) -> str:
@@ -39,9 +39,12 @@ class Measured(NamedTuple):
 
 def measured(found: Mapping) -> Measured:
     """What ``paired_interval``, ``mean_and_error`` (interval by Student's t), ``rank_correlations`` or
-    ``top_against_random`` have found."""
+    ``top_against_random`` have found, or the share of ``wins`` above a half (Clopper-Pearson interval)."""
     from scipy import stats  # takes a second, and not all need it
 
+    if "wins" in found:
+        n, share = found["networks"], stats.binomtest(found["wins"], found["networks"])
+        return Measured(*(x - 0.5 for x in (share.statistic, *share.proportion_ci())), n)
     value, n = next(found[key] for key in ("mean", "tau", "lead") if key in found), int(found["n"])
     half = stats.t.ppf(0.975, n - 1) * found.get("standard_error", nan) * (n / max(1, n - 1)) ** 0.5
     return Measured(value, found.get("low", value - half), found.get("high", value + half), n)

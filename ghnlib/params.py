@@ -244,6 +244,13 @@ class Exits(Section):
     chosen: Positive
     steps: Positive
 
+    @model_validator(mode="after")
+    def _as_many_are_left(self) -> Exits:
+        if 2 * self.chosen > self.candidates:
+            text = f"chosen = {self.chosen} of {self.candidates} candidates: at most half, the others are compared with"
+            raise PydanticCustomError("too_many", "{text}", {"text": text})
+        return self
+
 
 class VanillaVariant(Variant):
     """Also: nodes of the blocks that it is trained on, in place of ``blocks.train_nodes``."""

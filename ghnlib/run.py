@@ -1,7 +1,7 @@
 """Runs one stage of the pipeline: ``python -m ghnlib.run STAGE[@variant]``.
 
 A stage is a notebook executed with the validated parameters of params.yaml. The executed notebook goes to
-reports/PROFILE/, its HTML to site/PROFILE/. ``sources`` and ``metrics`` are the first and the last stage.
+reports/PROFILE/, its HTML to site/PROFILE/. ``sources`` is the first stage.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ NOTEBOOKS = {
     "transfer": "5_transfer",
     "analysis": "6_analysis",
     "anytime": "7_anytime",
+    "claims": "8_claims",
 }
 SOURCES = Path(".sources")
 # Errors whose message is written for the reader: no traceback is shown.
@@ -82,10 +83,8 @@ def _fail(stage: str, message: str, status: int) -> int:
 def _run(stage: str, variant: str, params: Params) -> None:
     if stage == "sources":
         write_sources()
-    elif stage == "metrics":
-        merge_metrics(params)
     elif stage not in NOTEBOOKS:
-        raise ParamsError(f"no stage named {stage!r}; there are sources, {', '.join(NOTEBOOKS)}, metrics")
+        raise ParamsError(f"no stage named {stage!r}; there are sources, {', '.join(NOTEBOOKS)}")
     elif (stage == "train") != bool(variant) or (variant and variant not in params.train.variants):
         names = ", ".join(f"train@{name}" for name in params.train.variants)
         raise ParamsError(f"no stage named {stage}{'@' * bool(variant)}{variant}; a variant is trained by {names}")
@@ -150,7 +149,8 @@ def run_notebook(stage: str, variant: str, params: Params) -> None:
     report = notebooks.normalise(executed, root)
     seconds = time.monotonic() - started
     notebooks.write(report, reports / f"{name}.ipynb")
-    notebooks.write_text(page(report, name, seconds), site / f"{name}.html")
+    links = {path.stem: path.name for path in sorted(site.glob("*.html"))}  # all of a run: ``make report``
+    notebooks.write_text(page(report, name, seconds, links), site / f"{name}.html")
     _record_seconds(reports / "timing.json", label(stage, variant), seconds)
     # A finished stage has nothing to resume: what starts next is a new run.
     shutil.rmtree(available(stage, variant, params)["folder"], ignore_errors=True)
@@ -199,23 +199,6 @@ def _record_seconds(path: Path, name: str, seconds: float) -> None:
     with filelock.FileLock(".training/timing.lock"):  # stages end side by side
         times = json.loads(path.read_text()) if path.exists() else {}
         notebooks.write_text(json.dumps(times | {name: round(seconds, 1)}, indent=1, sort_keys=True) + "\n", path)
-
-
-def merge_metrics(params: Params) -> None:
-    """reports/PROFILE/metrics.json: what each stage measured, under its name; claims.csv: the papers' claims."""
-    from ghnlib.claims import claims_table  # pandas takes a second, and the other stages do without
-
-    reports = Path("reports", params.profile)
-    stages = [
-        label(stage, name) for stage in NOTEBOOKS for name in (params.train.variants if stage == "train" else [""])
-    ]
-    files = {stage: reports / "metrics" / f"{stage}.json" for stage in stages}
-    missing = [str(path) for path in files.values() if not path.exists()]
-    if missing:
-        raise StageError(f"these metrics are missing: {', '.join(missing)}; the notebooks write them.")
-    merged = {stage: json.loads(path.read_text()) for stage, path in files.items()}
-    notebooks.write_text(json.dumps(merged, indent=1) + "\n", reports / "metrics.json")
-    notebooks.write_text(claims_table(merged).to_csv(index=False), reports / "claims.csv")
 
 
 if __name__ == "__main__":

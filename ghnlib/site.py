@@ -32,8 +32,8 @@ tr { border-bottom: 1px solid #ddd }
 <ul>{% for name, address in links.items() if name != "index" %}
 <li><a href="{{ address }}">{{ name }}</a></li>{% endfor %}</ul>
 <h2>Claims of the papers</h2>
-<p>{{ verdicts }}. Each claim is that a number is above 0: ours, with its 95 % interval over networks (one training
-seed), decides; the published one comes from other images, sizes and lengths.</p>{{ claims }}
+<p>{{ verdicts }}. Each claim is that a number is above 0: the 95 % interval of ours over networks (one training seed)
+decides; the published number comes from other images, sizes and lengths.</p>{{ claims }}
 <h2>Time</h2>{{ timing or "Shown after a run on this machine." }}</body></html>"""
 
 

@@ -45,7 +45,7 @@ def test_after_a_failure_nothing_is_started(folder):
 def test_independent_stages_are_stages_of_the_pipeline():
     command = [sys.executable, "-m", "dvc", "stage", "list", "--name-only"]
     known = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    assert {stage for group in pipeline.independent_stages(PARAMS) for stage in group} == set(known) - {"metrics"}
+    assert {stage for group in pipeline.independent_stages(PARAMS) for stage in group} == set(known) - {"claims"}
 
 
 @pytest.mark.parametrize("names", [["tony"], ["tiny", "digits-long"]])

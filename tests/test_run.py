@@ -53,6 +53,7 @@ def test_a_stage_gets_typed_parameters_and_leaves_a_normalised_report(tree, capf
         f"assert sys.executable == {sys.executable!r}",
         "open('reports/digits/metrics/finetune.json', 'w').write('{}')",
     )
+    notebooks.write_text("", Path("site/digits/1_architectures.html"))
     assert run.main(["finetune"]) == 0
     first = REPORT.read_bytes()
     report = json.loads(first)
@@ -61,6 +62,7 @@ def test_a_stage_gets_typed_parameters_and_leaves_a_normalised_report(tree, capf
     assert "papermill" not in json.dumps(report["metadata"])
     assert str(root) in capfd.readouterr().out
     assert "seconds" in Path("site/digits/4_finetune.html").read_text()
+    assert 'href="1_architectures.html"' in Path("site/digits/4_finetune.html").read_text()
     assert json.loads(Path("reports/digits/timing.json").read_text())["finetune"] > 0
     assert run.main(["finetune"]) == 0
     assert REPORT.read_bytes() == first
@@ -136,19 +138,6 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def test_metrics_are_merged_in_the_order_of_the_stages(tree, capfd):
-    root = tree(PARAMETERS)
-    assert run.main(["metrics"]) == 1
-    assert "reports/digits/metrics/train-ghn3.json" in capfd.readouterr().err
-    names = ["architectures", *(f"train-{name}" for name in read_yaml(root / "params.yaml")["train"]["variants"])]
-    names += ["evaluate", "finetune", "transfer", "analysis", "anytime"]
-    for name in [*names, "train-removed"]:
-        notebooks.write_text(json.dumps({"of": name}), Path(f"reports/digits/metrics/{name}.json"))
-    assert run.main(["metrics"]) == 0
-    merged = json.loads(Path("reports/digits/metrics.json").read_text())
-    assert list(merged) == names and merged["finetune"] == {"of": "finetune"}
 
 
 def test_cleaning_removes_what_jupyter_adds_and_nothing_else():

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from base64 import b64encode
 from html.parser import HTMLParser
 from pathlib import Path
@@ -39,7 +41,7 @@ def tree(tmp_path, monkeypatch):
     text = nbformat.v4.new_markdown_cell("# Accuracy < 50 % & [paper](https://arxiv.org/abs/2303.04143)", id="b")
     for name, cell in (("1_architectures", figure), ("2_train-ghn3", text)):
         notebooks.write(nbformat.v4.new_notebook(cells=[cell]), Path(f"reports/digits/{name}.ipynb"))
-    rows = ["paper,claim,published,ours,low,high,networks,verdict", "PPUDA Table 3,a < b,24.7,2.5,1.7,3.3,100,held"]
+    rows = ["paper,claim,published,ours,low,high,scale,verdict", "PPUDA Table 3,a < b,24.7,2.5,1.7,3.3,small,held"]
     Path("reports/digits/claims.csv").write_text("\n".join([*rows, "GHN,c,1,,,,,not testable at this scale"]) + "\n")
     Path("reports/digits/timing.json").write_text(json.dumps({"architectures": 12.5, "train-ghn3": 297.3}))
     return tmp_path
@@ -62,8 +64,23 @@ def test_pages_load_nothing_and_hold_their_figures(tree):
 def test_the_index_shows_claims_and_times(tree):
     html = site.build("digits").read_text()
     assert "a &lt; b" in html and "1 held, 1 not testable at this scale" in html and "nan" not in html.lower()
-    assert "297.3" in html and "<td>100</td>" in html
+    assert "297.3" in html and "<td>small</td>" in html
     assert "took\n297 seconds" in Path("site/digits/2_train-ghn3.html").read_text()
+
+
+BROKEN = "addEventListener('load', () => document.title = `broken: ${[...document.images].filter(i => !i.naturalWidth).length}`)"
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
+@pytest.mark.parametrize("name", ["1_architectures", "2_train-ghn3"])
+def test_a_browser_shows_every_figure_and_has_no_errors(tree, name):
+    path = site.build("digits").with_name(f"{name}.html")
+    path.write_text(path.read_text().replace("</head>", f"<script>{BROKEN}</script></head>", 1))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tree}", "--virtual-time-budget=2000"]
+    command = ["chromium", *options, "--enable-logging=stderr", "--dump-dom", path.resolve().as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "<title>broken: 0</title>" in shown.stdout and "CONSOLE" not in shown.stderr
+    assert shown.stdout.count("<img") == (name == "1_architectures")
 
 
 @pytest.mark.parametrize("profile", ["none", "digits"])

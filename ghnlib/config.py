@@ -138,7 +138,8 @@ class Recipe:
         dropout: whether the networks' own dropout is active.
         precision: of the networks' arithmetic; parameters, loss and the hypernetwork stay in float32.
         architectures: how many of the training architectures are used, the first ones; None: all.
-        max_nodes: meta-batches with more nodes than this share times ``meta_batch`` are passed over.
+        widths: how wide training architectures are at the papers' scale, "narrow" (PPUDA) or "wide" (GHN-3, ImageNet).
+        max_nodes: meta-batches with more nodes than this times ``meta_batch``, or 8 if that is more, are passed over.
         log_every, validate_every: intervals; a checkpoint is written with every log line.
     """
 
@@ -159,6 +160,7 @@ class Recipe:
     dropout: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
     architectures: Positive | None = None
+    widths: Literal["narrow", "wide"] = "narrow"
     max_nodes: Positive = 275
     log_every: Positive = 50
     validate_every: Positive = 250
@@ -237,9 +239,7 @@ ABLATIONS: dict[str, Ablation] = {
     "GHN-1": _ppuda("ghn1"),
     "GHN-1 + LayerNorm": _ppuda("ghn1", layernorm=True),
     # GHN-3 Tables 1 and 11 (i to xiii), ImageNet
-    "ii: GHN-2/m8, released": Ablation(
-        "imagenet", "ghn2", "2.32 M", {"steps": 150 * 4809, "milestones": (100 / 150, 140 / 150)}
-    ),
+    "ii: GHN-2/m8, released": Ablation("imagenet", "ghn2", "2.32 M"),
     "iii: GHN-2/m8": _imagenet("2.32 M", **_GHN2_IMAGENET),
     "iv: GHN-3, d = 32": _imagenet("2.37 M", hid=32, layers=1),
     "v: no centrality": _imagenet("6.89 M", centrality=False),

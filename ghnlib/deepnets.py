@@ -33,6 +33,7 @@ class DeepNets:
         size: number of architectures; None: the published one.
         path: an official HDF5 file to read instead of sampling, with its ``*_meta.json`` beside it.
         naming: "ghn3" or "ppuda": names of attention parameters.
+        widths: a key of ``WIDTH_RULES`` for a split whose widths are drawn: "narrow" (PPUDA), "wide" (GHN-3, ImageNet).
         repair: mend the known defects of the graphs in official files, as GHN-3 does; GHN-2 was trained without.
 
     Raises:
@@ -51,11 +52,12 @@ class DeepNets:
         path: str | Path | None = None,
         naming: str = "ghn3",
         repair: bool = True,
+        widths: str | None = None,
     ):
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
         base = resolve_space(space)
-        self.split, self.seed, self.space = split, seed, base.for_split(split)
+        self.split, self.seed, self.space = split, seed, base.for_split(split, widths)
         self._arguments = {
             "num_classes": num_classes or base.num_classes,
             "input_size": input_size or base.input_size,

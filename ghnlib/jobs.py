@@ -22,10 +22,13 @@ from ghnlib.evaluation import evaluate_predictions
 from ghnlib.hypernetwork import GHN
 from ghnlib.images import Augment, ImageSet
 from ghnlib.processes import stop_with
-from ghnlib.training import TrainingError, is_first_rank, share_of_rank, train_ghn
+from ghnlib.training import TrainingError, is_first_rank, share_of_rank, sum_over_ranks, train_ghn
 
 KEPT_IN_MEMORY = 10_000
 """Training architectures of which graphs and modules are kept; beyond, each is sampled when its turn comes."""
+
+TRAINING_IMAGES = ("source", "root", "image_size", "val_share", "test_share")
+"""Keys of ``data`` that decide which images a training sees; the others decide on augmentation or test images."""
 
 
 def images_of(data: Mapping, seed: int) -> ImageSplits:
@@ -39,12 +42,15 @@ def augmentation_of(data: Mapping) -> Augment:
     return Augment(shift=data["shift"], flip=data["flip"])
 
 
-def architectures_of(deepnets: Mapping, split: str, images: ImageSplits, seed: int) -> DeepNets:
-    """A split of the ``deepnets`` section, for the images' classes and size."""
+def architectures_of(
+    deepnets: Mapping, split: str, images: ImageSplits, seed: int, widths: str | None = None
+) -> DeepNets:
+    """A split of the ``deepnets`` section, for the images' classes and size; ``widths``: see ``DeepNets``."""
     size = {"train": deepnets["train_pool"], "predefined": None}.get(split, deepnets.get(split, deepnets["ood"]))
     return DeepNets(
-        split, seed, space=deepnets["scale"], num_classes=len(images.classes), input_size=images.side, size=size
-    )
+        split, seed, deepnets["scale"], num_classes=len(images.classes), input_size=images.side, size=size,
+        widths=widths,
+    )  # fmt: skip
 
 
 def train_variant(job: Mapping) -> GHN:
@@ -54,18 +60,20 @@ def train_variant(job: Mapping) -> GHN:
         job: ``data``, ``deepnets``, ``seed``; ``classes`` (indices of the classes to train on, None for all);
             ``ghn`` and ``recipe`` (fields of ``GHNConfig`` and ``Recipe``); ``folder``.
     """
-    images = images_of(job["data"], job["seed"])
+    images, recipe = images_of(job["data"], job["seed"]), Recipe(**job["recipe"])
     if job["classes"] is not None:
         images = images.subset(job["classes"])
-    pool = architectures_of(job["deepnets"], "train", images, job["seed"])
+    pool = architectures_of(job["deepnets"], "train", images, job["seed"], recipe.widths)
     train = list(pool) if len(pool) <= KEPT_IN_MEMORY else pool
     val = list(architectures_of(job["deepnets"], "val", images, job["seed"]))
     torch.manual_seed(job["seed"])
     ghn = GHN(GHNConfig(**job["ghn"], num_classes=len(images.classes))).to(_device())
     train_images, val_images = images.train.to(_device()), images.val.to(_device())
     train_ghn(
-        ghn, train, train_images, Recipe(**job["recipe"]), job["folder"], job["seed"], augmentation_of(job["data"]),
+        ghn, train, train_images, recipe, job["folder"], job["seed"], augmentation_of(job["data"]),
         validate=lambda ghn: {"validation_accuracy": validation_accuracy(ghn, val, val_images)},
+        about={"data": {key: job["data"][key] for key in TRAINING_IMAGES}, "classes": job["classes"],
+               "deepnets": {key: job["deepnets"][key] for key in ("scale", "train_pool")}},
     )  # fmt: skip
     if is_first_rank():
         ghn.save_pretrained(Path(job["folder"]) / "model")
@@ -75,16 +83,16 @@ def train_variant(job: Mapping) -> GHN:
 def validation_accuracy(ghn: GHN, architectures: Sequence[Architecture], images: ImageSet) -> float:
     """Mean accuracy in percent with predicted parameters, the architectures shared out among ranks."""
     mine = share_of_rank(architectures, cost=lambda architecture: len(architecture.graph))
-    total = torch.tensor([evaluate_predictions(ghn, mine, images)["accuracy"].sum()], device=_device())
-    if distributed.is_initialized():
-        distributed.all_reduce(total)
-    return float(total) / len(architectures)
+    return sum_over_ranks(evaluate_predictions(ghn, mine, images)["accuracy"].sum(), _device()) / len(architectures)
 
 
 def train_in_processes(job: Mapping, devices: int) -> pd.DataFrame:
     """Run ``train_variant`` in a process of its own, or in one for each core (or GPU), which share every meta-batch.
 
-    The training survives the caller: its checkpoints stay in ``job["folder"]``, and the same call resumes it.
+    The training survives the caller: its checkpoints stay in ``job["folder"]``, and the same call resumes it. It writes
+    ``job.json`` there; with that file, several nodes that share the folder train together by
+    ``torchrun --nnodes=N --nproc-per-node=GPUS --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT -m ghnlib.jobs
+    FOLDER/job.json`` on each.
 
     Returns:
         The history of ``train_ghn``.
@@ -115,9 +123,13 @@ def train_in_processes(job: Mapping, devices: int) -> pd.DataFrame:
 
 
 def _device() -> torch.device:
-    """This rank's device."""
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    """This rank's device. Raises TrainingError where a node has more ranks than GPUs."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if rank >= count:
+        raise TrainingError(f"there are {count} GPUs here, not {rank + 1} or more: lower train.devices")
+    return torch.device("cuda", rank)
 
 
 def _main(path: str) -> None:
@@ -125,6 +137,8 @@ def _main(path: str) -> None:
         stop_with(int(parent))
     job = json.loads(Path(path).read_text())
     torch.set_num_threads(1)
+    if _device().type == "cuda":
+        torch.cuda.set_device(_device())
     if distributed.is_torchelastic_launched():
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:

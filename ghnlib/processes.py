@@ -11,6 +11,9 @@ from contextlib import contextmanager
 
 import psutil
 
+PATIENCE = 600
+"""Seconds: longer than a step, the validation of large networks and a checkpoint of gigabytes take together."""
+
 
 @contextmanager
 def termination_noted() -> Iterator[Callable[[], bool]]:
@@ -32,7 +35,7 @@ def termination_noted() -> Iterator[Callable[[], bool]]:
 def stop_with(pid: int) -> None:
     """Ask this process to stop (SIGTERM) when another one has ended, however that happened; watched from a thread.
 
-    A process that has not stopped ten seconds later is killed: it may wait for one that will never answer.
+    A process that has not stopped ``PATIENCE`` later is killed: it may wait for one that will never answer.
     """
     threading.Thread(target=_watch, args=(pid,), daemon=True).start()
 
@@ -41,5 +44,5 @@ def _watch(pid: int) -> None:
     while psutil.pid_exists(pid):
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(10)
+    time.sleep(PATIENCE)
     os.kill(os.getpid(), signal.SIGKILL)

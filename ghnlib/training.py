@@ -17,9 +17,10 @@ import math
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -39,6 +40,10 @@ from ghnlib.processes import termination_noted
 
 PREDICTED_TOGETHER = 4
 """Networks of a rank predicted at once: larger meta-batches are taken in parts, so that memory does not grow."""
+NETWORKS_KEPT = 1024
+"""Modules in memory, about 1 MiB each at the papers' scale; those of larger pools are built anew: their turn is far."""
+RECENT = 1000
+"""Steps over which dropped networks are counted."""
 
 
 class TrainingError(RuntimeError):
@@ -49,10 +54,15 @@ OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 class MetaTrainer:
-    """One hypernetwork, trained in place, and its optimiser. ``steps_per_epoch``: for schedules in epochs."""
+    """One hypernetwork, trained in place, and its optimiser. ``steps_per_epoch``: for schedules in epochs;
+    ``networks_kept``: in memory for their next turn."""
 
-    def __init__(self, ghn: GHN, recipe: Recipe, steps_per_epoch: int):
+    def __init__(self, ghn: GHN, recipe: Recipe, steps_per_epoch: int, networks_kept: int = 64):
         self.ghn, self.recipe = ghn, recipe
+        # Without running statistics, training mode differs from evaluation in dropout alone.
+        self._network = lru_cache(networks_kept)(lambda a: a.build(device="meta").train(recipe.dropout))
+        # Misaligned, a graph's states depend on all graphs read before it: they are those of the whole meta-batch.
+        self._together = PREDICTED_TOGETHER if ghn.config.batching == "aligned" else recipe.meta_batch
         self.optimizer = OPTIMIZERS[recipe.optimizer](
             ghn.parameters(), lr=recipe.lr, betas=tuple(recipe.betas), weight_decay=recipe.weight_decay, fused=True
         )
@@ -74,8 +84,8 @@ class MetaTrainer:
         mine = share_of_rank(range(m), cost=lambda i: len(architectures[i].graph))
         self.optimizer.zero_grad(set_to_none=True)
         results = []
-        for start in range(0, len(mine), PREDICTED_TOGETHER):
-            part = {i: architectures[i] for i in mine[start : start + PREDICTED_TOGETHER]}
+        for start in range(0, len(mine), self._together):
+            part = {i: architectures[i] for i in mine[start : start + self._together]}
             results += self._add_gradients(part, m, images, labels, seed)
         sums = torch.tensor([[1.0, *result] for result in results]).reshape(-1, 4).sum(0).to(images.device)
         self._sum_over_ranks(sums)
@@ -108,8 +118,8 @@ class MetaTrainer:
     def _run_child(self, architecture, leaves: dict[str, Tensor], images, labels, seed: int) -> tuple:
         """Loss (sum over exits), share of images classified correctly (by the last exit), norm of parameters; gradients
         go to the leaves."""
+        net = self._network(architecture)
         torch.manual_seed(seed)
-        net = _network(architecture, self.recipe.dropout)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
             exits = [logits.float() for logits in exits_of(torch.func.functional_call(net, leaves, (images,)))]
         loss = sum(F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing) for logits in exits)
@@ -137,22 +147,29 @@ class MetaTrainer:
             part.load_state_dict(state[name])
 
 
-@lru_cache(maxsize=1024)
-def _network(architecture: Architecture, dropout: bool) -> nn.Module:
-    # Without running statistics, training mode differs from evaluation in dropout alone.
-    return architecture.build(device="meta").train(dropout)
-
-
 def is_first_rank() -> bool:
     """Whether this process reports and writes: the only one, or rank 0."""
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def share_of_rank(items: Sequence, cost: Callable) -> list:
-    """This process's part of the items: all without torch.distributed, else every world-size-th by falling cost."""
+    """This process's part of the items, in their order: all without torch.distributed. As in PPUDA, parts are of equal
+    size but for one item and of about equal cost: the costliest first, each to the part with room that costs least."""
     if not distributed.is_initialized():
         return list(items)
-    return sorted(items, key=cost, reverse=True)[distributed.get_rank() :: distributed.get_world_size()]
+    parts: list[list[int]] = [[] for _ in range(distributed.get_world_size())]
+    room, total = math.ceil(len(items) / len(parts)), lambda part: sum(cost(items[i]) for i in part)
+    for i in sorted(range(len(items)), key=lambda i: cost(items[i]), reverse=True):
+        min((part for part in parts if len(part) < room), key=total).append(i)
+    return [items[i] for i in sorted(parts[distributed.get_rank()])]
+
+
+def sum_over_ranks(value: float, device: torch.device) -> float:
+    """A number summed over all ranks, the same on each: it waits for the others."""
+    number = torch.tensor(value, dtype=torch.float64, device=device)
+    if distributed.is_initialized():
+        distributed.all_reduce(number)
+    return float(number)
 
 
 def _finite(leaves: Iterable[Tensor]) -> bool:
@@ -179,7 +196,7 @@ def sample_meta_batch(
         order = _permutation(count, seed, candidate // per_pass)
         start = candidate % per_pass * recipe.meta_batch
         chosen = [architectures[i] for i in order[start : start + recipe.meta_batch]]
-        if recipe.meta_batch == 1 or sum(len(a.graph) for a in chosen) <= recipe.max_nodes * recipe.meta_batch:
+        if recipe.meta_batch == 1 or sum(len(a.graph) for a in chosen) <= recipe.max_nodes * max(8, recipe.meta_batch):
             return chosen, candidate + 1
     raise TrainingError(
         f"1000 meta-batches in a row have more than max_nodes={recipe.max_nodes} nodes a network: raise the limit"
@@ -200,6 +217,7 @@ def train_ghn(
     seed: int,
     augment: Augment | None = None,
     validate: Callable[[GHN], dict[str, float]] | None = None,
+    about: Mapping | None = None,
 ) -> pd.DataFrame:
     """Train a hypernetwork; started again after an interruption, it continues from its last checkpoint.
 
@@ -207,26 +225,29 @@ def train_ghn(
 
     Args:
         ghn: initialised hypernetwork, trained in place.
-        folder: for ``checkpoint.pt`` (and the one before it) and ``history.csv``; the checkpoint of another
-            configuration is replaced.
+        folder: for ``checkpoint.pt`` (and the one before it; that of another training becomes ``checkpoint.old.pt``),
+            ``history.csv`` and ``throughput.csv`` (networks and images through them a second). All nodes must see it.
         seed: decides the order of images and architectures, augmentation and dropout.
         validate: called on every rank each ``recipe.validate_every`` steps; its values join the history.
+        about: what else the training is of, such as the images; with other values it starts anew.
 
     Returns:
         One row a log interval: step, means of what ``MetaTrainer.step`` returns, deviation of the gradient norm,
         validation values.
 
     Raises:
-        TrainingError: losses that are not finite have become the rule, a checkpoint cannot be written, or another
-            process trains in ``folder``.
+        TrainingError: losses that are not finite have become the rule, a checkpoint cannot be written, another
+            process trains in ``folder``, or not all ranks see it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = MetaTrainer(ghn, recipe, max(1, len(images) // recipe.batch_size))
-    identity = json.dumps([asdict(ghn.config), asdict(recipe), asdict(augment or Augment()), seed], sort_keys=True)
+    pool = recipe.architectures or len(architectures)
+    trainer = MetaTrainer(ghn, recipe, max(1, len(images) // recipe.batch_size), pool * (pool <= NETWORKS_KEPT))
+    decisive = replace(recipe, log_every=1, validate_every=1)  # they change nothing but the history
+    parts = [asdict(ghn.config), asdict(decisive), asdict(augment or Augment()), seed, about]
+    identity = json.dumps(parts, sort_keys=True, default=repr)
     with _only_writer(folder):
-        start = {"step": 0, "position": 0, "skipped": 0, "window": [], "history": []}
-        progress = _resume(trainer, folder, identity) or start
+        progress = _resume_together(trainer, folder, identity)
         _loop(trainer, architectures, images, seed, augment, validate, folder, identity, progress)
         if is_first_rank():  # again: the last process may have been killed between checkpoint and history
             _write_history(progress["history"], folder)
@@ -234,24 +255,26 @@ def train_ghn(
 
 
 def _loop(trainer, architectures, images, seed, augment, validate, folder, identity, progress) -> None:
-    recipe = trainer.recipe
+    recipe, device = trainer.recipe, next(trainer.ghn.parameters()).device
     batches = images.stream(recipe.batch_size, seed, progress["step"], augment)
     hidden = None if is_first_rank() else True
     with (
         tqdm(total=recipe.steps, initial=progress["step"], disable=hidden, unit="step") as bar,
         termination_noted() as terminated,
     ):
+        since, started = progress["step"], time.monotonic()
         while progress["step"] < recipe.steps:
             step = progress["step"]
             chosen, progress["position"] = sample_meta_batch(architectures, recipe, seed, progress["position"])
             progress["window"].append(trainer.step(chosen, *next(batches), seed=mix(seed, 2, step)))
-            progress["skipped"] += progress["window"][-1]["skipped"]
+            progress["skipped"] = [*progress["skipped"], progress["window"][-1]["skipped"]][-RECENT:]
             progress["step"] = step = step + 1
             bar.update()
-            _stop_if_diverged(progress["skipped"], step * recipe.meta_batch)
+            _stop_if_diverged(progress["skipped"], recipe.meta_batch)
             logged = step % recipe.log_every == 0 or step == recipe.steps
             if logged:
-                window = pd.DataFrame(progress["window"])
+                _note_throughput(folder, since, step, time.monotonic() - started, recipe)
+                window = pd.DataFrame(progress["window"]).replace(math.inf, math.nan)  # of a step without an update
                 deviation = float(window["grad_norm"].std(ddof=0))
                 row = {"step": step, **window.mean().to_dict(), "grad_norm_deviation": deviation}
                 progress["window"] = []
@@ -260,29 +283,32 @@ def _loop(trainer, architectures, images, seed, augment, validate, folder, ident
                 progress["history"].append(row)
                 values = "  ".join(f"{name} {value:.3g}" for name, value in row.items() if name != "step")
                 _say(f"step {step:>{len(str(recipe.steps))}}/{recipe.steps}  {values}")
-            stop = _on_any_rank(terminated(), images.labels.device)
+            stop = sum_over_ranks(terminated(), device)  # one that stopped alone would leave the others waiting
             if (logged or stop) and is_first_rank():
                 _save({**trainer.state_dict(), "progress": progress, "identity": identity}, folder)
+            if logged:
+                since, started = step, time.monotonic()
             if stop:
+                sum_over_ranks(0, device)  # after one process has ended, torchrun ends the others: wait for the save
                 _say(f"asked to stop: saved after step {step}; started again, it resumes")
                 raise SystemExit(143)
 
 
-def _on_any_rank(flag: bool, device: torch.device) -> bool:
-    """The same answer on all ranks: one that stopped alone would leave the others waiting for it."""
-    if not distributed.is_initialized():
-        return flag
-    count = torch.tensor(float(flag), device=device)
-    distributed.all_reduce(count)
-    return bool(count)
-
-
-def _stop_if_diverged(skipped: int, total: int) -> None:
+def _stop_if_diverged(recent: Sequence[int], meta_batch: int) -> None:
+    skipped, total = sum(recent), len(recent) * meta_batch
     if skipped > 20 and skipped > total / 50:
         raise TrainingError(
-            f"{skipped} of {total} networks gave a loss or gradient that is not finite (limit: 1 in 50): "
-            "lower train.lr or train.clip, or keep weight_norm on"
+            f"{skipped} of the last {total} networks gave a loss or gradient that is not finite (limit: 1 in 50): "
+            "lower train.recipe.lr or train.recipe.clip, or keep weight_norm on"
         )
+
+
+def _note_throughput(folder: Path, since: int, step: int, seconds: float, recipe: Recipe) -> None:
+    if is_first_rank():
+        networks = (step - since) * recipe.meta_batch / seconds
+        with (folder / "throughput.csv").open("a" if since else "w") as file:
+            file.write("" if since else "step,networks_per_second,images_per_second\n")
+            file.write(f"{step},{networks:.2f},{networks * recipe.batch_size:.2f}\n")
 
 
 def _say(text: str) -> None:
@@ -314,7 +340,19 @@ def _write_history(rows: list[dict], folder: Path) -> None:
     os.replace(folder / "history.new", folder / "history.csv")
 
 
-def _resume(trainer: MetaTrainer, folder: Path, identity: str) -> dict | None:
+def _resume_together(trainer: MetaTrainer, folder: Path, identity: str) -> dict:
+    """Progress of the last checkpoint, the same on all ranks. The first reads alone: it may set files aside."""
+    progress = _resume(trainer, folder, identity) if is_first_rank() else None
+    step = sum_over_ranks(progress["step"] if progress else 0, next(trainer.ghn.parameters()).device)
+    progress = progress or _resume(trainer, folder, identity)
+    if progress["step"] != step:
+        raise TrainingError(f"a process would start after step {progress['step']}, the first after {step:.0f}: "
+                            f"{folder} must be one folder that all nodes see")  # fmt: skip
+    return progress
+
+
+def _resume(trainer: MetaTrainer, folder: Path, identity: str) -> dict:
+    start = {"step": 0, "position": 0, "skipped": [], "window": [], "history": []}
     for name in "checkpoint.pt", "checkpoint.previous.pt":
         try:
             state = torch.load(folder / name, map_location="cpu", weights_only=True)
@@ -322,14 +360,17 @@ def _resume(trainer: MetaTrainer, folder: Path, identity: str) -> dict | None:
             continue
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             _say(f"{folder / name} is damaged ({error}): trying the one before it")
+            os.replace(folder / name, folder / "checkpoint.damaged.pt")  # or the next save would take it for good
             continue
         if state["identity"] != identity:
-            _say("the checkpoint here is of another configuration: starting anew")
-            return None
+            _say("the checkpoint here is of another configuration or data: now checkpoint.old.pt, starting anew")
+            os.replace(folder / name, folder / "checkpoint.old.pt")
+            (folder / "checkpoint.previous.pt").unlink(missing_ok=True)
+            return start
         trainer.load_state_dict(state)
         _say(f"resuming after step {state['progress']['step']}")
         return state["progress"]
-    return None
+    return start
 
 
 @contextmanager

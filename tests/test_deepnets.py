@@ -425,6 +425,9 @@ def test_wider_networks_and_strides_on_imagenet():
     assert {a["imagenet_stride"] for a in drawn} == {2, 4} and {a["C"] for a in drawn} == set(space.widths)
     assert {draw_width(replace(arch, n_cells=11), space, Draws(i), 224)["C"] for i in range(200)} == {32, 48, 64, 80}
     assert set(WIDTH_RULES) == {"narrow", "wide"}
+    assert DeepNets("train", widths="wide").space == replace(SPACES["paper"].for_split("train"), width_rule="wide")
+    for split, scale in ("val", "paper"), ("train", "small"):  # they draw no widths
+        assert DeepNets(split, space=scale, widths="wide").space.width_rule is None
 
 
 # The spaces of 2018 ---------------------------------------------------------------------------------------------------

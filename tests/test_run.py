@@ -17,7 +17,8 @@ from ghnlib.notebooks import NotebookError
 from ghnlib.params import read_yaml
 
 ROOT = Path(__file__).parent.parent
-PIPELINE = read_yaml(ROOT / "dvc.yaml")["stages"]
+DVC = read_yaml(ROOT / "dvc.yaml")
+PIPELINE = DVC["stages"]
 PARAMETERS = "profile = ''\nseed = 0\nfinetune = {}"
 
 
@@ -220,6 +221,14 @@ def test_notebooks_are_committed_clean(path):
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in ours.cells)
     assert ours.metadata.kernelspec.name == "python3" and "language_info" in ours.metadata
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in ours.cells) == 1
+
+
+@pytest.mark.parametrize("plot", DVC["plots"], ids=lambda plot: next(iter(plot)))
+def test_plots_show_every_variant(plot):
+    ((_, axes),) = plot.items()
+    variants = read_yaml(ROOT / "params.yaml")["train"]["variants"]
+    assert list(axes["y"]) == [f"models/{name}/history.csv" for name in variants]
+    assert len(set(axes["y"].values())) == 1
 
 
 def test_stages_that_end_together_keep_each_others_times(tmp_path, monkeypatch):

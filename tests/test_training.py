@@ -1,5 +1,6 @@
 """The meta-training loop: gradients, schedules, resumption, failures."""
 
+import json
 import math
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ from ghnlib.config import Recipe
 from ghnlib.data import load_images
 from ghnlib.images import Augment
 from ghnlib.jobs import train_in_processes, train_variant
-from ghnlib.training import MetaTrainer, TrainingError, sample_meta_batch, train_ghn
+from ghnlib.training import MetaTrainer, TrainingError, sample_meta_batch, share_of_rank, train_ghn
 from tests.test_params import configured
 
 POOL = list(DeepNets("train", space="small", size=12))
@@ -109,12 +110,22 @@ def test_an_interrupted_training_resumes_exactly(tmp_path):
     pd.testing.assert_frame_equal(history, resumed_history, check_exact=True)
 
 
-def test_the_checkpoint_of_another_configuration_is_not_used(tmp_path, capsys):
+def test_the_checkpoint_of_another_configuration_is_set_aside(tmp_path, capsys):
     train(tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
     other, _ = train(tmp_path, Recipe(steps=3, batch_size=8, meta_batch=2, log_every=3, lr=1e-4))
     assert "starting anew" in capsys.readouterr().out
+    assert (tmp_path / "checkpoint.old.pt").read_bytes() == before
     fresh, _ = train(tmp_path / "fresh", Recipe(steps=3, batch_size=8, meta_batch=2, log_every=3, lr=1e-4))
     assert_same_weights(other, fresh)
+
+
+def test_other_intervals_continue_a_training(tmp_path, capsys):
+    whole, _ = train(tmp_path / "whole")
+    train(tmp_path / "part", validate=None)
+    resumed, _ = train(tmp_path / "part", replace(SHORT, log_every=1, validate_every=1))
+    assert "resuming after step 12" in capsys.readouterr().out
+    assert_same_weights(whole, resumed)
 
 
 JOB = {
@@ -126,13 +137,81 @@ JOB = {
 }  # fmt: skip
 
 
-def test_two_processes_take_the_step_of_one(tmp_path):
-    job = JOB | {"recipe": JOB["recipe"] | {"steps": 1, "log_every": 1}}
-    one, two = (train_in_processes(job | {"folder": str(tmp_path / str(n))}, n) for n in (1, 2))
-    pd.testing.assert_frame_equal(one, two, rtol=1e-3)
-    # Sums are taken in another order, and Adam's first step is the sign of a gradient, which may be rounding error.
-    weights = [torch.cat([p.flatten() for p in GHN.from_pretrained(tmp_path / n / "model").parameters()]) for n in "12"]
-    assert torch.isclose(*weights, rtol=0, atol=1e-5).float().mean() > 0.97
+@pytest.mark.parametrize(
+    ("section", "key", "value"), [("deepnets", "train_pool", 11), ("data", "val_share", 0.3), (None, "classes", [0, 1, 2])]
+)
+def test_a_training_on_other_architectures_or_images_starts_anew(tmp_path, capsys, section, key, value):
+    train_variant(JOB | {"folder": str(tmp_path)})
+    shorter = {"val": 2} if section == "deepnets" else {"test_per_class": 5}
+    same = {name: JOB[name] | shorter for name in [section] if name}
+    train_variant(JOB | same | {"folder": str(tmp_path)})
+    assert "resuming after step 6" in capsys.readouterr().out
+    other = {section: JOB[section] | {key: value}} if section else {key: value}
+    train_variant(JOB | other | {"folder": str(tmp_path)})
+    assert "starting anew" in capsys.readouterr().out
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    job = JOB | {"recipe": JOB["recipe"] | {"steps": 3, "log_every": 1, "meta_batch": 3, "lr": 1e-5}}
+    folders = [tmp_path / n for n in "12"]
+    one = train_in_processes(job | {"folder": str(folders[0])}, 1)
+    (tmp_path / "job.json").write_text(json.dumps(job | {"folder": str(folders[1])}))
+    nodes = ["--nnodes=1", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *nodes, "-m", "ghnlib.jobs", tmp_path / "job.json"]
+    subprocess.run(torchrun, check=True)
+    pd.testing.assert_frame_equal(one, pd.read_csv(folders[1] / "history.csv"), rtol=1e-3)
+    # Sums are taken in another order, and Adam's first steps are signs of gradients, which may be rounding errors.
+    weights = [torch.cat([p.flatten() for p in GHN.from_pretrained(f / "model").parameters()]) for f in folders]
+    assert torch.isclose(*weights, rtol=0, atol=1e-6).float().mean() > 0.97
+
+
+def rank(monkeypatch, number, count=2):
+    for name, value in ("is_initialized", True), ("get_rank", number), ("get_world_size", count):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_ranks_share_networks_of_about_equal_cost(monkeypatch, count):
+    ratios, balanced = [], []
+    for seed in range(50):
+        costs = [int(random.Random(f"{seed} {i}").lognormvariate(5, 0.6)) for i in range(8)]
+        parts = []
+        for number in range(count):
+            rank(monkeypatch, number, count)
+            parts.append(share_of_rank(range(8), costs.__getitem__))
+        assert sorted(sum(parts, [])) == list(range(8)) and all(part == sorted(part) for part in parts)
+        assert max(map(len, parts)) <= math.ceil(8 / count)
+        strided = [sorted(costs, reverse=True)[number::count] for number in range(count)]
+        ratios.append(max(map(sum, strided)) / sum(costs) * count)
+        balanced.append(max(sum(costs[i] for i in part) for part in parts) / sum(costs) * count)
+    assert sum(balanced) / 50 - 1 < (sum(ratios) / 50 - 1) / 2
+
+
+def test_ranks_that_see_different_folders_do_not_train(tmp_path, monkeypatch):
+    rank(monkeypatch, 1)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda number: number.add_(9))  # of the first rank
+    with pytest.raises(TrainingError, match="after step 0, the first after 9: .* one folder"):
+        train(tmp_path)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(TrainingError, match="2 GPUs.*train.devices"):
+        jobs._device()
+
+
+def test_a_misaligned_meta_batch_is_predicted_at_once_in_its_order(monkeypatch):
+    read = []
+    for batching in "aligned", "misaligned":
+        torch.manual_seed(0)
+        ghn = GHN({"hid": 16, "layers": 1, "heads": 2, "max_shape": (16, 16, 11, 11), "batching": batching})
+        trainer = MetaTrainer(ghn, Recipe(meta_batch=5), 1)
+        forward = ghn.forward
+        monkeypatch.setattr(ghn, "forward", lambda graphs, forward=forward: read.append(graphs) or forward(graphs))
+        trainer.step(POOL[:5], *next(IMAGES.batches(8)), seed=0)
+    assert [len(graphs) for graphs in read] == [4, 1, 5] and read[2] == [a.graph for a in POOL[:5]]
 
 
 def test_a_killed_training_resumes_with_the_same_result(tmp_path):
@@ -265,6 +344,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
     assert "damaged" in output and "resuming after step 9" in output
     assert_same_weights(whole, resumed)
     pd.testing.assert_frame_equal(history, again, check_exact=True)
+    for name, step in ("checkpoint.pt", 12), ("checkpoint.previous.pt", 9):  # not the damaged one
+        assert torch.load(tmp_path / name)["progress"]["step"] == step
+    assert len(pd.read_csv(tmp_path / "throughput.csv")) == 5
 
 
 def test_a_second_writer_is_kept_out(tmp_path):
@@ -281,6 +363,19 @@ def test_losses_that_are_not_finite_stop_the_training(tmp_path):
     ghn.weight_decoder.conv2.bias.data.fill_(float("nan"))
     with pytest.raises(TrainingError, match="not finite"):
         train(tmp_path, Recipe(steps=50, batch_size=8, meta_batch=2), ghn)
+
+
+def test_losses_that_stop_being_finite_are_noticed_late_in_training():
+    training._stop_if_diverged([0] * 980 + [2] * 20, 2)
+    with pytest.raises(TrainingError, match="42 of the last 2000"):
+        training._stop_if_diverged([0] * 979 + [2] * 21, 2)
+
+
+def test_a_step_without_an_update_leaves_the_mean_gradient_norm_finite(tmp_path, monkeypatch):
+    step, norms = MetaTrainer.step, iter([math.inf, 1.0, 3.0])
+    monkeypatch.setattr(MetaTrainer, "step", lambda *a, **k: step(*a, **k) | {"grad_norm": next(norms)})
+    _, history = train(tmp_path, replace(SHORT, steps=3))
+    assert history["grad_norm"].tolist() == [2.0] and history["grad_norm_deviation"].tolist() == [1.0]
 
 
 def test_one_bad_network_is_dropped_and_counted(monkeypatch):
@@ -326,6 +421,8 @@ def test_meta_batches_are_drawn_without_replacement_and_within_the_node_limit():
         chosen, position = sample_meta_batch(POOL, recipe, 0, position)
         drawn += chosen
     assert {id(a) for a in drawn} == {id(a) for a in POOL}
+    limit = max(len(a.graph) for a in POOL) // 3  # a limit for meta-batches of eight holds for smaller ones
+    assert sample_meta_batch(POOL, Recipe(meta_batch=2, max_nodes=limit), 0, 0)[1] == 1
     with pytest.raises(TrainingError, match="max_nodes=1 "):
         sample_meta_batch(POOL, Recipe(meta_batch=3, max_nodes=1), 0, 0)
     with pytest.raises(TrainingError, match="meta_batch=99"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ghnlib.architectures import GENOTYPES, PREDEFINED, Architecture, Genotype, TorchvisionNetwork
@@ -57,7 +58,9 @@ class DeepNets:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
         base = resolve_space(space)
-        self.split, self.seed, self.space = split, seed, base.for_split(split, widths)
+        self.split, self.seed, self.space = split, seed, base.for_split(split)
+        if widths and getattr(self.space, "width_rule", None):
+            self.space = replace(self.space, width_rule=widths)
         self._arguments = {
             "num_classes": num_classes or base.num_classes,
             "input_size": input_size or base.input_size,

@@ -129,10 +129,9 @@ class DesignSpace:
     input_size: int = 32
     variations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def for_split(self, split: str, widths: str | None = None) -> DesignSpace:
-        """The space of one split. ``widths``: a rule in place of its own, where it has one."""
-        space = replace(self, **self.variations.get(split, SPLITS[split].variation))
-        return replace(space, width_rule=widths) if widths and space.width_rule else space
+    def for_split(self, split: str) -> DesignSpace:
+        """The space of one split."""
+        return replace(self, **self.variations.get(split, SPLITS[split].variation))
 
     def draw(self, draws: Draws) -> Architecture | None:
         """One candidate, or None where its mixture of operations is not wanted."""

@@ -138,7 +138,7 @@ def test_scales_name_images_steps_and_seeds_for_each_stage_with_claims():
     params = validate(read_yaml(Path(__file__).parent.parent / "params.yaml"))
     found = scales(available("claims", "", params))
     assert set(found) == {place.split("/")[0] for _, _, _, *places in CLAIMS for place in places if place}
-    assert found["finetune"] == "digits 16 px, small, GHN 1600 steps, then 0.6 or 2 epochs, seeds: 3"
+    assert found["finetune"] == "digits 16 px, small, GHN 1600 steps, then 0.1 or 1 or 2 epochs, seeds: 3"
 
 
 def test_metrics_are_those_of_the_stages_that_there_are(tmp_path, monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -56,7 +58,19 @@ def results(root: Path) -> str:
             parts += TOLD[stage](metrics, params)
             for name in FIGURES.get(profile, ()) if stage == "evaluate" else ():
                 parts.append(f"![{CAPTIONS[name]}](reports/{profile}/figures/{name}.png)")
+        parts += [_claims(folder)] if told else []
     return "\n\n".join(parts)
+
+
+def _claims(folder: Path) -> str:
+    rows = list(csv.DictReader((folder / "claims.csv").read_text(encoding="utf-8").splitlines()))
+    counts = Counter(row["verdict"].removesuffix(" (no interval)") for row in rows)
+    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
+    against = "; ".join(f"{row['claim']} ({row['paper']})" for row in rows if row["verdict"] == "not held")
+    return (
+        f"Of {len(rows)} [claims of the papers](reports/{folder.name}/8_claims.ipynb): {told}. "
+        f"Contradicted here: {against or 'none'}."
+    )
 
 
 def _cell(value: Mapping | None) -> str:

@@ -127,8 +127,10 @@ def _transferred(metrics: Mapping, params: Mapping) -> list[str]:
     parts = []
     for target, accuracy in transfer["accuracy"].items():
         count, table = _by_moment(accuracy)
+        few = {**params["data"], **settings["targets"].get(target, {})}["test_per_class"]
+        images = f" ({few} test images of each class)" if few else ""
         parts += [
-            f"Accuracy (%) on {target}, which the hypernetwork did not see, after SGD on {settings['per_class']} images of "
+            f"Accuracy (%) on {target}{images}, which the hypernetwork did not see, after SGD on {settings['per_class']} images of "
             f"each class, {count} architectures, seeds {settings['seeds']}, learning rates tuned equally on "
             f"{settings['tuning_networks']} validation architecture(s) (-orth: orthogonal post-processing; trained: "
             f"first on the hypernetwork's classes; chance is {transfer['chance'][target]:.0f}%):",

@@ -189,10 +189,52 @@ class Architecture:
         return self if same else replace(self, **changes)
 
 
+def keep_resolution(net: nn.Module) -> None:
+    """Make a torchvision network fit for images of 32 pixels, in place, before it is traced (GHN-3, CIFAR).
+
+    First convolutions of ResNets and DenseNets become their central 3x3 positions; the first convolution (of MobileNets
+    those of five blocks) has stride 1, the first max pooling (of VGG those of ten layers) is gone. Others stay.
+    """
+    from torchvision import models  # takes seconds, and only torchvision's networks need it
+
+    strided: list[nn.Module] = []
+    match net:
+        case models.ResNet():
+            net.conv1, net.maxpool = _central(net.conv1), nn.Identity()
+        case models.DenseNet():
+            net.features.conv0, net.features.pool0 = _central(net.features.conv0), nn.Identity()
+        case models.VGG():
+            for i in (i for i, layer in enumerate(net.features[:10]) if isinstance(layer, nn.MaxPool2d)):
+                net.features[i] = nn.Identity()
+        case models.AlexNet():
+            strided, net.features[2] = [net.features[0]], nn.Identity()
+        case models.ShuffleNetV2():
+            strided, net.maxpool = [net.conv1], nn.Identity()
+        case models.GoogLeNet():
+            strided, net.maxpool1 = [net.conv1], nn.Identity()
+        case models.MobileNetV2() | models.MobileNetV3():
+            strided = [net.features[:5]]
+        case models.MNASNet():
+            strided = [net.layers[0]]
+        case models.ConvNeXt():
+            strided = [net.features[0]]
+    for layer in (layer for part in strided for layer in part.modules() if isinstance(layer, nn.Conv2d)):
+        layer.stride = (1, 1)
+
+
+def _central(conv: nn.Conv2d) -> nn.Conv2d:
+    """A 7x7 convolution cut to its central 3x3 positions, stride 1."""
+    cut = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False)
+    cut.weight = nn.Parameter(conv.weight.detach()[:, :, 2:5, 2:5].clone())
+    return cut
+
+
 def _small_resnet(num_classes: int) -> nn.Module:
     from torchvision.models.resnet import BasicBlock, ResNet
 
-    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes)
+    net = ResNet(BasicBlock, [1, 1, 1, 1], num_classes)
+    keep_resolution(net)
+    return net
 
 
 def _small_convnext(num_classes: int) -> nn.Module:
@@ -216,7 +258,7 @@ SMALL = {"small-resnet": _small_resnet, "small-convnext": _small_convnext, "smal
 class TorchvisionNetwork:
     """A classifier of torchvision, by name or a key of ``SMALL``, behind the interface of ``Architecture``.
 
-    For images below 64 pixels the first convolution of ResNets is 3x3 with stride 1 and there is no max pooling.
+    For images below 64 pixels those of torchvision ``keep_resolution``.
     """
 
     num_classes: int = 10
@@ -240,13 +282,13 @@ class TorchvisionNetwork:
 
         if auxiliary or drop_path:
             raise ValueError(f"{self.name} has no auxiliary head and no drop path")
-        make, size = SMALL.get(self.name, partial(models.get_model, self.name)), input_size or self.input_size
+        size = input_size or self.input_size
+        slow = {"init_weights": False} if self.name in ("googlenet", "inception_v3") else {}  # minutes of drawing
+        make = SMALL.get(self.name, partial(models.get_model, self.name, **slow))
         with torch.device(device or "cpu"):
             net = make(num_classes=num_classes or self.num_classes)
-            if isinstance(net, models.ResNet) and size < IMAGENET_FORM:
-                first = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-                first.weight = nn.Parameter(net.conv1.weight.detach()[:, :, 2:5, 2:5].clone())
-                net.conv1, net.maxpool = first, nn.Identity()
+            if size < IMAGENET_FORM and self.name not in SMALL:
+                keep_resolution(net)
         if not track_running_stats:
             stop_tracking(net)
         net.expected_input_sz = size

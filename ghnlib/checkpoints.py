@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 HUB_REPOSITORY = "SamsungSAILMontreal/ghn3"
@@ -66,7 +68,7 @@ def read_official(source: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
     Returns:
         Fields of ``GHNConfig``, and tensors under the names that ``GHN`` uses.
     """
-    content = _read(_locate(source))
+    content = read_tensors(_locate(source))
     if not isinstance(content, dict):
         raise CheckpointError(f"{source}: holds a {type(content).__name__}, not a dictionary of tensors")
     state = content.get("state_dict", content)
@@ -101,7 +103,17 @@ def _locate(source: str | Path) -> Path:
         ) from error
 
 
-def _read(path: Path) -> Any:
+def read_tensors(path: Path) -> Any:
+    """What a file of torch, joblib or safetensors holds, if these are tensors, arrays and plain values alone.
+
+    Raises:
+        CheckpointError: it is something else, truncated, or wants to run code.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is not a safetensors file, or is truncated: {_reason(error)}") from error
     with path.open("rb") as file:
         start = file.read(16)
     legacy_torch = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19" in start

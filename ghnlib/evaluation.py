@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ghnlib.architectures import Architecture, stop_tracking
+from ghnlib.architectures import Architecture, TorchvisionNetwork
 from ghnlib.hypernetwork import GHN
-from ghnlib.images import DataError, ImageSet
+from ghnlib.images import DataError, ImageFiles, ImageSet
 
 
 def accuracy(
@@ -115,14 +116,13 @@ def sweep_torchvision(
 
 
 def _evaluate_torchvision(name: str, ghn: GHN, images: ImageSet, batch_size: int) -> dict[str, float]:
-    from torchvision import models  # takes a second, and only this needs it
-
     _check_classes(ghn, images)
+    if name == "inception_v3" and isinstance(images, ImageFiles):
+        images = replace(images, image_size=299)  # GHN-3's evaluation
     torch.manual_seed(0)
-    slow = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # minutes of truncated normals
-    net = models.get_model(name, num_classes=len(images.classes), **slow).eval()
-    stop_tracking(net)
-    ghn.initialize(net, tuple(next(images.batches(1))[0].shape[1:]))
+    side = next(images.batches(1))[0].shape[-1]
+    net = TorchvisionNetwork(len(images.classes), side, name).build(device="cpu").eval()
+    ghn.initialize(net, (3, side, side))
     return top_accuracies(net, images, batch_size)
 
 

@@ -119,7 +119,7 @@ def initial_runs(
     recipe: TrainingRecipe,
     seeds: Sequence[int],
     hypernetworks: Mapping[str, GHN],
-    tuned: Mapping[str, Mapping[str, float]] | None = None,
+    tuned: Mapping[str, Mapping[str, object]] | None = None,
     class_layers: bool = True,
     given: Mapping[str, Sequence[dict[str, Tensor]]] | None = None,
     post_processed: Collection[str] = (),
@@ -180,7 +180,7 @@ def run_all(
 
     Returns:
         One row a run and checkpoint, and with ``loss_every`` one each so many steps: the run's labels, ``seed``,
-        ``lr``, ``weight_decay``, ``budget`` (steps of the run), ``step``, ``accuracy`` (percent), ``loss`` (mean
+        ``optimizer``, ``lr``, ``weight_decay``, ``budget`` (steps of the run), ``step``, ``accuracy`` (percent), ``loss`` (mean
         training loss of the steps since the row before). Accuracy is NaN in rows without evaluation, both are NaN once
         a run has diverged.
     """
@@ -196,24 +196,30 @@ def diverged(results: pd.DataFrame) -> list[str]:
     return [", ".join(f"{name} {value}" for name, value in row.items()) for row in rows]
 
 
+def grid_of(lrs: Mapping[str, Sequence[float]], weight_decays: Sequence[float]) -> list[dict[str, object]]:
+    """Every combination of an optimiser with one of its rates and a weight decay, as fields of the recipe."""
+    rates = [(optimizer, lr) for optimizer in lrs for lr in lrs[optimizer]]
+    return [{"optimizer": o, "lr": lr, "weight_decay": decay} for (o, lr), decay in product(rates, weight_decays)]
+
+
 def tune(
-    runs: Sequence[Run], grid: Mapping[str, Sequence[float]], train: ImageSet, val: ImageSet, group: str,
+    runs: Sequence[Run], grid: Sequence[Mapping[str, object]], train: ImageSet, val: ImageSet, group: str,
     processes: int = 1, folder: str | Path | None = None,
-) -> dict[str, dict[str, float]]:  # fmt: skip
+) -> dict[str, dict[str, object]]:  # fmt: skip
     """For each value of label ``group`` the setting with the best mean accuracy on validation images.
 
     Every group tries the same settings, so that each side has the same tuning budget. A run that diverges counts as 0.
 
     Args:
-        grid: ``lr`` and ``weight_decay``, or one of them, with their values; every combination is tried.
+        grid: fields of the recipe that differ, see ``grid_of``.
     """
-    settings = [dict(zip(grid, values)) for values in product(*grid.values())]
-    tried = [replace(run, recipe=replace(run.recipe, **setting)) for run in runs for setting in settings]
+    tried = [replace(run, recipe=replace(run.recipe, **setting)) for run in runs for setting in grid]
     results = run_all(tried, train, val, processes=processes, folder=folder)
     for name in diverged(results):
         print(f"diverged, counted as 0%: {name}", flush=True)
-    means = results.fillna({"accuracy": 0.0}).groupby([group, *grid])["accuracy"].mean()
-    return {name: dict(zip(grid, best[1:])) for name, best in means.groupby(level=0).idxmax().items()}
+    keys = list(grid[0])
+    means = results.fillna({"accuracy": 0.0}).groupby([group, *keys])["accuracy"].mean()
+    return {name: dict(zip(keys, best[1:])) for name, best in means.groupby(level=0).idxmax().items()}
 
 
 def compare_on_resnet50(
@@ -228,17 +234,15 @@ def compare_on_resnet50(
     """ResNet-50 from He initialisation ("random") and from predicted parameters, by each optimiser (PPUDA Fig. 13).
 
     Returns:
-        Rows of ``run_all`` with ``optimizer``, accuracy on validation images: of each initialisation and optimiser the
-        run of the learning rate in ``finetune["resnet50_lrs"]`` that ends with the best accuracy.
+        Rows of ``run_all``, accuracy on validation images: of each initialisation and optimiser the run of the learning
+        rate in ``finetune["resnet50_lrs"]`` that ends with the best accuracy.
     """
     steps = finetune["resnet50_steps"]
     recipe = TrainingRecipe(steps, lr=1.0, batch_size=finetune["batch_size"], augment=augment)
     first = initial_runs([TorchvisionNetwork(len(images.classes), images.side)], recipe, [seed], hypernetworks)
     sides = [run for run in first if run.initialisation != "orthogonal"]
-    runs = [
-        replace(run, recipe=replace(recipe, lr=lr, optimizer=name), labels=(*run.labels, ("optimizer", name)))
-        for run in sides for name, lrs in finetune["resnet50_lrs"].items() for lr in lrs
-    ]  # fmt: skip
+    grid = grid_of(finetune["resnet50_lrs"], [recipe.weight_decay])
+    runs = [replace(run, recipe=replace(recipe, **setting)) for run in sides for setting in grid]
     every = max(1, steps // 20)
     results = run_all(runs, images.train, images.val, processes=processes, loss_every=every, folder=folder)
     ends = results[results["step"] == steps].fillna({"accuracy": 0.0})
@@ -283,8 +287,8 @@ def _run(run: Run, train: ImageSet, test: ImageSet, checkpoints: Sequence[int], 
         net, train, run.recipe, run.seed, lambda net: accuracy(net, test, EVALUATION_BATCH), checkpoints, losses.append
     )
     losses += [math.nan] * (run.recipe.steps - len(losses))
-    settings = {"lr": run.recipe.lr, "weight_decay": run.recipe.weight_decay, "budget": run.recipe.steps}
-    common = {**dict(run.labels), "seed": run.seed, **settings}
+    settings = {key: getattr(run.recipe, key) for key in ("optimizer", "lr", "weight_decay")}
+    common = {**dict(run.labels), "seed": run.seed, **settings, "budget": run.recipe.steps}
     logged = range(loss_every, run.recipe.steps, loss_every) if loss_every else ()
     steps = sorted({*results, *logged})
     return [

@@ -20,6 +20,9 @@ from ghnlib.config import GHNConfig
 from ghnlib.encoders import truncated_distances, two_layer_mlp
 from ghnlib.graph import Graph
 
+GROUP_NODES = 4096
+"""Nodes of the graphs that are propagated together: their matrix of distances grows with the square."""
+
 
 class GatedGNN(nn.Module):
     """Gated graph network with a forward and a backward sweep over the DAG (GHN 2018 eq. 3-4, PPUDA eq. 3-4).
@@ -48,10 +51,12 @@ class GatedGNN(nn.Module):
 
     def forward(self, x: Tensor, graphs: Sequence[Graph]) -> Tensor:
         """(N, d) -> (N, d)."""
-        if not self.config.stacked:
-            return self._propagate(x, graphs)
-        states = x.split([len(graph) for graph in graphs])
-        return torch.cat([self._cell_by_cell(state, graph) for state, graph in zip(states, graphs)])
+        if self.config.stacked:
+            states = x.split([len(graph) for graph in graphs])
+            return torch.cat([self._cell_by_cell(state, graph) for state, graph in zip(states, graphs)])
+        groups = _in_groups(graphs)
+        states = x.split([sum(map(len, group)) for group in groups])
+        return torch.cat([self._propagate(state, group) for state, group in zip(states, groups)])
 
     def _cell_by_cell(self, x: Tensor, graph: Graph) -> Tensor:
         message, states, cells, modules = None, [], cells_of(graph), [self, *self.others]
@@ -109,6 +114,17 @@ class GatedGNN(nn.Module):
             torch.cat([layer.weight for layer in first]), torch.cat([layer.bias for layer in first]),
             torch.block_diag(*(layer.weight for layer in second)), torch.cat([layer.bias for layer in second]),
         ]  # fmt: skip
+
+
+def _in_groups(graphs: Sequence[Graph]) -> list[list[Graph]]:
+    """In their order, with at most GROUP_NODES nodes, or of one graph."""
+    groups: list[list[Graph]] = []
+    for graph in graphs:
+        if groups and sum(map(len, groups[-1])) + len(graph) <= GROUP_NODES:
+            groups[-1].append(graph)
+        else:
+            groups.append([graph])
+    return groups
 
 
 @lru_cache(maxsize=1024)

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ghnlib.checkpoints import read_tensors
 from ghnlib.graph import Graph, Role
 from ghnlib.hypernetwork import GHN
 from ghnlib.images import DataError, ImageSet
@@ -28,7 +30,7 @@ class Sources:
     """What initialisations draw on. ``seed``: of noise, shuffling, He's numbers and the order of images; ``ghn``,
     ``graph``: the hypernetwork and the network's graph; ``parameters``: values by name, instead of their prediction;
     ``peers``: graphs whose predictions are averaged; ``orth_from``: of GHN-orth, see ``orthogonalize``; ``images``,
-    ``steps``, ``batch_size``: of GradInit and NIO."""
+    ``steps``, ``batch_size``: of GradInit and NIO; ``file``: of a trained network."""
 
     seed: int = 0
     ghn: GHN | None = None
@@ -39,6 +41,7 @@ class Sources:
     steps: int = 100
     batch_size: int = 64
     parameters: dict[str, Tensor] | None = None
+    file: Path | None = None
 
     @cached_property
     def prediction(self) -> dict[str, Tensor] | None:
@@ -77,7 +80,7 @@ def he(net: nn.Module, sources: Sources) -> None:
 
 def predicted(net: nn.Module, sources: Sources, noise: float = 0.0, orthogonal: bool = False) -> None:
     """Predicted parameters, with noise (GHN-3 appendix) and orthogonal post-processing (GHN-orth section 3)."""
-    _write(net, sources.prediction)
+    _write(dict(net.named_parameters()), sources.prediction)
     start = sources.orth_from if orthogonal else 0.0
     if noise:
         add_noise(net, noise, torch.Generator().manual_seed(sources.seed), start)
@@ -93,12 +96,22 @@ def predicted_mean(net: nn.Module, sources: Sources) -> None:
         values = sources.ghn.predict(peer)
         for key, name in _tensors(peer):
             found.setdefault(key, []).extend([values[name]] if name in values else [])
-    _write(net, {name: torch.stack(found[key]).mean(0) for key, name in _tensors(sources.graph) if found.get(key)})
+    means = {name: torch.stack(found[key]).mean(0) for key, name in _tensors(sources.graph) if found.get(key)}
+    _write(dict(net.named_parameters()), means)
 
 
 def predicted_shuffled(net: nn.Module, sources: Sources) -> None:
     """Predictions for a graph that is not the network's, see ``shuffle``."""
-    _write(net, sources.ghn.predict(shuffle(sources.graph, sources.seed)))
+    _write(dict(net.named_parameters()), sources.ghn.predict(shuffle(sources.graph, sources.seed)))
+
+
+def trained(net: nn.Module, sources: Sources) -> None:
+    """The oracle: a network's ``state_dict`` from a file of torch or safetensors; what the file lacks, such as a
+    classifier for other classes, stays. CheckpointError: see ``read_tensors``."""
+    state = read_tensors(Path(sources.file))
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise DataError(f"{sources.file} does not hold tensors by name, as a network's state_dict.")
+    _write(net.state_dict(), state)
 
 
 def shuffle(graph: Graph, seed: int) -> Graph:
@@ -116,8 +129,7 @@ def _learned(net: nn.Module, sources: Sources, objective: Callable) -> None:
     learn_scales(net, objective, islice(batches, sources.steps))
 
 
-def _write(net: nn.Module, values: dict[str, Tensor]) -> None:
-    own = dict(net.named_parameters())
+def _write(own: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     for name, value in values.items():
         if name not in own or own[name].shape != value.shape:
             there = tuple(own[name].shape) if name in own else "no such parameter"
@@ -198,6 +210,7 @@ INITIALIZATIONS: dict[str, tuple[Callable[[nn.Module, Sources], None], tuple[str
     "ghn-orth": (partial(predicted, noise=NOISE_BEFORE_ORTH, orthogonal=True), _PREDICTED),
     "ghn-mean": (predicted_mean, (*_GHN, "peers")),
     "ghn-shuffled": (predicted_shuffled, _GHN),
+    "trained": (trained, ("file",)),
 }
 """Name -> function that changes a network in place, fields of ``Sources`` that it needs. "random": what the
 constructors of torch and torchvision make of a network."""

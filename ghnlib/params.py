@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -22,6 +22,16 @@ Count = Annotated[int, Field(ge=0)]
 Source = Literal["digits", "cifar10", "cifar100", "imagenet", "folder"]
 Seeds = Annotated[tuple[Count, ...], Field(min_length=1)]
 Rates = Annotated[tuple[Rate, ...], Field(min_length=1)]
+
+
+def _not_empty(lrs: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+    if not any(lrs.values()):
+        raise PydanticCustomError("too_short", "at least 1 rate of one optimizer is needed")
+    return lrs
+
+
+RatesByOptimizer = Annotated[dict[Literal["sgd", "adam", "adamw"], tuple[Rate, ...]], AfterValidator(_not_empty)]
+"""Learning rates to choose from; an empty list leaves an optimiser out."""
 
 
 class ParamsError(Exception):
@@ -135,12 +145,12 @@ class FineTune(Section):
     seeds: Seeds
     budgets: Rates
     batch_size: Positive
-    optimizer: Literal["sgd", "adamw"]
-    lrs: Rates
+    lrs: RatesByOptimizer
     weight_decays: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    families: tuple[str, ...]
     resnet50_steps: Count
     resnet50_variants: tuple[Name, ...]
-    resnet50_lrs: dict[Literal["sgd", "adam", "adamw"], Rates]
+    resnet50_lrs: RatesByOptimizer
 
 
 class Target(Section):
@@ -181,8 +191,7 @@ class Transfer(Section):
     seeds: Seeds
     steps: Positive
     batch_size: Positive
-    optimizer: Literal["sgd", "adamw"]
-    lrs: Rates
+    lrs: RatesByOptimizer
     weight_decays: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
     orth_from: Annotated[float, Field(ge=0, le=1)]
     source_lr: Rate

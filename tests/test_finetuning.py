@@ -19,6 +19,7 @@ from ghnlib.finetuning import (
     compare_on_resnet50,
     crossover,
     diverged,
+    grid_of,
     initial_network,
     initial_runs,
     run_all,
@@ -109,7 +110,7 @@ def test_a_run_depends_on_its_seed_alone():
     run = Run(ARCHITECTURES[1], TrainingRecipe(steps=3, lr=0.03), 0, labels=(("network", 1),))
     one, two = (run_all([run], IMAGES.train, IMAGES.val, (1,), processes) for processes in (1, 2))
     assert one.equals(two)
-    assert list(one.columns) == ["network", "seed", "lr", "weight_decay", "budget", "step", "accuracy", "loss"]
+    assert list(one.columns) == ["network", "seed", "optimizer", "lr", "weight_decay", "budget", "step", "accuracy", "loss"]
 
 
 def test_an_interrupted_call_goes_on_with_what_is_missing(tmp_path, monkeypatch):
@@ -161,9 +162,17 @@ def test_a_diverging_run_is_reported_and_the_sweep_goes_on():
     runs = [Run(ARCHITECTURES[0], recipe, 0, labels=(("side", "a"),))]
     results = run_all(runs, IMAGES.train, IMAGES.val)
     assert math.isnan(results["accuracy"].iloc[-1])
-    assert diverged(results) == ["side a, seed 0, lr 1e+20, weight_decay 0.0003, budget 5"]
-    grid = {"lr": (1e20, 0.01), "weight_decay": (0.0, 1e30)}
-    assert tune(runs, grid, IMAGES.train, IMAGES.val, "side") == {"a": {"lr": 0.01, "weight_decay": 0.0}}
+    assert diverged(results) == ["side a, seed 0, optimizer sgd, lr 1e+20, weight_decay 0.0003, budget 5"]
+    grid = grid_of({"sgd": (1e20, 0.01), "adamw": ()}, (0.0, 1e30))
+    best = {"optimizer": "sgd", "lr": 0.01, "weight_decay": 0.0}
+    assert tune(runs, grid, IMAGES.train, IMAGES.val, "side") == {"a": best}
+
+
+def test_the_optimizer_is_tuned_with_its_rates():
+    grid = grid_of({"sgd": (1e20,), "adamw": (1e-3, 4e-3)}, (0.0, 0.1))
+    assert len(grid) == 6 and grid[0] == {"optimizer": "sgd", "lr": 1e20, "weight_decay": 0.0}
+    runs = [Run(ARCHITECTURES[0], TrainingRecipe(steps=5, lr=1.0, clip=1e30), 0, labels=(("side", "a"),))]
+    assert tune(runs, grid, IMAGES.train, IMAGES.val, "side")["a"]["optimizer"] == "adamw"
 
 
 def test_batch_norm_statistics_are_averages_over_training_batches():

@@ -2,18 +2,23 @@
 
 from dataclasses import replace
 from itertools import repeat
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 
 from ghnlib import DeepNets
 from ghnlib.architectures import TorchvisionNetwork
+from ghnlib.checkpoints import CheckpointError
 from ghnlib.data import load_images
 from ghnlib.experiments import compare_initializations, step_flops
 from ghnlib.finetuning import TrainingRecipe
 from ghnlib.graph import Role
+from ghnlib.images import DataError
 from ghnlib.initialization import INITIALIZATIONS, Sources, initialize, shuffle
 from ghnlib.learned_initialization import GAMMA, SMALLEST, grad_cosine, gradinit, learn_scales, loss_of, nio
 from tests.test_hypernetwork import tiny
@@ -22,12 +27,17 @@ IMAGES = load_images("digits", image_size=16)
 ARCHITECTURE, *OTHERS = DeepNets("val", space="small", input_size=16, size=4)
 GHN = tiny(hid=16)
 PEERS = [architecture.graph for architecture in OTHERS]
-SOURCES = Sources(0, GHN, ARCHITECTURE.graph, PEERS, images=IMAGES.train, steps=3, batch_size=24)
+FOLDER = TemporaryDirectory()
+TRAINED = Path(FOLDER.name, "trained.safetensors")
+SOURCES = Sources(0, GHN, ARCHITECTURE.graph, PEERS, images=IMAGES.train, steps=3, batch_size=24, file=TRAINED)
 
 
 def fresh(track=True):
     torch.manual_seed(0)
     return ARCHITECTURE.build(device="cpu", track_running_stats=track)
+
+
+save_file({name: torch.full_like(value, 0.5) for name, value in fresh().state_dict().items()}, TRAINED)
 
 
 def made(name, **changes):
@@ -48,6 +58,35 @@ def test_an_initialisation_depends_on_its_sources_alone(name):
     assert torch.equal(values, together(dict(fresh().named_parameters()))) == (name == "random")
     seeded = name in ("he", "gradinit", "nio", "ghn-noise", "ghn-orth", "ghn-shuffled")
     assert torch.equal(values, together(made(name, seed=1))) != seeded
+
+
+def test_trained_files_bring_batch_norm_and_leave_what_they_lack(tmp_path):
+    net = fresh()
+    initialize("trained", net, SOURCES)
+    assert all((value == 0.5).all() for value in net.state_dict().values() if value.is_floating_point())
+    backbone = {name: value for name, value in net.state_dict().items() if "classifier" not in name}
+    torch.save(backbone, tmp_path / "backbone.pt")
+    other = fresh()
+    initialize("trained", other, Sources(file=tmp_path / "backbone.pt"))
+    left = {n for n, p in other.named_parameters() if torch.equal(p, fresh().get_parameter(n))}
+    assert left == {n for n, _ in other.named_parameters() if "classifier" in n}
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "said"),
+    [
+        ({"stem.0.weight": torch.zeros(1)}, DataError, "stem.0.weight .1,. does not fit"),
+        ([torch.zeros(1)], DataError, "does not hold tensors by name"),
+        (nn.Linear(1, 1), CheckpointError, "refused: .*Linear"),
+    ],
+)
+def test_files_that_are_no_networks_are_refused(content, error, said, tmp_path):
+    torch.save(content, tmp_path / "file.pt")
+    with pytest.raises(error, match=said):
+        initialize("trained", fresh(), Sources(file=tmp_path / "file.pt"))
+    (tmp_path / "cut.safetensors").write_bytes(b"\0" * 20)
+    with pytest.raises(CheckpointError, match=r"cut.safetensors is not a safetensors file"):
+        initialize("trained", fresh(), Sources(file=tmp_path / "cut.safetensors"))
 
 
 def test_what_cannot_be_initialised_is_said():

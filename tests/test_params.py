@@ -75,7 +75,7 @@ def test_a_variant_is_what_all_share_with_its_changes(raw):
         ("transfer.variant", "ghn4", ["transfer.variant", "'ghn4'", "mlp, ghn1"]),
         ("finetune.variants", ["ghn3", "ghn5"], ["finetune.variants", "'ghn5'", "mlp, ghn1"]),
         ("finetune", None, ["finetune", "None"]),
-        ("finetune.lrs", [], ["finetune.lrs", "[]", "at least 1"]),
+        ("finetune.lrs", {"sgd": [], "adamw": []}, ["finetune.lrs", "{'sgd': []", "at least 1"]),
         ("anytime.exits.chosen", 11, ["anytime.exits", "chosen = 11", "20 candidates", "at most half"]),
     ],
 )

@@ -244,13 +244,13 @@ def _precision(
     train, test = scenes
     try:
         detector = faster_rcnn(_backbone(make, start, seed), statistics, settings)
+        if not train_detector(detector, train, settings, seed, lr):
+            return math.nan, ""
+        detector.eval()
+        with torch.no_grad():
+            return average_precision([detector([scene.image])[0] for scene in test], test), ""
     except Exception as error:  # whatever is wrong with one backbone, the others have their rows
         return math.nan, one_line(error)
-    if not train_detector(detector, train, settings, seed, lr):
-        return math.nan, ""
-    detector.eval()
-    with torch.no_grad():
-        return average_precision([detector([scene.image])[0] for scene in test], test), ""
 
 
 def _backbone(make: Callable, start, seed: int) -> nn.Module:

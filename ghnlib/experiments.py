@@ -19,11 +19,11 @@ from ghnlib.architectures import Architecture
 from ghnlib.config import Recipe
 from ghnlib.coverage import build, torchvision_classifiers
 from ghnlib.data import ImageSplits
-from ghnlib.evaluation import accuracy, flops, inference_flops, map_kept
+from ghnlib.evaluation import accuracy, flops, inference_flops, map_kept, one_line
 from ghnlib.finetuning import EVALUATION_BATCH, Run, TrainingRecipe, run_all, train_network
 from ghnlib.graph import PRIMITIVES, Graph
 from ghnlib.hypernetwork import GHN
-from ghnlib.images import mix
+from ghnlib.images import ImageSet, mix
 from ghnlib.initialization import INITIALIZATIONS, Sources, initialize
 from ghnlib.jobs import augmentation_of
 
@@ -107,7 +107,7 @@ def assignment_cost(a: pd.DataFrame, b: pd.DataFrame) -> float:
 
 
 def train_from_random(
-    architectures: Sequence[Architecture],
+    splits: Mapping[str, Sequence[Architecture]],
     images: ImageSplits,
     data: Mapping,
     evaluate: Mapping,
@@ -115,11 +115,13 @@ def train_from_random(
     processes: int,
     folder: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Yardsticks of the ``evaluate`` section on the first test architectures: random parameters, one epoch, all.
-    ``folder``: see ``map_kept``.
+    """Yardsticks of the ``evaluate`` section: random parameters, one epoch, all. ``folder``: see ``map_kept``.
+
+    Args:
+        splits: of each the first architectures are trained, as many as the section asks for of "test" and of others.
 
     Returns:
-        Rows like those of ``evaluate_predictions``, with ``method`` and ``split``.
+        One row a network: ``method``, ``split``, ``index``, ``accuracy`` (percent; NaN if it diverged), ``error``.
     """
     epoch = len(images.train) // evaluate["train_batch_size"]
     runs = []
@@ -130,10 +132,12 @@ def train_from_random(
     ):
         batch_size, augment = evaluate["train_batch_size"], augmentation_of(data)
         recipe = TrainingRecipe(epochs * epoch, evaluate["lr"], batch_size, augment=augment)
-        labels = ((("method", name), ("index", i)) for i in range(count))
-        runs += [Run(a, recipe, seed, labels=label) for a, label in zip(architectures, labels)]
+        for split, architectures in splits.items():
+            few = architectures[: count if split == "test" else evaluate["ood_networks"]]
+            labels = ((("method", name), ("split", split), ("index", i)) for i in range(len(few)))
+            runs += [Run(a, recipe, seed, labels=label) for a, label in zip(few, labels)]
     results = run_all(runs, images.train, images.test, processes=processes, folder=folder)
-    return results[["method", "index", "accuracy"]].assign(split="test")
+    return results[["method", "split", "index", "accuracy", "error"]]
 
 
 def train_chosen(
@@ -178,38 +182,53 @@ def _train_chosen(
 
 
 def compare_initializations(
-    names: Iterable[str], architectures: Sequence[Architecture], images: ImageSplits, sources: Sources,
-    recipe: TrainingRecipe, processes: int, folder: str | Path | None = None,
+    names: Iterable[str], architectures: Sequence[Architecture], tuning: Architecture, lrs: Sequence[float],
+    images: ImageSplits, sources: Sources, recipe: TrainingRecipe, processes: int, folder: str | Path | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """What initialisations (keys of ``INITIALIZATIONS``) cost and give (GHN-3 Table 6). ``folder``: see ``map_kept``.
+    """What initialisations (keys of ``INITIALIZATIONS``) cost and give (GHN-3 Table 6).
+
+    Args:
+        tuning, lrs: each initialisation takes the learning rate that is best for this validation architecture, on
+            validation images after ``recipe.steps``.
+        folder: see ``map_kept``.
 
     Returns:
-        Rows ``initialisation``, ``network``, ``cost`` (FLOPs of convolutions and matrix products, in those of a
+        Rows ``initialisation``, ``network``, ``lr``, ``cost`` (FLOPs of convolutions and matrix products, in those of a
         training step; counting is slow: of the smallest graph, of GradInit and NIO one batch times their number),
-        ``step`` (0 and ``recipe.steps``), ``accuracy`` (percent, test images).
+        ``step`` (0 and ``recipe.steps``), ``accuracy`` (percent, test images), ``error`` ("" if none).
     """
+    tasks = [(name, -1, tuning, False, lr) for name in names for lr in lrs]
+    tried = pd.DataFrame(
+        part[-1] for part in map_kept(_initialised, tasks, (images.train, images.val, sources, recipe), processes, folder)
+    )
+    best = tried.loc[tried.fillna({"accuracy": 0.0}).groupby("initialisation", sort=False)["accuracy"].idxmax()]
     counted = min(range(len(architectures)), key=lambda i: len(architectures[i].graph))
-    tasks = [(name, i, a, i == counted) for name in names for i, a in enumerate(architectures)]
-    rows = map_kept(_initialised, tasks, (images, sources, recipe), processes, folder)
+    tasks = [(name, i, a, i == counted, lr)
+             for name, lr in zip(best["initialisation"], best["lr"]) for i, a in enumerate(architectures)]  # fmt: skip
+    rows = map_kept(_initialised, tasks, (images.train, images.test, sources, recipe), processes, folder)
     return pd.DataFrame([row for part in rows for row in part])
 
 
 def _initialised(
-    name: str, network: int, architecture, counted: bool, images, sources: Sources, recipe: TrainingRecipe
-) -> list[dict]:
-    seed = mix(sources.seed, network)
-    torch.manual_seed(seed)
-    net = architecture.build(device="cpu", track_running_stats=True)
-    own = replace(sources, graph=architecture.graph, seed=seed)
-    common = {"initialisation": name, "network": network}
-    if counted:
-        batches = own.steps if "images" in INITIALIZATIONS[name][1] else 1
-        once = flops(lambda: initialize(name, deepcopy(net), replace(own, steps=1)))
-        common["cost"] = batches * once / (recipe.batch_size * step_flops([architecture]))
-    initialize(name, net, own)
-    test = lambda net: accuracy(net, images.test, EVALUATION_BATCH)
-    values = train_network(net, images.train, recipe, seed, test, (0,))
-    return [{**common, "step": step, "accuracy": value} for step, value in values.items()]
+    name: str, network: int, architecture: Architecture, counted: bool, lr: float, train: ImageSet, test: ImageSet,
+    sources: Sources, recipe: TrainingRecipe,
+) -> list[dict]:  # fmt: skip
+    common = {"initialisation": name, "network": network, "lr": lr}
+    try:
+        seed = mix(sources.seed, network + 1)
+        torch.manual_seed(seed)
+        net = architecture.build(device="cpu", track_running_stats=True)
+        own = replace(sources, graph=architecture.graph, seed=seed)
+        if counted:
+            batches = own.steps if "images" in INITIALIZATIONS[name][1] else 1
+            once = flops(lambda: initialize(name, deepcopy(net), replace(own, steps=1)))
+            common["cost"] = batches * once / (recipe.batch_size * step_flops([architecture]))
+        initialize(name, net, own)
+        score = lambda net: accuracy(net, test, EVALUATION_BATCH)
+        values = train_network(net, train, replace(recipe, lr=lr), seed, score, (0,))
+    except Exception as error:  # whatever is wrong with one network, the others are compared
+        return [{**common, "step": step, "accuracy": np.nan, "error": one_line(error)} for step in (0, recipe.steps)]
+    return [{**common, "step": step, "accuracy": value, "error": ""} for step, value in values.items()]
 
 
 def training_costs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from ghnlib.architectures import Architecture, TorchvisionNetwork
 from ghnlib.data import ImageSplits
-from ghnlib.evaluation import accuracy, estimate_batch_norm, exits_of, map_kept
+from ghnlib.evaluation import accuracy, estimate_batch_norm, exits_of, map_kept, one_line
 from ghnlib.hypernetwork import GHN
 from ghnlib.images import Augment, DataError, ImageSet
 from ghnlib.initialization import Sources, initialize
@@ -27,10 +28,11 @@ EVALUATION_BATCH = 256
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """Training with a cosine schedule (PPUDA section 5, GHN-3 section 5.2).
+    """Training of one network (PPUDA section 5, GHN-3 section 5.2).
 
     Attributes:
-        steps: updates; the learning rate falls to 0 at the last.
+        steps: updates.
+        schedule: a key of ``SCHEDULES``.
         optimizer: "sgd" (with momentum), "adam" (weight decay coupled) or "adamw" (decoupled).
         bn_batches: batches of EVALUATION_BATCH training images, of one pass at most, from which batch-norm statistics
             are estimated before each evaluation.
@@ -45,6 +47,16 @@ class TrainingRecipe:
     bn_batches: int = 1
     augment: Augment | None = None
     optimizer: str = "sgd"
+    schedule: str = "cosine"
+    label_smoothing: float = 0.0
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "step": lambda done: 0.1 ** int(3 * done),  # of 90 epochs after 30 and 60 (GHN-3 Table 6)
+    "constant": lambda done: 1.0,  # within the first 30 epochs of these (GHN-3 Table 2)
+}
+"""Share of the training that is done -> factor on the learning rate."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +94,8 @@ def train_network(
     own = {"momentum": recipe.momentum} if recipe.optimizer == "sgd" else {}
     make = torch.optim.SGD if recipe.optimizer == "sgd" else OPTIMIZERS[recipe.optimizer]
     optimizer = make(net.train().parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True, **own)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / max(1, recipe.steps)))
-    )
+    factor = SCHEDULES[recipe.schedule]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step / max(1, recipe.steps)))
     wanted = sorted({*(c for c in checkpoints if c <= recipe.steps), recipe.steps})
     results = dict.fromkeys(wanted, math.nan)
     batches = images.stream(recipe.batch_size, seed, augment=recipe.augment)
@@ -95,7 +106,7 @@ def train_network(
             net.train()
         if step < recipe.steps:
             x, y = next(batches)
-            loss = _loss(net(x), y)
+            loss = _loss(net(x), y, recipe.label_smoothing)
             log(loss.item())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -107,11 +118,10 @@ def train_network(
     return results
 
 
-def _loss(output: Tensor | list[Tensor] | tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+def _loss(output: Tensor | list[Tensor] | tuple[Tensor, Tensor], labels: Tensor, smoothing: float) -> Tensor:
     """Sum of the exits' cross-entropies; 0.4 times that of an auxiliary head (PPUDA Table 9)."""
-    if isinstance(output, tuple):
-        return F.cross_entropy(output[0], labels) + 0.4 * F.cross_entropy(output[1], labels)
-    return sum(F.cross_entropy(logits, labels) for logits in exits_of(output))
+    loss = partial(F.cross_entropy, target=labels, label_smoothing=smoothing)
+    return loss(output[0]) + 0.4 * loss(output[1]) if isinstance(output, tuple) else sum(map(loss, exits_of(output)))
 
 
 def initial_runs(
@@ -180,20 +190,26 @@ def run_all(
 
     Returns:
         One row a run and checkpoint, and with ``loss_every`` one each so many steps: the run's labels, ``seed``,
-        ``optimizer``, ``lr``, ``weight_decay``, ``budget`` (steps of the run), ``step``, ``accuracy`` (percent), ``loss`` (mean
-        training loss of the steps since the row before). Accuracy is NaN in rows without evaluation, both are NaN once
-        a run has diverged.
+        ``optimizer``, ``lr``, ``weight_decay``, ``budget`` (steps of the run), ``step``, ``accuracy`` (percent),
+        ``loss`` (mean training loss of the steps since the row before), ``error`` ("" if none). Accuracy is NaN in rows
+        without evaluation, both are NaN once a run has diverged. A run that raised an error has its last row alone.
+
+    Raises:
+        DataError: every run raised an error; the message is the first one's.
     """
     common = (train, test, tuple(checkpoints), loss_every)
     rows = map_kept(_run, [(run,) for run in runs], common, processes, folder)
+    if rows and all(part[-1]["error"] for part in rows):
+        raise DataError(f"none of {len(rows)} trainings could be run: {rows[0][-1]['error']}")
     return pd.DataFrame([row for part in rows for row in part])
 
 
 def diverged(results: pd.DataFrame) -> list[str]:
-    """What the runs of ``run_all`` are called that did not reach their end with a finite loss and gradient."""
+    """What the runs of ``run_all`` are called that did not reach their end with a finite loss and gradient, or ended
+    with an error."""
     ends = results[(results["step"] == results["budget"]) & results["accuracy"].isna()]
     rows = ends.drop(columns=["step", "accuracy", "loss", "moment"], errors="ignore").to_dict("records")
-    return [", ".join(f"{name} {value}" for name, value in row.items()) for row in rows]
+    return [", ".join(f"{name} {value}" for name, value in row.items() if value != "") for row in rows]
 
 
 def grid_of(lrs: Mapping[str, Sequence[float]], weight_decays: Sequence[float]) -> list[dict[str, object]]:
@@ -234,8 +250,8 @@ def compare_on_resnet50(
     """ResNet-50 from He initialisation ("random") and from predicted parameters, by each optimiser (PPUDA Fig. 13).
 
     Returns:
-        Rows of ``run_all``, accuracy on validation images: of each initialisation and optimiser the run of the learning
-        rate in ``finetune["resnet50_lrs"]`` that ends with the best accuracy.
+        Rows of ``run_all``, loss and accuracy on validation images ten times: of each initialisation and optimiser the
+        run of the learning rate in ``finetune["resnet50_lrs"]`` that ends with the best accuracy.
     """
     steps = finetune["resnet50_steps"]
     recipe = TrainingRecipe(steps, lr=1.0, batch_size=finetune["batch_size"], augment=augment)
@@ -243,18 +259,20 @@ def compare_on_resnet50(
     sides = [run for run in first if run.initialisation != "orthogonal"]
     grid = grid_of(finetune["resnet50_lrs"], [recipe.weight_decay])
     runs = [replace(run, recipe=replace(recipe, **setting)) for run in sides for setting in grid]
-    every = max(1, steps // 20)
-    results = run_all(runs, images.train, images.val, processes=processes, loss_every=every, folder=folder)
+    every = max(1, steps // 10)
+    results = run_all(runs, images.train, images.val, range(0, steps, every), processes, every, folder)
     ends = results[results["step"] == steps].fillna({"accuracy": 0.0})
     best = ends.groupby(["initialisation", "optimizer"], sort=False)["accuracy"].idxmax()
     return results.merge(ends.loc[best, ["initialisation", "optimizer", "lr"]])
 
 
-def crossover(results: pd.DataFrame, name: str) -> int | None:
-    """Step of rows of ``run_all`` from which on "random"'s training loss is no more above that of ``name``; 0 if it
-    never was, None if it still is at the end. Losses are means of the runs that go on, a side without any is behind."""
-    losses = results.groupby(["step", "initialisation"])["loss"].mean().unstack().fillna(math.inf)
-    ahead = losses[name] < losses["random"]
+def crossover(results: pd.DataFrame, name: str, column: str = "loss") -> int | None:
+    """Step of rows of ``run_all`` from which on ``name`` is no more ahead of "random" in training loss (or in
+    ``column`` "accuracy"); 0 if it never was, None if it still is at the end. Of the means of the runs that go on; a
+    side without any is behind."""
+    means = results.groupby(["step", "initialisation"])[column].mean().unstack().dropna(how="all")
+    means = (-means if column == "accuracy" else means).fillna(math.inf)
+    ahead = means[name] < means["random"]
     if ahead.iloc[-1]:
         return None
     later = ahead.index[ahead.to_numpy().nonzero()[0].max() + 1 :] if ahead.any() else [0]
@@ -282,17 +300,19 @@ def wins(results: pd.DataFrame, name: str, against: str | None = None) -> pd.Dat
 
 
 def _run(run: Run, train: ImageSet, test: ImageSet, checkpoints: Sequence[int], loss_every: int | None) -> list[dict]:
-    net, losses = initial_network(run), []
-    results = train_network(
-        net, train, run.recipe, run.seed, lambda net: accuracy(net, test, EVALUATION_BATCH), checkpoints, losses.append
-    )
-    losses += [math.nan] * (run.recipe.steps - len(losses))
     settings = {key: getattr(run.recipe, key) for key in ("optimizer", "lr", "weight_decay")}
     common = {**dict(run.labels), "seed": run.seed, **settings, "budget": run.recipe.steps}
+    losses, score = [], lambda net: accuracy(net, test, EVALUATION_BATCH)
+    try:
+        results = train_network(initial_network(run), train, run.recipe, run.seed, score, checkpoints, losses.append)
+    except Exception as error:  # whatever is wrong with one network, the others are trained
+        empty = {"step": run.recipe.steps, "accuracy": math.nan, "loss": math.nan}
+        return [{**common, **empty, "error": one_line(error)}]
+    losses += [math.nan] * (run.recipe.steps - len(losses))
     logged = range(loss_every, run.recipe.steps, loss_every) if loss_every else ()
     steps = sorted({*results, *logged})
     return [
-        {**common, "step": step, "accuracy": results.get(step, math.nan), "loss": _mean(losses[last:step])}
+        {**common, "step": step, "accuracy": results.get(step, math.nan), "loss": _mean(losses[last:step]), "error": ""}
         for last, step in pairwise((0, *steps))
     ]
 

@@ -88,6 +88,13 @@ def predicted(net: nn.Module, sources: Sources, noise: float = 0.0, orthogonal: 
         orthogonalize(net, start)
 
 
+def predicted_perturbed(net: nn.Module, sources: Sources, share: float = 0.5) -> None:
+    """Predicted parameters, to each tensor added N(0, (share * its deviation)^2): as good if only their spread counts."""
+    generator = torch.Generator().manual_seed(sources.seed)
+    noise = lambda value: share * value.std(correction=0) * torch.randn(value.shape, generator=generator)
+    _write(dict(net.named_parameters()), {name: value + noise(value) for name, value in sources.prediction.items()})
+
+
 def predicted_mean(net: nn.Module, sources: Sources) -> None:
     """Mean over the ``peers`` of their predictions of the same role and shape: what can be known without the
     architecture. Tensors that no peer has keep their values."""
@@ -208,6 +215,7 @@ INITIALIZATIONS: dict[str, tuple[Callable[[nn.Module, Sources], None], tuple[str
     "ghn": (predicted, _PREDICTED),
     "ghn-noise": (partial(predicted, noise=NOISE), _PREDICTED),
     "ghn-orth": (partial(predicted, noise=NOISE_BEFORE_ORTH, orthogonal=True), _PREDICTED),
+    "ghn-perturbed": (predicted_perturbed, _PREDICTED),
     "ghn-mean": (predicted_mean, (*_GHN, "peers")),
     "ghn-shuffled": (predicted_shuffled, _GHN),
     "trained": (trained, ("file",)),

@@ -129,10 +129,12 @@ class Evaluate(Section):
     train_batch_size: Positive
     random_networks: Positive
     trained_networks: Positive
+    ood_networks: Count
     epochs: Positive
     lr: Rate
     initialised_networks: Positive
     initialised_steps: Positive
+    initialised_lrs: Rates
     learned_steps: Positive
 
 
@@ -147,6 +149,8 @@ class FineTune(Section):
     batch_size: Positive
     lrs: RatesByOptimizer
     weight_decays: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    schedule: Literal["cosine", "step", "constant"]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     families: tuple[str, ...]
     resnet50_steps: Count
     resnet50_variants: tuple[Name, ...]

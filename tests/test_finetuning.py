@@ -1,6 +1,7 @@
 """Initialisations by their definitions, training of single networks, evaluation and diagnostics."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from ghnlib.diagnostics import activation_variances, diversity, sparsity
 from ghnlib.evaluation import accuracy, estimate_batch_norm, evaluate_predictions, mean_and_error, paired_interval
 from ghnlib.finetuning import (
     EVALUATION_BATCH,
+    SCHEDULES,
     Run,
     TrainingRecipe,
     compare_on_resnet50,
@@ -110,7 +112,7 @@ def test_a_run_depends_on_its_seed_alone():
     run = Run(ARCHITECTURES[1], TrainingRecipe(steps=3, lr=0.03), 0, labels=(("network", 1),))
     one, two = (run_all([run], IMAGES.train, IMAGES.val, (1,), processes) for processes in (1, 2))
     assert one.equals(two)
-    assert list(one.columns) == ["network", "seed", "optimizer", "lr", "weight_decay", "budget", "step", "accuracy", "loss"]
+    assert list(one.columns) == ["network", "seed", "optimizer", "lr", "weight_decay", "budget", "step", "accuracy", "loss", "error"]
 
 
 def test_an_interrupted_call_goes_on_with_what_is_missing(tmp_path, monkeypatch):
@@ -175,6 +177,31 @@ def test_the_optimizer_is_tuned_with_its_rates():
     assert tune(runs, grid, IMAGES.train, IMAGES.val, "side")["a"]["optimizer"] == "adamw"
 
 
+def test_a_network_that_fails_is_named_and_the_others_are_trained():
+    recipe, broken = TrainingRecipe(steps=2, lr=0.01), {"classifier.9": torch.zeros(2)}
+    good = Run(ARCHITECTURES[0], recipe, 0, labels=(("side", "a"),))
+    bad = replace(good, initialisation="ghn", parameters=broken, labels=(("side", "b"),))
+    results = run_all([good, bad], IMAGES.train, IMAGES.val, (0,))
+    assert list(results["step"]) == [0, 2, 2] and list(results["accuracy"].isna()) == [False, False, True]
+    (said,) = diverged(results)
+    assert said.startswith("side b, seed 0") and "DataError: classifier.9" in said
+    with pytest.raises(DataError, match="none of 1 trainings could be run: DataError: classifier.9"):
+        run_all([bad], IMAGES.train, IMAGES.val)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"), [("cosine", [1, 0.75, 0.25]), ("step", [1, 0.1, 0.01]), ("constant", [1, 1, 1])]
+)
+def test_schedules_of_the_learning_rate(schedule, factors):
+    assert [SCHEDULES[schedule](done / 3) for done in range(3)] == pytest.approx(factors)
+
+
+def test_smoothed_labels_change_the_loss():
+    run = lambda smoothing: Run(ARCHITECTURES[0], TrainingRecipe(2, 0.01, label_smoothing=smoothing), 0)
+    plain, smooth = (run_all([run(s)], IMAGES.train, IMAGES.val)["loss"].iloc[-1] for s in (0.0, 0.5))
+    assert plain != smooth
+
+
 def test_batch_norm_statistics_are_averages_over_training_batches():
     net = nn.Sequential(nn.BatchNorm2d(3))
     estimate_batch_norm(net, IMAGES.train, 2, EVALUATION_BATCH, seed=0)
@@ -231,6 +258,9 @@ def test_crossover_is_where_random_initialisation_stays_ahead(ghn, step):
     losses = {"random": [4, 3, 2], "ghn": ghn}
     rows = [{"initialisation": n, "step": s, "loss": v} for n, all_ in losses.items() for s, v in zip((10, 20, 30), all_)]
     assert crossover(pd.DataFrame(rows), "ghn") == step
+    scores = [{**row, "accuracy": 100 - row["loss"], "loss": 1.0} for row in rows]
+    unseen = [{"initialisation": n, "step": 15, "accuracy": math.nan, "loss": 1.0} for n in losses]
+    assert crossover(pd.DataFrame(scores + unseen), "ghn", "accuracy") == step
 
 
 @pytest.mark.parametrize(("name", "step"), [("ghn", 0), ("random", None)])
@@ -248,7 +278,8 @@ def test_resnet50_is_compared_by_optimizer_at_its_best_rate(monkeypatch):
     assert ends.to_dict() == {
         ("random", "sgd"): 0.01, ("random", "adam"): 1e-3, ("ghn2", "sgd"): 0.01, ("ghn2", "adam"): 1e-3,
     }  # fmt: skip
-    assert found["loss"].notna().all() and len(found) == 4 * 20
+    assert found["accuracy"].notna().all() and len(found) == 4 * 11
+    assert found.loc[found["step"] > 0, "loss"].notna().all()
 
 
 def test_evaluation_equals_the_initialized_network():

@@ -56,7 +56,7 @@ def test_an_initialisation_depends_on_its_sources_alone(name):
     assert values.isfinite().all()
     assert torch.equal(values, together(made(name)))
     assert torch.equal(values, together(dict(fresh().named_parameters()))) == (name == "random")
-    seeded = name in ("he", "gradinit", "nio", "ghn-noise", "ghn-orth", "ghn-shuffled")
+    seeded = name in ("he", "gradinit", "nio", "ghn-noise", "ghn-orth", "ghn-perturbed", "ghn-shuffled")
     assert torch.equal(values, together(made(name, seed=1))) != seeded
 
 
@@ -117,6 +117,10 @@ def test_he_leaves_layer_scales_and_tables_of_positions():
 def test_noise_is_small_and_orthogonal_weights_start_at_their_layer():
     plain, noisy = made("ghn"), made("ghn-noise")
     assert torch.corrcoef(torch.stack([together(plain), together(noisy)]))[0, 1] > 0.9999
+    for name, value in made("ghn-perturbed").items():
+        if value.numel() > 1000:
+            both = torch.stack([value.detach().flatten(), plain[name].detach().flatten()])
+            assert torch.corrcoef(both)[0, 1] == pytest.approx(1.25**-0.5, abs=0.05), name
     weights = [name for name, value in plain.items() if value.ndim > 1]
     assert sum(not torch.equal(plain[name], noisy[name]) for name in weights) > len(weights) / 2
     all_layers, from_third = made("ghn-orth"), made("ghn-orth", orth_from=2 / len(weights))
@@ -208,8 +212,12 @@ def test_gradcosine_is_the_cosine_of_the_gradients_of_two_halves():
 
 def test_a_comparison_has_costs_in_training_steps_and_accuracies_before_and_after():
     recipe = TrainingRecipe(2, 0.02, 24)
-    rows = compare_initializations(("random", "gradinit"), [ARCHITECTURE], IMAGES, SOURCES, recipe, 1)
-    assert list(rows["step"]) == [0, 2, 0, 2] and rows["accuracy"].between(0, 100).all()
+    names = "random", "gradinit", "trained"
+    sources = replace(SOURCES, file=Path("missing.pt"))
+    rows = compare_initializations(names, [ARCHITECTURE], OTHERS[0], (1e20, 0.01), IMAGES, sources, recipe, 1)
+    assert list(rows["step"]) == [0, 2] * 3 and rows["accuracy"][:4].between(0, 100).all()
+    assert (rows["lr"][:4] == 0.01).all()  # the other diverges
+    assert rows["accuracy"][4:].isna().all() and rows["error"].str.contains("missing.pt").tolist() == [False] * 4 + [True] * 2
     costs = rows.groupby("initialisation")["cost"].first()
     assert step_flops([ARCHITECTURE, OTHERS[0]]) == (step_flops([ARCHITECTURE]) + step_flops(OTHERS[:1])) / 2
     assert costs["random"] == 0

@@ -233,7 +233,7 @@ def _small_resnet(num_classes: int) -> nn.Module:
     from torchvision.models.resnet import BasicBlock, ResNet
 
     net = ResNet(BasicBlock, [1, 1, 1, 1], num_classes)
-    keep_resolution(net)
+    net.maxpool = nn.Identity()
     return net
 
 

@@ -223,10 +223,11 @@ def mean_and_error(values: Iterable[float]) -> dict[str, float]:
 
 
 def paired_interval(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
-    """Mean of a - b over paired observations, with its 95 % interval (Student's t); NaN: not observed."""
+    """Mean of a - b over paired observations, with its 95 % interval (Student's t; NaN for one); NaN: not observed."""
     from scipy import stats  # takes a second, and only this needs it
 
     difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     difference = difference[~np.isnan(difference)]
-    low, high = stats.t.interval(0.95, len(difference) - 1, difference.mean(), stats.sem(difference))
-    return {"n": len(difference), "mean": float(difference.mean()), "low": float(low), "high": float(high)}
+    n, mean = len(difference), float(difference.mean())
+    half = float(stats.t.ppf(0.975, n - 1) * stats.sem(difference)) if n > 1 else math.nan
+    return {"n": n, "mean": mean, "low": mean - half, "high": mean + half}

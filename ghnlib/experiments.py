@@ -198,9 +198,8 @@ def compare_initializations(
         ``step`` (0 and ``recipe.steps``), ``accuracy`` (percent, test images), ``error`` ("" if none).
     """
     tasks = [(name, -1, tuning, False, lr) for name in names for lr in lrs]
-    tried = pd.DataFrame(
-        part[-1] for part in map_kept(_initialised, tasks, (images.train, images.val, sources, recipe), processes, folder)
-    )
+    parts = map_kept(_initialised, tasks, (images.train, images.val, sources, recipe), processes, folder)
+    tried = pd.DataFrame(part[-1] for part in parts)
     best = tried.loc[tried.fillna({"accuracy": 0.0}).groupby("initialisation", sort=False)["accuracy"].idxmax()]
     counted = min(range(len(architectures)), key=lambda i: len(architectures[i].graph))
     tasks = [(name, i, a, i == counted, lr)

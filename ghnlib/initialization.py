@@ -89,7 +89,7 @@ def predicted(net: nn.Module, sources: Sources, noise: float = 0.0, orthogonal: 
 
 
 def predicted_perturbed(net: nn.Module, sources: Sources, share: float = 0.5) -> None:
-    """Predicted parameters, to each tensor added N(0, (share * its deviation)^2): as good if only their spread counts."""
+    """Predicted parameters with N(0, (share * the tensor's deviation)^2) added: as good if spread alone counts."""
     generator = torch.Generator().manual_seed(sources.seed)
     noise = lambda value: share * value.std(correction=0) * torch.randn(value.shape, generator=generator)
     _write(dict(net.named_parameters()), {name: value + noise(value) for name, value in sources.prediction.items()})

@@ -4,8 +4,10 @@ import json
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from ghnlib import plots
 from ghnlib.claims import CLAIMS, claims_table, read_metrics, scales
 from ghnlib.evaluation import mean_and_error, paired_interval
 from ghnlib.intervals import Measured, measured
@@ -168,3 +170,8 @@ def test_a_mean_has_the_interval_that_its_observations_have():
     assert str(measured(mean_and_error([-2.0]))) == "-2 (no interval)"
     assert measured({"networks": 10, "wins": 5}).value == 0 and measured({"networks": 74, "wins": 55}).verdict == "held"
     assert str(measured(tau(0.3, 0.125, 0.5))) == "held: +0.3 [0.125, 0.5]"
+
+
+def test_a_single_value_has_no_standard_error():
+    assert plots.with_standard_error(pd.Series([96.1, math.nan])) == "96.1 (n = 1)"
+    assert plots.with_standard_error(pd.Series([90.0, math.nan, 92.0])) == "91.0 ± 0.7"

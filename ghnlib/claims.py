@@ -55,6 +55,8 @@ CLAIMS = (
     ("PPUDA Fig. 11", "tau of accuracies on two datasets", "0.29", "analysis/second/accuracy"),
     ("PPUDA Table 10", "distance from ResNet-50 for GHN-2: ViT over ResNet-34", "not legible",
      f"{_SPLITS}/l2/ResNet-34", f"{_SPLITS}/l2/ViT"),
+    ("PPUDA Table 10", "distance from ResNet-50 for GHN-2: smaller step of ResNet-34, ResNet-50 without skips, ViT",
+     "not legible", *(f"{_SPLITS}/l2/{name}" for name in ("ResNet-34", "ResNet-50 without skips", "ViT"))),
     ("PPUDA Table 11", "Frechet distance from training for GHN-2: nearest shifted split over test", "0.29",
      f"{_SPLITS}/frechet/test", f"{_SPLITS}/frechet/nearest shifted"),
     ("PPUDA Table 12", "diversity of parameters: trained over GHN-2", "0.81",
@@ -167,7 +169,7 @@ def claims_table(metrics: Mapping, scales: Mapping[str, str]) -> pd.DataFrame:
     for paper, claim, published, *places in CLAIMS:
         for keys, ours in _measured_at(metrics, places):
             scale = "" if isnan(ours.value) else scales[places[0].split("/")[0]]
-            scale += f", networks: {ours.n}" if ours.n and scale else ""
+            scale += f", n = {ours.n}" if ours.n and scale else ""
             rows.append((paper, ", ".join((claim, *keys)), published, *ours[:3], scale, ours.verdict))
     columns = ["paper", "claim", "published", "ours", "low", "high", "scale", "verdict"]
     table = pd.DataFrame(rows, columns=columns)

@@ -105,16 +105,19 @@ def _ghn3(hid: int, layers: int, heads: int) -> dict:
     return {**size, "initialization": "ghn3"}
 
 
+_PLAIN = {"weight_norm": False, "virtual_edges": False, "layernorm": False}
 PRESETS: dict[str, dict] = {
+    "ghn": _GHN2 | _PLAIN | {"max_shape": (64, 64, 7, 7), "shape_encoding": False, "decoder": "mlp"},
     "mlp": _GHN2 | {"encoder": "mlp"},
-    "ghn1": _GHN2 | {"weight_norm": False, "virtual_edges": False, "layernorm": False},
+    "ghn1": _GHN2 | _PLAIN,
     "ghn2": _GHN2,
     "ghn3-t": _ghn3(64, 3, 8),
     "ghn3-s": _ghn3(128, 5, 16),
     "ghn3-l": _ghn3(256, 12, 16),
     "ghn3-xl": _ghn3(384, 24, 16),
 }
-"""GHN-1, GHN-2 and MLP for CIFAR-10 (PPUDA appendix B), GHN-3 for ImageNet (GHN-3 Table 1)."""
+"""The GHN of 2018 (here with one sweep, not its T = 5), GHN-1, GHN-2 and MLP for CIFAR-10 (PPUDA appendix B), GHN-3 for
+ImageNet (GHN-3 Table 1)."""
 
 
 @dataclass(frozen=True)

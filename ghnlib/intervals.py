@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Measured(NamedTuple):
-    """A number, the bounds of its interval (NaN if there is none), of how many networks; as text its verdict too."""
+    """A number, the bounds of its interval (NaN if there is none), of how many networks or seeds."""
 
     value: float
     low: float = nan
@@ -33,8 +33,9 @@ class Measured(NamedTuple):
         return "held" if self.low > 0 else "not held" if self.high <= 0 else "not decided"
 
     def __str__(self) -> str:
-        interval = "" if isnan(self.low) else f" [{self.low:.3g}, {self.high:.3g}]"
-        return f"{self.verdict}: {self.value:+.3g}{interval}"
+        if isnan(self.low):
+            return f"{self.value:+.3g} (no interval)"
+        return f"{self.verdict}: {self.value:+.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 def measured(found: Mapping) -> Measured:

@@ -258,9 +258,9 @@ class Exits(Section):
     steps: Positive
 
     @model_validator(mode="after")
-    def _as_many_are_left(self) -> Exits:
-        if 2 * self.chosen > self.candidates:
-            text = f"chosen = {self.chosen} of {self.candidates} candidates: at most half, the others are compared with"
+    def _are_candidates(self) -> Exits:
+        if self.chosen > self.candidates:
+            text = f"chosen = {self.chosen} of {self.candidates} candidates: at most all of them"
             raise PydanticCustomError("too_many", "{text}", {"text": text})
         return self
 

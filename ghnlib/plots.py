@@ -75,5 +75,6 @@ def _layered_positions(network: nx.DiGraph) -> dict[int, tuple[float, float]]:
 
 
 def with_standard_error(values: pd.Series) -> str:
-    """``mean ± standard error`` of the values that are not NaN, in their unit."""
-    return f"{values.mean():.1f} ± {values.std(ddof=0) / values.count() ** 0.5:.1f}"
+    """``mean ± standard error`` of the values that are not NaN, in their unit; ``mean (n = 1)`` of a single one."""
+    spread = f"± {values.std(ddof=0) / values.count() ** 0.5:.1f}" if values.count() > 1 else f"(n = {values.count()})"
+    return f"{values.mean():.1f} {spread}"

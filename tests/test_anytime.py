@@ -2,20 +2,23 @@
 
 import math
 import pickle
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 
-from ghnlib import DeepNets
+from ghnlib import GHN, DeepNets
 from ghnlib.anytime import MSDNet, area_under, exit_accuracies, exit_flops, msdnet_of_flops, trained_curves
-from ghnlib.config import Recipe
+from ghnlib.config import PRESETS, GHNConfig, Recipe
 from ghnlib.data import load_images
 from ghnlib.evaluation import flops
 from ghnlib.finetuning import TrainingRecipe
 from ghnlib.graph import Graph, Role
+from ghnlib.params import read_yaml, validate
 from ghnlib.spaces2018 import AnytimeSpace
 from ghnlib.training import MetaTrainer
 from tests.test_hypernetwork import tiny
@@ -112,6 +115,16 @@ def test_training_takes_the_gradient_of_the_sum_of_the_losses_of_all_exits():
     assert row["loss"] == pytest.approx(loss.item()) and len(logits) == 3
     for (name, ours), (_, expected) in zip(trainer.ghn.named_parameters(), joint.ghn.named_parameters(), strict=True):
         torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_the_vanilla_variant_is_the_hypernetwork_of_2018_and_learns():
+    params = validate(read_yaml(Path(__file__).parent.parent / "params.yaml"))
+    preset = GHNConfig(**PRESETS["ghn"])
+    assert replace(GHNConfig(**params.anytime.variant("vanilla")["ghn"]), max_shape=preset.max_shape) == preset
+    torch.manual_seed(0)
+    trainer = MetaTrainer(GHN(replace(preset, max_shape=(8, 8, 3, 3))), Recipe(meta_batch=1, dropout=False, warmup=0), 1)
+    losses = [trainer.step([ARCH], x, y, seed=0)["loss"] for _ in range(12)]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_exits_are_scored_one_by_one():

@@ -4,8 +4,10 @@ import json
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from ghnlib import plots
 from ghnlib.claims import CLAIMS, claims_table, read_metrics, scales
 from ghnlib.evaluation import mean_and_error, paired_interval
 from ghnlib.intervals import Measured, measured
@@ -69,7 +71,7 @@ METRICS = {
         "diversity_and_sparsity": {name: {"diversity": value, "sparsity (%)": 100 * value}
                                    for name, value in (("mlp", 0.0), ("ghn1", 0.2), ("ghn2", 0.1), ("trained", 0.9))},
         "matched_diversity": {"mlp": 0.0, "ghn2": 0.1, "ghn3": 0.3, "trained": 0.9},
-        "distances": {"ghn2": {"l2": {"ResNet-34": 1.0, "ViT": 2.0}, "frechet": {"test": 0.2, "nearest shifted": 0.1}}},
+        "distances": {"ghn2": {"l2": {"ResNet-34": 1.0, "ResNet-50 without skips": 0.5, "ViT": 2.0}, "frechet": {"test": 0.2, "nearest shifted": 0.1}}},
     },
     "anytime": {
         "ranking": {"all": {name: tau(0.3, 0.1, 0.5) for name in ("stacked", "separate", "passing", "synchronous", "forward-backward")}},
@@ -102,12 +104,14 @@ def test_verdicts_follow_the_interval():
     assert (last["ours"], last["verdict"]) == (0.5, "not decided")
     bnfree = rows.loc["points that GHN-2 loses without batch norm"]
     assert bnfree["ours"] == 40.0 and bnfree["low"] == pytest.approx(40 - 2.147 * 2**0.5, abs=0.05)
-    assert rows.loc["points: GHN-3 without training over one epoch of SGD (paper: T/m8)", "scale"] == "small, networks: 8"
+    assert rows.loc["points: GHN-3 without training over one epoch of SGD (paper: T/m8)", "scale"] == "small, n = 8"
     clean = rows.loc["minus tau of accuracies on clean and noisy images (paper: CIFAR-10 only)"]
     assert (clean["ours"], clean["low"], clean["high"], clean["verdict"]) == (-0.5, -0.6, -0.4, "not held")
     # the smallest step of several, here from GHN-1 to GHN-2
     diversity = rows.loc["diversity: smaller step of MLP, GHN-1, GHN-2"]
     assert diversity["ours"] == pytest.approx(-0.1) and diversity["verdict"] == "not decided (no interval)"
+    order = rows.loc["distance from ResNet-50 for GHN-2: smaller step of ResNet-34, ResNet-50 without skips, ViT"]
+    assert (order["ours"], order["verdict"]) == (-0.5, "not decided (no interval)")
     best = rows.loc["tau with trained accuracy: GHN-3 over the best zero-cost proxy (paper: XL/m16)"]
     assert best["ours"] == pytest.approx(0.1), "over that of the largest tau that is a number"
 
@@ -163,6 +167,11 @@ def test_a_mean_has_the_interval_that_its_observations_have():
     values = [1.0, 2.0, 4.0]
     assert measured(mean_and_error(values)) == pytest.approx(measured(paired_interval(values, [0.0, 0.0, 0.0])))
     assert str(measured(mean_and_error(values))) == "not decided: +2.33 [-1.46, 6.13]"
-    assert str(measured(mean_and_error([-2.0]))) == "not decided (no interval): -2"
+    assert str(measured(mean_and_error([-2.0]))) == "-2 (no interval)"
     assert measured({"networks": 10, "wins": 5}).value == 0 and measured({"networks": 74, "wins": 55}).verdict == "held"
     assert str(measured(tau(0.3, 0.125, 0.5))) == "held: +0.3 [0.125, 0.5]"
+
+
+def test_a_single_value_has_no_standard_error():
+    assert plots.with_standard_error(pd.Series([96.1, math.nan])) == "96.1 (n = 1)"
+    assert plots.with_standard_error(pd.Series([90.0, math.nan, 92.0])) == "91.0 ± 0.7"

@@ -76,7 +76,7 @@ def test_a_variant_is_what_all_share_with_its_changes(raw):
         ("finetune.variants", ["ghn3", "ghn5"], ["finetune.variants", "'ghn5'", "mlp, ghn1"]),
         ("finetune", None, ["finetune", "None"]),
         ("finetune.lrs", {"sgd": [], "adamw": []}, ["finetune.lrs", "{'sgd': []", "at least 1"]),
-        ("anytime.exits.chosen", 11, ["anytime.exits", "chosen = 11", "20 candidates", "at most half"]),
+        ("anytime.exits.chosen", 21, ["anytime.exits", "chosen = 21", "20 candidates", "at most all"]),
     ],
 )
 def test_what_is_not_allowed_is_named(raw, key, value, said):

@@ -71,16 +71,35 @@ def test_the_index_shows_claims_and_times(tree):
 BROKEN = "addEventListener('load', () => document.title = `broken: ${[...document.images].filter(i => !i.naturalWidth).length}`)"
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
-@pytest.mark.parametrize("name", ["1_architectures", "2_train-ghn3"])
-def test_a_browser_shows_every_figure_and_has_no_errors(tree, name):
-    path = site.build("digits").with_name(f"{name}.html")
+def opened_images(path, folder):
+    """Images of a page in Chromium, which must show all and report no errors."""
     path.write_text(path.read_text().replace("</head>", f"<script>{BROKEN}</script></head>", 1))
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tree}", "--virtual-time-budget=2000"]
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}", "--virtual-time-budget=2000"]
     command = ["chromium", *options, "--enable-logging=stderr", "--dump-dom", path.resolve().as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "<title>broken: 0</title>" in shown.stdout and "CONSOLE" not in shown.stderr
-    assert shown.stdout.count("<img") == (name == "1_architectures")
+    return shown.stdout.count("<img")
+
+
+needs_chromium = pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
+
+
+@needs_chromium
+@pytest.mark.parametrize("name", ["1_architectures", "2_train-ghn3"])
+def test_a_browser_shows_every_figure_and_has_no_errors(tree, name):
+    path = site.build("digits").with_name(f"{name}.html")
+    assert opened_images(path, tree) == (name == "1_architectures")
+
+
+@needs_chromium
+@pytest.mark.skipif(not (ROOT / "reports/digits/claims.csv").exists(), reason="needs the reports of a run")
+def test_a_browser_shows_the_reports_of_the_default_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("reports").symlink_to(ROOT / "reports")
+    index = site.build("digits")
+    figures = (ROOT / "reports/digits/3_evaluate.ipynb").read_text().count('"image/png"')
+    assert opened_images(index, tmp_path) == 0
+    assert opened_images(index.with_name("3_evaluate.html"), tmp_path) == figures > 1
 
 
 @pytest.mark.parametrize("profile", ["none", "digits"])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice, pairwise
 from pathlib import Path
+from warnings import catch_warnings
 
 import numpy as np
 import pandas as pd
@@ -184,7 +185,9 @@ def _joined(graphs: Sequence[Graph]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _averages(rows: np.ndarray, columns: np.ndarray) -> Tensor:
     """Sparse matrix with the mean over the columns that each row is listed with."""
     values = torch.from_numpy(1 / np.bincount(rows)[rows]).float()
-    return torch.sparse_coo_tensor(np.stack([rows, columns]), values, check_invariants=True).to_sparse_csr()
+    averages = torch.sparse_coo_tensor(np.stack([rows, columns]), values, check_invariants=True)
+    with catch_warnings(action="ignore", category=UserWarning):  # CSR, twice as fast, is called beta
+        return averages.to_sparse_csr()
 
 
 def predict_from_graphs(graphs: Sequence[Graph], target: np.ndarray) -> dict[str, float]:

@@ -206,6 +206,14 @@ class Transfer(Section):
     detection: Detection
 
 
+class Regression(Section):
+    """Settings of the SVR that predicts properties, see ``ghnlib.properties.regression``."""
+
+    C: Rates
+    gamma: Annotated[tuple[Literal["scale", "auto"] | Rate, ...], Field(min_length=1)]
+    epsilon: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+
+
 class Chosen(Section):
     """Training of the architectures that a search chooses (PPUDA Table 9)."""
 
@@ -232,6 +240,8 @@ class Analysis(Section):
     seconds: bool
     second: Target | None
     second_networks: Positive
+    svr: Regression
+    search_networks: Positive
     chosen: Chosen
 
 

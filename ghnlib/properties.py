@@ -5,8 +5,9 @@ from __future__ import annotations
 import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from pathlib import Path
+from warnings import catch_warnings
 
 import numpy as np
 import pandas as pd
@@ -31,8 +32,6 @@ from ghnlib.search import tau_interval
 
 Parameters = dict[str, Tensor]
 PROPERTIES = ("accuracy", "noisy accuracy", "FLOPs", "seconds", "convergence")
-PENALTIES = (1, 10)
-"""Of the SVR, chosen by cross-validation. PPUDA's grid has 105 points, which few networks cannot tell apart."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,8 @@ def train_and_measure(
     folder: str | Path,
     processes: int,
 ) -> tuple[pd.DataFrame, list[Parameters], list[Parameters]]:
-    """Train each architecture from random initialisation and measure it on validation images, in parallel processes.
+    """Train each architecture from random initialisation and measure it, in parallel processes: on validation images
+    where nothing else is said.
 
     Args:
         folder: where finished networks are kept, see ``map_kept``.
@@ -74,9 +74,9 @@ def train_and_measure(
 
     Returns:
         One row a network: ``index``, ``accuracy`` and ``noisy accuracy`` (percent, not a number if the loss was not
-        finite), "accuracy, N steps" of each checkpoint, ``FLOPs`` of one image, ``convergence`` (see ``steps_to``),
-        ``parameters`` and, if wanted, ``seconds`` (see ``inference_seconds``). Then the first networks' parameters
-        before and after training.
+        finite), ``test accuracy`` (of test images), "accuracy, N steps" of each checkpoint, ``FLOPs`` of one image,
+        ``convergence`` (see ``steps_to``), ``parameters`` and, if wanted, ``seconds`` (see ``inference_seconds``). Then
+        the first networks' parameters before and after training.
     """
     settings = {key: analysis[key] for key in ("checkpoints", "noise", "converged", "seconds")}
     kept = analysis["networks"]
@@ -96,6 +96,7 @@ def _measure(
     row = {
         "accuracy": final,
         "noisy accuracy": accuracy(net, NoisyImages(images.val, settings["noise"], seed), EVALUATION_BATCH),
+        "test accuracy": accuracy(net, images.test, EVALUATION_BATCH),
         "FLOPs": inference_flops(network),
         "convergence": steps_to({0: 100 / len(images.classes), **curve, recipe.steps: final}, settings["converged"]),
         "parameters": network.num_params,
@@ -122,85 +123,105 @@ def steps_to(curve: Mapping[int, float], target: float) -> float:
     return float(np.interp(target, np.maximum.accumulate(np.nan_to_num(values)), steps))
 
 
-def predict_property(features: np.ndarray, target: np.ndarray, seeds: Sequence[int] = range(5)) -> dict[str, float]:
-    """Kendall's tau between a property and its cross-validated prediction by an SVR (PPUDA Fig. 4, its five seeds).
-    Features and target are scaled by the networks that each SVR learns from.
+def regression(grid: Mapping[str, Sequence]) -> TransformedTargetRegressor:
+    """An SVR of a property on graph embeddings, both scaled by the networks that it learns from (PPUDA section 5.2).
 
     Args:
-        features: (networks, d); target: (networks,). seeds: of the division into five folds.
+        grid: values of SVR's ``C``, ``gamma`` and ``epsilon``; cross-validation on those networks chooses among them.
+    """
+    svr = make_pipeline(StandardScaler(), SVR())
+    search = GridSearchCV(svr, {f"svr__{name}": list(values) for name, values in grid.items()}, cv=3)
+    return TransformedTargetRegressor(search, transformer=StandardScaler(), check_inverse=False)
+
+
+def predict_property(features: np.ndarray, target: np.ndarray, grid: Mapping[str, Sequence]) -> dict[str, float]:
+    """Kendall's tau between a property and its cross-validated prediction by ``regression`` (PPUDA Fig. 4).
+
+    Args:
+        features: (networks, d); target: (networks,). grid: see ``regression``.
 
     Returns:
-        ``n`` networks, ``tau`` (mean over seeds), its ``deviation`` over seeds and 95 % interval over networks.
+        ``n`` networks, ``tau`` (mean over five divisions into folds), its ``deviation`` over them and 95 % interval
+        over networks.
     """
-    svr = GridSearchCV(make_pipeline(StandardScaler(), SVR()), {"svr__C": PENALTIES}, cv=3)
-    model = TransformedTargetRegressor(svr, transformer=StandardScaler(), check_inverse=False)
-    x, y = features.astype(float), target.astype(float)
+    model, x, y = regression(grid), features.astype(float), target.astype(float)
     with config_context(assume_finite=True, skip_parameter_validation=True):  # the checks take half of the time
         predict = lambda train, held_out: model.fit(x[train], y[train]).predict(x[held_out])
-        return _cross_validated(predict, target, seeds)
+        return _cross_validated(predict, target, range(5))
 
 
 class NeuralPredictor(nn.Module):
     """Graph convolutions on primitives and edges alone (Wen et al. 2020; the baseline of PPUDA Fig. 4): each layer
     is half the sum of the ReLUs of what comes along the edges and against them; then the mean over nodes and two linear
-    layers.
+    layers. ``forward``: what ``_joined`` returns -> (networks,)."""
 
-    Args:
-        graphs: of the networks that it predicts a property of, all at once: () -> (networks,).
-    """
-
-    def __init__(self, graphs: Sequence[Graph], hidden: int = 16, layers: int = 3):
+    def __init__(self, hidden: int = 64, layers: int = 3):
         super().__init__()
-        sizes = np.array([len(graph) for graph in graphs])
-        owner, total = np.repeat(np.arange(len(graphs)), sizes), np.arange(sizes.sum())
-        first = np.cumsum(sizes) - sizes
-        edges = np.concatenate([graph.edges + start for graph, start in zip(graphs, first)])
-        sources, targets = np.concatenate([edges, np.stack([total, total], 1)]).T  # each node hears itself too
-        self.along, self.against = _averages(targets, sources), _averages(sources, targets)
-        self.pooling = _averages(owner, total)
-        ops = torch.tensor([PRIMITIVES.index(node.op) for graph in graphs for node in graph.nodes])
-        primitives = F.one_hot(ops, len(PRIMITIVES)).float()
-        self.first = self.along @ primitives, self.against @ primitives
         widths = list(pairwise([len(PRIMITIVES), *[hidden] * layers]))
         self.forwards, self.backwards = (nn.ModuleList(nn.Linear(a, b) for a, b in widths) for _ in range(2))
+        # means over nodes hardly differ between graphs, by less than the usual eps
+        self.norm = nn.BatchNorm1d(hidden, eps=1e-12, momentum=None)
         self.head = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
-    def forward(self) -> Tensor:
-        before, after = self.first
+    def forward(self, joined: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        along, against, pooling, nodes = joined
         for forward, backward in zip(self.forwards, self.backwards):
-            nodes = (F.relu(forward(before)) + F.relu(backward(after))) / 2
-            before, after = self.along @ nodes, self.against @ nodes
-        return self.head(self.pooling @ nodes).squeeze(1)
+            nodes = (F.relu(forward(along @ nodes)) + F.relu(backward(against @ nodes))) / 2
+        return self.head(self.norm(pooling @ nodes)).squeeze(1)
+
+
+def _joined(graphs: Sequence[Graph]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of n nodes of graphs side by side: means along and against edges (n, n) and over each graph (graphs, n), one-hot
+    primitives (n, primitives)."""
+    sizes = np.array([len(graph) for graph in graphs])
+    owner, total = np.repeat(np.arange(len(graphs)), sizes), np.arange(sizes.sum())
+    edges = np.concatenate([graph.edges + start for graph, start in zip(graphs, np.cumsum(sizes) - sizes)])
+    sources, targets = np.concatenate([edges, np.stack([total, total], 1)]).T  # each node hears itself too
+    ops = torch.tensor([PRIMITIVES.index(node.op) for graph in graphs for node in graph.nodes])
+    primitives = F.one_hot(ops, len(PRIMITIVES)).float()
+    return _averages(targets, sources), _averages(sources, targets), _averages(owner, total), primitives
 
 
 def _averages(rows: np.ndarray, columns: np.ndarray) -> Tensor:
     """Sparse matrix with the mean over the columns that each row is listed with."""
     values = torch.from_numpy(1 / np.bincount(rows)[rows]).float()
-    return torch.sparse_coo_tensor(np.stack([rows, columns]), values, check_invariants=True).coalesce()
+    averages = torch.sparse_coo_tensor(np.stack([rows, columns]), values, check_invariants=True)
+    with catch_warnings(action="ignore", category=UserWarning):  # CSR, twice as fast, is called beta
+        return averages.to_sparse_csr()
 
 
-def predict_from_graphs(
-    graphs: Sequence[Graph], target: np.ndarray, seeds: Sequence[int] = range(1), steps: int = 30, lr: float = 0.02
-) -> dict[str, float]:
-    """``predict_property`` by a ``NeuralPredictor``, trained anew for each fold on all its networks at each step."""
-    y = target.astype(float)[:, None]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = NeuralPredictor(graphs)
-    start = {name: value.clone() for name, value in net.state_dict().items()}
+def predict_from_graphs(graphs: Sequence[Graph], target: np.ndarray) -> dict[str, float]:
+    """``predict_property`` by a ``NeuralPredictor`` and one division into folds; it is trained anew for each fold."""
 
     def predict(train: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-        net.load_state_dict(start)
-        optimizer = torch.optim.Adam(net.parameters(), lr, weight_decay=1e-3)
-        scaler = StandardScaler().fit(y[train])
-        goal = torch.from_numpy(scaler.transform(y[train])).float().squeeze(1)
-        for _ in range(steps):
-            optimizer.zero_grad()
-            F.mse_loss(net()[train], goal).backward()
-            optimizer.step()
-        return scaler.inverse_transform(net()[held_out].detach().numpy()[:, None]).squeeze(1)
+        scaler = StandardScaler().fit(target[train, None])
+        parts = np.array_split(np.random.default_rng(0).permutation(train), -(-len(train) // 10))
+        batches = [(_joined([graphs[i] for i in part]), scaler.transform(target[part, None])[:, 0]) for part in parts]
+        net = _trained_predictor([(joined, torch.from_numpy(y).float()) for joined, y in batches])
+        with torch.no_grad():
+            predicted = net(_joined([graphs[i] for i in held_out]))[:, None].numpy()
+        return scaler.inverse_transform(predicted)[:, 0]
 
-    return _cross_validated(predict, target, seeds)
+    return _cross_validated(predict, target, [0])
+
+
+def _trained_predictor(batches: Sequence[tuple[tuple, Tensor]], steps: int = 100, lr: float = 5e-3) -> NeuralPredictor:
+    """``batches``: graphs as of ``_joined`` and their standardised property (graphs,); each step learns from one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = NeuralPredictor()
+    optimizer = torch.optim.Adam(net.parameters(), lr, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for joined, goal in islice(cycle(batches), steps):
+        optimizer.zero_grad()
+        F.mse_loss(net(joined), goal).backward()
+        optimizer.step()
+        schedule.step()
+    net.norm.reset_running_stats()
+    with torch.no_grad():
+        for joined, _ in batches:
+            net(joined)
+    return net.eval()
 
 
 def _cross_validated(

@@ -16,6 +16,7 @@ from ghnlib.graph import Graph, Node
 from ghnlib.properties import (
     NeuralPredictor,
     NoisyImages,
+    _joined,
     frechet_distance,
     predict_from_graphs,
     predict_property,
@@ -26,6 +27,7 @@ from ghnlib.properties import (
 IMAGES = load_images("digits", seed=0, image_size=16)
 FEW = ImageSplits(*(part.few_shot(4, seed=0) for part in (IMAGES.train, IMAGES.val, IMAGES.test)))
 ANALYSIS = {"checkpoints": [1], "noise": 0.3, "converged": 50.0, "seconds": True, "networks": 1}
+GRID = {"C": [1, 10], "gamma": ["scale"], "epsilon": [0.1]}
 
 
 def architectures(count):
@@ -44,7 +46,7 @@ def test_networks_are_measured_once_and_an_interrupted_call_goes_on(tmp_path, mo
     assert table[:2].equals(few)
     properties.train_and_measure(architectures(1), FEW, seed=1, folder=tmp_path, **arguments)
     assert len(measured) == 4  # another seed is another network
-    assert {*properties.PROPERTIES, "parameters", "accuracy, 1 steps", "index"} == set(table)
+    assert {*properties.PROPERTIES, "test accuracy", "parameters", "accuracy, 1 steps", "index"} == set(table)
     assert (table["seconds"] > 0).all()
     assert len(before) == len(after) == 1
     assert not torch.equal(first_weight(before[0]), first_weight(after[0]))
@@ -77,9 +79,9 @@ def test_steps_to_an_accuracy(curve, expected):
 def test_a_property_that_follows_the_features_is_predicted_and_noise_is_not():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(60, 4))
-    found = predict_property(features, features @ [1.0, 2.0, 0.5, 0.0], seeds=[0, 1])
+    found = predict_property(features, features @ [1.0, 2.0, 0.5, 0.0], GRID)
     assert found["low"] > 0.6 and found["low"] < found["tau"] < found["high"] and found["n"] == 60
-    unrelated = predict_property(rng.normal(size=(60, 4)), features[:, 0], seeds=[0, 1])
+    unrelated = predict_property(rng.normal(size=(60, 4)), features[:, 0], GRID)
     assert unrelated["low"] < 0 < found["low"]
 
 
@@ -88,9 +90,9 @@ def test_a_held_out_network_changes_no_other_prediction(monkeypatch):
     x, y = rng.normal(size=(30, 3)), rng.normal(size=30)
     monkeypatch.setattr(properties, "_cross_validated", lambda predict, target, seeds: predict)
     train, held_out = np.arange(20), np.arange(20, 30)
-    before = predict_property(x, y)(train, held_out)
+    before = predict_property(x, y, GRID)(train, held_out)
     x[29], y[20:] = 1000.0, 1000.0
-    np.testing.assert_allclose(predict_property(x, y)(train, held_out)[:9], before[:9])
+    np.testing.assert_allclose(predict_property(x, y, GRID)(train, held_out)[:9], before[:9])
 
 
 def chain(*ops):
@@ -99,24 +101,22 @@ def chain(*ops):
 
 def test_the_neural_predictor_averages_neighbours_within_each_graph():
     torch.manual_seed(0)
-    net = NeuralPredictor([chain("input", "conv", "bn"), chain("input", "sum")], hidden=4, layers=1)
-    along = torch.tensor([[1.0, 0, 0, 0, 0], [0.5, 0.5, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0.5, 0.5]])
-    torch.testing.assert_close(net.along.to_dense(), along)
-    torch.testing.assert_close(net.against.to_dense(), (along.T > 0) / (along.T > 0).sum(1, keepdim=True))
-    ways = [F.relu(layers[0](x)) for layers, x in zip((net.forwards, net.backwards), net.first)]
-    torch.testing.assert_close(net(), net.head(net.pooling @ (sum(ways) / 2)).squeeze(1))
-    single = NeuralPredictor([chain("input", "sum")], hidden=4, layers=1)
-    single.load_state_dict(net.state_dict())
-    torch.testing.assert_close(net()[1:], single())
+    net = NeuralPredictor(hidden=4, layers=1).eval()
+    joined = _joined([chain("input", "conv", "bn"), chain("input", "sum")])
+    along, against, pooling, nodes = (matrix.to_dense() for matrix in joined)
+    means = [[1.0, 0, 0, 0, 0], [0.5, 0.5, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0.5, 0.5]]
+    torch.testing.assert_close(along, torch.tensor(means))
+    torch.testing.assert_close(against, (along.T > 0) / (along.T > 0).sum(1, keepdim=True))
+    ways = F.relu(net.forwards[0](along @ nodes)) + F.relu(net.backwards[0](against @ nodes))
+    torch.testing.assert_close(net(joined), net.head(net.norm(pooling @ ways / 2)).squeeze(1))
+    torch.testing.assert_close(net(joined)[1:], net(_joined([chain("input", "sum")])))
 
 
-def test_a_property_of_the_primitives_is_predicted_from_graphs_and_noise_is_not():
-    rng = np.random.default_rng(0)
-    counts = rng.integers(1, 9, (40, 2))
-    graphs = [chain("input", *["conv"] * convolutions, *["sum"] * sums) for convolutions, sums in counts]
-    found = predict_from_graphs(graphs, counts[:, 0] / counts.sum(1), seeds=[0])
-    assert found["low"] > 0.5 and found["n"] == 40
-    assert predict_from_graphs(graphs, rng.normal(size=40), seeds=[0])["low"] < 0.2
+def test_a_property_of_real_graphs_is_predicted_and_noise_is_not():
+    graphs = [architecture.graph for architecture in architectures(40)]
+    found = predict_from_graphs(graphs, np.log10([len(graph) for graph in graphs]))
+    assert found["low"] > 0.3 and found["n"] == 40
+    assert predict_from_graphs(graphs, np.random.default_rng(0).normal(size=40))["low"] < 0.1
 
 
 def test_a_resnet_without_skips_adds_nothing():

@@ -205,12 +205,13 @@ def predict_from_graphs(graphs: Sequence[Graph], target: np.ndarray) -> dict[str
     return _cross_validated(predict, target, [0])
 
 
-def _trained_predictor(batches: Sequence[tuple[tuple, Tensor]], steps: int = 100, lr: float = 5e-3) -> NeuralPredictor:
+def _trained_predictor(batches: Sequence[tuple[tuple, Tensor]]) -> NeuralPredictor:
     """``batches``: graphs as of ``_joined`` and their standardised property (graphs,); each step learns from one."""
+    steps = 25 * len(batches)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = NeuralPredictor()
-    optimizer = torch.optim.Adam(net.parameters(), lr, weight_decay=1e-3)
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for joined, goal in islice(cycle(batches), steps):
         optimizer.zero_grad()

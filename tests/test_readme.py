@@ -34,6 +34,7 @@ SECTIONS = {
     "tiny-imagenet-transfer": (
         "From a part of Tiny-ImageNet to other images (`make repro PROFILE=tiny-imagenet-transfer`)", ("transfer",)
     ),
+    "detection-small": ("Pedestrians of Penn-Fudan (`make repro PROFILE=detection-small`)", ("transfer",)),
 }  # fmt: skip
 """By profile: title, and the stages of which the README tells the results."""
 FIGURES = {"digits-long": ("evaluate", "scaling"), "cifar10-small": ("evaluate",)}
@@ -115,9 +116,11 @@ def _without_training(metrics: Mapping, params: Mapping) -> list[str]:
 
 def _fine_tuned(metrics: Mapping, params: Mapping) -> list[str]:
     count, table = _by_moment(metrics["finetune"]["accuracy"])
+    found = (setting for of_budget in metrics["finetune"]["tuned"].values() for setting in of_budget.values())
+    chosen = " or ".join(sorted({setting.get("optimizer", "sgd") for setting in found}))
     return [
-        f"Accuracy (%) after SGD from each initialisation, {count} architectures, seeds {params['finetune']['seeds']}, "
-        f"learning rates tuned equally on {params['finetune']['tuning_networks']} validation architecture(s):",
+        f"Accuracy (%) after training from each initialisation, {count} architectures, seeds {params['finetune']['seeds']}, "
+        f"settings ({chosen} and its rate) tuned equally on {params['finetune']['tuning_networks']} validation architecture(s):",
         table,
     ]
 

@@ -72,9 +72,10 @@ def _claims(folder: Path) -> str:
     counts = Counter(row["verdict"].removesuffix(" (no interval)") for row in rows)
     told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
     against = "; ".join(f"{row['claim']} ({row['paper']})" for row in rows if row["verdict"] == "not held")
+    adverse = sum(row["verdict"].startswith("not decided") and float(row["ours"]) <= 0 for row in rows)
     return (
         f"Of {len(rows)} [claims of the papers](reports/{folder.name}/8_claims.ipynb): {told}. "
-        f"Contradicted here: {against or 'none'}."
+        f"Contradicted here: {against or 'none'}. Not decided, but against the papers' direction: {adverse}."
     )
 
 

@@ -29,7 +29,7 @@ SECTIONS = {
         "Handwritten digits, longer and in more sizes (`make repro PROFILE=digits-long`)", ("evaluate", "finetune")
     ),
     "cifar10-small": (
-        "CIFAR-10, recompressed as JPEG (`make repro PROFILE=cifar10-small`)", ("evaluate", "finetune", "transfer")
+        "CIFAR-10, recompressed as JPEG (`make repro PROFILE=cifar10-small`)", ("evaluate", "finetune")
     ),
     "tiny-imagenet-transfer": (
         "From a part of Tiny-ImageNet to other images (`make repro PROFILE=tiny-imagenet-transfer`)", ("transfer",)

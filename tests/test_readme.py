@@ -96,11 +96,13 @@ def _without_training(metrics: Mapping, params: Mapping) -> list[str]:
     images = f" on {few} test images of each class" if few else ""
     some = next(rows for method, rows in accuracy.items() if method in PAPER and len(rows) > 1)
     sizes = ", ".join(f"{some[split]['n']} {split}" for split in splits)
+    others = accuracy["random"].get("wide", {}).get("n")
+    fewer = f"; random and SGD: {others} of each split but test" if others else ""
     trained = {stage.removeprefix("train-"): value["steps"] for stage, value in metrics.items() if "train-" in stage}
     steps = max(trained.values())
     lines = [
         f"Top-1 accuracy (%) of unseen architectures **without any training of them**{images}, mean ± standard error "
-        f"over architectures ({sizes}); hypernetworks trained for {steps:,} steps, one seed, two CPU cores; chance is "
+        f"over architectures ({sizes}{fewer}); hypernetworks trained for {steps:,} steps, one seed, two CPU cores; chance is "
         f"{metrics['evaluate']['chance']:.0f}%.",
         "",
         _row(["parameters", *splits, "n test", "paper, CIFAR-10", "paper, ImageNet"]),

@@ -36,16 +36,16 @@ $(DONE): requirements.lock pyproject.toml
 
 repro: env
 	@test -e .git || $(BIN)/dvc config --local core.no_scm true
-	@$(BIN)/python -m ghnlib.pipeline $(filter-out digits,$(PROFILE))
+	@$(BIN)/python -m ghnlib.pipeline.profiles $(filter-out digits,$(PROFILE))
 
 test: env
 	@$(BIN)/python -m pytest
 
 report: env
-	@$(BIN)/python -m ghnlib.site $(PROFILE)
+	@$(BIN)/python -m ghnlib.pipeline.site $(PROFILE)
 
 readme: env
-	@$(BIN)/python tests/test_readme.py
+	@$(BIN)/python -m ghnlib.pipeline.readme
 
 lab: env
 	@$(BIN)/jupyter lab

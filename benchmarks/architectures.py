@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ghnlib import GHN, DeepNets
 from ghnlib.config import PRESETS, Recipe
-from ghnlib.designspace import count_duplicates
-from ghnlib.training import MetaTrainer, sample_meta_batch
+from ghnlib.deepnets.splits import count_duplicates
+from ghnlib.training.loop import sample_meta_batch
+from ghnlib.training.step import MetaTrainer
 
 SPLITS = ("train", "val", "test", "deep", "dense", "bnfree", "search")
 

@@ -28,12 +28,12 @@ from memory import forget_peak, peak_bytes
 from torch import Tensor
 
 from ghnlib import GHN, Graph
+from ghnlib.architectures.vision import network_by_name
 from ghnlib.config import PRESETS
-from ghnlib.coverage import build
-from ghnlib.decoder import Slice, positions
-from ghnlib.encoders import Graphormer
-from ghnlib.gatedgnn import _levels
-from ghnlib.graph import Role
+from ghnlib.graphs.nodes import Role
+from ghnlib.hypernetwork.decoders import Slice, positions
+from ghnlib.hypernetwork.encoders import Graphormer
+from ghnlib.hypernetwork.gatedgnn import _levels
 
 
 def seconds(function) -> float:
@@ -131,7 +131,7 @@ def sliced_afterwards(ghn: GHN, state: Tensor) -> Tensor:
 
 def peak_memory(preset: str, model: str) -> float:
     """Linux only. Call it in a fresh process, whose allocator holds no memory yet."""
-    graph = Graph.from_module(build(f"torchvision.models.{model}", 1000))
+    graph = Graph.from_module(network_by_name(f"torchvision.models.{model}", 1000))
     before = psutil.Process().memory_info().rss
     forget_peak()
     ghn = hypernetwork(preset)
@@ -142,7 +142,7 @@ def peak_memory(preset: str, model: str) -> float:
 
 def measure(ghn: GHN, model: str, repeats: int) -> list[float]:
     """Milliseconds: trace, floor, predict, slice, all."""
-    net, state = build(f"torchvision.models.{model}", 1000), torch.randn(1, ghn.config.hid)
+    net, state = network_by_name(f"torchvision.models.{model}", 1000), torch.randn(1, ghn.config.hid)
     graph = Graph.from_module(net)
     functions = [
         lambda: Graph.from_module(net).distances,

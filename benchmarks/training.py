@@ -24,7 +24,9 @@ from torch import distributed
 
 from ghnlib import GHN, DeepNets
 from ghnlib.config import PRESETS, Recipe
-from ghnlib.training import MetaTrainer, sample_meta_batch, share_of_rank
+from ghnlib.training.loop import sample_meta_batch
+from ghnlib.training.ranks import share_of_rank
+from ghnlib.training.step import MetaTrainer
 
 
 def seconds(function) -> float:

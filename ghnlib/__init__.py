@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ghnlib.config import GHNConfig
-    from ghnlib.deepnets import DeepNets
-    from ghnlib.graph import Graph
-    from ghnlib.hypernetwork import GHN
+    from ghnlib.deepnets.dataset import DeepNets
+    from ghnlib.graphs.graph import Graph
+    from ghnlib.hypernetwork.ghn import GHN
 
 __all__ = ["GHN", "DeepNets", "GHNConfig", "Graph"]
-_HOMES = {"GHN": "hypernetwork", "DeepNets": "deepnets", "GHNConfig": "config", "Graph": "graph"}
+_HOMES = {"GHN": "hypernetwork.ghn", "DeepNets": "deepnets.dataset", "GHNConfig": "config", "Graph": "graphs.graph"}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import os
 import sys
 import warnings
@@ -18,18 +17,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ghnlib.checkpoints import CheckpointError
-from ghnlib.coverage import build, coverage, torchvision_classifiers
-from ghnlib.hypernetwork import GHN
-from ghnlib.tracing import TraceError
+from ghnlib.architectures.vision import network_by_name, torchvision_classifiers
+from ghnlib.graphs.recording import TraceError
+from ghnlib.hypernetwork.coverage import coverage
+from ghnlib.hypernetwork.ghn import GHN
+from ghnlib.released.checkpoints import CheckpointError
 
 TORCHVISION = "torchvision.models."
-# whose norms GHN-3 published, by encoder and hidden size
-PUBLISHED = {("gated_gnn", 32): "ghn2", ("graphormer", 64): "ghn3-t", ("graphormer", 384): "ghn3"}
 # column -> width and format of its values
 COLUMNS = {
     "nodes": (5, "d"), "parameters": (11, ",d"), "predicted %": (11, ".2f"), "trace s": (7, ".2f"),
-    "predict s": (9, ".2f"), "norm": (9, ".3f"), "published": (9, ".3f"), "difference": (10, ".2%"), "remarks": (0, ""),
+    "predict s": (9, ".2f"), "norm": (9, ".3f"), "remarks": (0, ""),
 }  # fmt: skip
 
 
@@ -63,15 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     about = f"importable names; default: the {len(names)} classifiers of torchvision"
     table.add_argument("--models", nargs="+", metavar="MODEL", default=names, help=about)
     table.add_argument("--csv", type=Path, metavar="FILE", help="write the table there too")
-    about = "norms to compare with, JSON: model -> {ghn2, ghn3-t or ghn3: norm}"
-    table.add_argument("--published", type=Path, metavar="FILE", help=about)
     table.set_defaults(run=_coverage)
     return parser
 
 
 def _predict(options: argparse.Namespace) -> int:
     ghn = GHN.from_pretrained(options.ghn)
-    net = build(options.model, options.num_classes or ghn.config.num_classes).eval()
+    net = network_by_name(options.model, options.num_classes or ghn.config.num_classes).eval()
     with torch.no_grad():
         parameters = ghn.predict(net, options.input_shape)
     save_file({name: value.contiguous() for name, value in parameters.items()}, options.out)
@@ -83,57 +79,42 @@ def _predict(options: argparse.Namespace) -> int:
 def _coverage(options: argparse.Namespace) -> int:
     """Print the table while it grows; the exit status is 1 if a network failed."""
     ghn = GHN.from_pretrained(options.ghn)
-    published = _published(options.published, ghn)
-    columns = [column for column in COLUMNS if options.published or column not in ("published", "difference")]
     width = max(len(model.removeprefix(TORCHVISION)) for model in options.models)
-    print(" " * 7, f"{'model':{width}}", *(f"{column:>{COLUMNS[column][0]}}" for column in columns))
+    print(" " * 7, f"{'model':{width}}", *(f"{column:>{COLUMNS[column][0]}}" for column in COLUMNS))
     failed = 0
     with open(options.csv or os.devnull, "w", newline="") as file:
-        writer = csv.DictWriter(file, ["model", *columns])
+        writer = csv.DictWriter(file, ["model", *COLUMNS])
         writer.writeheader()
         for i, model in enumerate(options.models, 1):
             name = model.removeprefix(TORCHVISION)
             try:
-                row = _row(ghn, model, options, published.get(name))
+                row = _row(ghn, model, options)
             except Exception as error:  # whatever is wrong with one network, the others have their rows
                 row = {"remarks": f"failed: {' '.join(str(error).split())}"}
                 failed += 1
             writer.writerow({"model": name, **row})
             file.flush()
-            cells = [_cell(row.get(column), *COLUMNS[column]) for column in columns]
+            cells = [_cell(row.get(column), *COLUMNS[column]) for column in COLUMNS]
             print(f"{i:3}/{len(options.models):<3}", f"{name:{width}}", *cells, flush=True)
     print(f"{len(options.models) - failed} networks predicted, {failed} failed")
     return int(failed > 0)
 
 
-def _row(ghn: GHN, model: str, options: argparse.Namespace, published: float | None) -> dict:
+def _row(ghn: GHN, model: str, options: argparse.Namespace) -> dict:
     """Values of the columns. The network stays in training mode, in which auxiliary heads take part."""
-    net = build(model, options.num_classes or ghn.config.num_classes)
+    net = network_by_name(model, options.num_classes or ghn.config.num_classes)
     with warnings.catch_warnings(record=True, action="always") as caught:
         found = coverage(ghn, net, options.input_shape)
     kept = [f"{count} {reason}" for reason, count in Counter(found.skipped.values()).items()]
-    values = {
+    return {
         "nodes": found.nodes, "parameters": found.parameters, "predicted %": 100 * found.share,
         "trace s": found.trace_seconds, "predict s": found.predict_seconds, "norm": found.norm,
         "remarks": "; ".join([*(str(warning.message) for warning in caught), *kept]),
     }  # fmt: skip
-    if published:
-        values |= {"published": published, "difference": found.norm / published - 1}
-    return values
 
 
 def _cell(value, width: int, form: str) -> str:
     return f"{'' if value is None else format(value, form):>{width}}"
-
-
-def _published(file: Path | None, ghn: GHN) -> dict[str, float]:
-    """Published norms of this hypernetwork: model -> norm."""
-    if file is None:
-        return {}
-    size = ghn.config.encoder, ghn.config.hid
-    if size not in PUBLISHED:
-        raise ValueError(f"no norms are published for a {size[0]} of size {size[1]}, but for {[*PUBLISHED.values()]}")
-    return {model: norms[PUBLISHED[size]] for model, norms in json.loads(file.read_text()).items()}
 
 
 if __name__ == "__main__":

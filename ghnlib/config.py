@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+"""Tuples that may be given as lists, as JSON does."""
+CHECKED = ConfigDict(strict=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class GHNConfig:
     """A hypernetwork's architecture. ``PRESETS`` names those of the papers.
 
@@ -46,7 +49,7 @@ class GHNConfig:
         convention: which graphs it reads: "correct", "ghn3" or "ppuda" (as the released hypernetworks expect).
 
     Raises:
-        ValueError: an impossible value; the message names it and what is allowed.
+        ValueError: a value of another type, or an impossible one; the message names it and what is allowed.
     """
 
     encoder: Literal["mlp", "gated_gnn", "graphormer"] = "graphormer"
@@ -54,7 +57,7 @@ class GHNConfig:
     hid: Positive = 64
     layers: Positive = 3
     heads: Positive = 8
-    max_shape: tuple[Positive, Positive, Positive, Positive] = (64, 64, 11, 11)
+    max_shape: Annotated[tuple[Positive, Positive, Positive, Positive], FromList] = (64, 64, 11, 11)
     decoder: Literal["conv", "mlp"] = "conv"
     weight_norm: bool = True
     fan: Literal["in", "out"] = "in"
@@ -75,15 +78,8 @@ class GHNConfig:
     convention: Literal["correct", "ghn3", "ppuda"] = "correct"
 
     def __post_init__(self):
-        object.__setattr__(self, "max_shape", tuple(self.max_shape))
-        for name, hint in get_type_hints(GHNConfig).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(hint))}")
-        for name in ("num_classes", "hid", "layers", "heads", "modules"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if len(self.max_shape) != 4 or min(self.max_shape) < 1 or self.max_shape[2] != self.max_shape[3]:
-            raise ValueError(f"max_shape={self.max_shape} must be (out, in, S, S) with positive sizes")
+        if self.max_shape[2] != self.max_shape[3]:
+            raise ValueError(f"max_shape={self.max_shape} must be (out, in, S, S)")
         if self.hid % 4:
             raise ValueError(f"hid={self.hid} must be a multiple of 4: four shape embeddings share it")
         if self.directions == {"gated_gnn": "none", "graphormer": "synchronous"}.get(self.encoder):
@@ -120,7 +116,7 @@ PRESETS: dict[str, dict] = {
 ImageNet (GHN-3 Table 1)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class Recipe:
     """How a hypernetwork is trained. Lengths are in steps.
 
@@ -151,11 +147,11 @@ class Recipe:
     meta_batch: Positive = 4
     optimizer: Literal["adam", "adamw"] = "adam"
     lr: Rate = 2e-3
-    betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
+    betas: Annotated[tuple[BelowOne, BelowOne], FromList] = (0.9, 0.95)
     weight_decay: NonNegative = 0.0
     schedule: Literal["cosine", "cosine-epochs", "multistep"] = "cosine"
     warmup: NonNegative = 0.1
-    milestones: tuple[Share, ...] = (2 / 3, 5 / 6)
+    milestones: Annotated[tuple[Share, ...], FromList] = (2 / 3, 5 / 6)
     clip: Rate = 5.0
     gamma: NonNegative = 0.0
     penalty: Literal["norm", "squared"] = "norm"
@@ -185,89 +181,3 @@ class Recipe:
         if epoch < warmup - 1:
             return (1e-5 + (self.lr - 1e-5) * epoch / (warmup - 1)) / self.lr
         return max(0.0, 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup))))
-
-
-class Ablation(NamedTuple):
-    """A row of a table: what it changes of a variant in profiles/, and the hypernetwork's size.
-
-    ``profile``, ``variant``: whose recipe (PPUDA appendix B on CIFAR-10, GHN-3 section 5 on ImageNet) and architecture
-    it starts from. ``parameters``: as published. ``changes``: as under ``train.variants``. ``note``: where no reading
-    of the row gives that number, what ours is.
-    """
-
-    profile: str
-    variant: str
-    parameters: str
-    changes: dict = {}
-    note: str = ""
-
-
-def _ppuda(variant: str, parameters: str = "1.6 M", **changes) -> Ablation:
-    return Ablation("cifar10", variant, parameters, changes)
-
-
-def _m1(parameters: str = "1.6 M", **changes) -> Ablation:
-    return _ppuda("ghn2", parameters, meta_batch=1, **changes)
-
-
-def _imagenet(parameters: str, **changes) -> Ablation:
-    return Ablation("imagenet", "ghn3", parameters, changes)
-
-
-_GHN2_IMAGENET = _GHN2 | {"max_shape": (64, 64, 16, 16), "initialization": "framework"}
-_WIDE = _GHN2_IMAGENET | {"hid": 128, "max_shape": (128, 128, 16, 16)}
-_NO_TILING = (512, 1024, 11, 11)
-_SHARED = "34,731,312: both sweeps share their weights; with two sets it would be 34,863,536, with three 34,995,760"
-ABLATIONS: dict[str, Ablation] = {
-    # PPUDA Table 8, CIFAR-10; rows from the ninth on compare with "m = 1"
-    "GHN-2": _ppuda("ghn2"),
-    "1000 training architectures": _ppuda("ghn2", architectures=1000),
-    "100 training architectures": _ppuda("ghn2", architectures=100),
-    "no normalization": _ppuda("ghn2", weight_norm=False),
-    "no virtual edges": _ppuda("ghn2", virtual_edges=False),
-    "no LayerNorm": _ppuda("ghn2", layernorm=False),
-    "no GatedGNN (MLP)": _ppuda("mlp"),
-    "m = 1, trained 8 times longer": _m1(steps=8 * 300 * 703),
-    "m = 1": _m1(),
-    "no shape encoding": _m1(shape_encoding=False),
-    "m = 1, no virtual edges": _m1(virtual_edges=False),
-    "stacked GHN, no virtual edges": _m1(stacked=True, virtual_edges=False),
-    "stacked GHN": _m1(stacked=True),
-    "only forward pass": _m1(directions="forward"),
-    "T = 5": _m1(layers=5),
-    "fan-out normalization": _m1(fan="out"),
-    "MLP decoder": _m1("32 M", decoder="mlp"),
-    "no tiling": _m1("135 M", max_shape=_NO_TILING),
-    "no tiling, MLP decoder": _m1("4.1 B", max_shape=_NO_TILING, decoder="mlp"),
-    "GHN-1": _ppuda("ghn1"),
-    "GHN-1 + LayerNorm": _ppuda("ghn1", layernorm=True),
-    # GHN-3 Tables 1 and 11 (i to xiii), ImageNet
-    "ii: GHN-2/m8, released": Ablation("imagenet", "ghn2", "2.32 M"),
-    "iii: GHN-2/m8": _imagenet("2.32 M", **_GHN2_IMAGENET),
-    "iv: GHN-3, d = 32": _imagenet("2.37 M", hid=32, layers=1),
-    "v: no centrality": _imagenet("6.89 M", centrality=False),
-    "vi: no input distance": _imagenet("6.84 M", input_distance=False),
-    "vii: GHN-3-T/m8": _imagenet("6.91 M"),
-    "viii: no edge embeddings": _imagenet("6.88 M", directions="none"),
-    "ix: no edge, centrality, distance embeddings": _imagenet(
-        "6.80 M", directions="none", centrality=False, input_distance=False
-    ),
-    "x: GHN-2, d = 128": _imagenet("34.73 M", **_WIDE),
-    "xi: decoder of 4d channels": _imagenet("38.86 M", max_shape=(256, 256, 16, 16)),
-    "xii: GHN-3-S/m8": _imagenet("35.81 M", **PRESETS["ghn3-s"]),
-    "xiii: GHN-3-XL/m16": _imagenet("654.37 M", **PRESETS["ghn3-xl"], meta_batch=16),
-    "GHN-2-S": Ablation("imagenet", "ghn3", "35.0 M", _WIDE | {"layers": 2}, _SHARED),
-    "GHN-3-L": _imagenet("214.7 M", **PRESETS["ghn3-l"]),
-    # GHN-3 Tables 5 and 10, beside vii (gamma = 3e-5, lambda = 0.01) and viii (self-attention without edges)
-    "squared penalty": _imagenet("6.91 M", penalty="squared"),
-    "no penalty on predicted parameters": _imagenet("6.91 M", gamma=0.0),
-    "no backward embedding": _imagenet("6.90 M", directions="forward"),
-    "no attention (MLP)": _imagenet("6.74 M", attention=False),
-    "gamma = 0, lambda = 0.1": _imagenet("6.91 M", gamma=0.0, weight_decay=0.1),
-    "gamma = 0, lambda = 0.3": _imagenet("6.91 M", gamma=0.0, weight_decay=0.3),
-    "gamma = 1e-4": _imagenet("6.91 M", gamma=1e-4),
-    # The released code of GHN-3
-    "misaligned meta-batches": _imagenet("6.91 M", batching="misaligned"),
-}
-"""Rows of PPUDA Table 8 and GHN-3 Tables 1, 5, 10 and 11, equal ones once. "No tiling" is the largest tensor that gives
-both sizes published for it; the wider first layers of classifiers without global pooling would still be tiled."""

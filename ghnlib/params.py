@@ -1,18 +1,14 @@
-"""What params.yaml may hold: typed sections, one clear error for whatever they do not allow, overlays (profiles)."""
+"""What params.yaml may hold: typed sections, each the argument of what it describes."""
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic_core import PydanticCustomError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from ghnlib.config import GHNConfig, NonNegative, Positive, Rate, Recipe, Share
 
@@ -34,18 +30,21 @@ RatesByOptimizer = Annotated[dict[Literal["sgd", "adam", "adamw"], tuple[Rate, .
 """Learning rates to choose from; an empty list leaves an optimiser out."""
 
 
-class ParamsError(Exception):
-    """Parameters that cannot be used; the message names key, value and what is allowed."""
-
-
 class Section(BaseModel):
     """A mapping of params.yaml with these keys and no others."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """The section of plain values, such as those of a notebook's parameters cell. Raises pydantic's
+        ValidationError, a ValueError."""
+        # By way of JSON: there a list stands for a tuple, and nothing else is converted.
+        return cls.model_validate_json(json.dumps(values, default=str))
+
 
 class Data(Section):
-    """Images, see ``ghnlib.data.load_images``."""
+    """Images, see ``load_images``."""
 
     source: Source
     root: str | None
@@ -59,9 +58,11 @@ class Data(Section):
 
 
 class DeepNets(Section):
-    """Design space and number of architectures of each split."""
+    """Design space and number of architectures of each split. ``path``: folder of the released HDF5 files with their
+    meta JSON, from which architectures are read instead of sampled."""
 
     scale: Literal["small", "paper"]
+    path: str | None
     train_pool: Positive
     val: Positive
     test: Positive
@@ -95,22 +96,27 @@ class Hypernetworks(Section):
     variants: Annotated[dict[Name, Variant], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _possible_hypernetworks(self) -> Hypernetworks:
+    def _possible_hypernetworks(self) -> Self:
         for name in self.variants:
             try:
-                GHNConfig(**self.variant(name)["ghn"])
-            except ValueError as error:
-                text = f"variants.{name}: {error}"
+                self.config(name)
+            except ValidationError as error:
+                reasons = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
+                text = f"variants.{name}: {reasons}"
                 raise PydanticCustomError("impossible", "{text}", {"text": text}) from None
         return self
 
-    def variant(self, name: str) -> dict[str, Any]:
-        """``ghn`` (of GHNConfig) and ``recipe`` (of Recipe) of a variant, and what all variants share."""
-        changes = self.variants[name].model_dump(mode="json", exclude_unset=True)
-        merged = self.model_dump(mode="json", include={"ghn", "recipe"})
-        for section in "ghn", "recipe":
-            merged[section] |= {key: value for key, value in changes.items() if key in merged[section]}
-        return merged
+    def config(self, name: str, num_classes: int = 10) -> GHNConfig:
+        """The hypernetwork of a variant, for so many classes."""
+        return GHNConfig(**self._merged(name, self.ghn), num_classes=num_classes)
+
+    def recipe_of(self, name: str) -> Recipe:
+        """The training of a variant."""
+        return Recipe(**self._merged(name, self.recipe))
+
+    def _merged(self, name: str, common: Section) -> dict[str, Any]:
+        own = self.variants[name].model_dump(exclude_unset=True)
+        return common.model_dump() | {key: value for key, value in own.items() if key in type(common).model_fields}
 
 
 class Train(Hypernetworks):
@@ -207,7 +213,7 @@ class Transfer(Section):
 
 
 class Regression(Section):
-    """Settings of the SVR that predicts properties, see ``ghnlib.properties.regression``."""
+    """Settings of the SVR that predicts properties, see ``regression``."""
 
     C: Rates
     gamma: Annotated[tuple[Literal["scale", "auto"] | Rate, ...], Field(min_length=1)]
@@ -268,7 +274,7 @@ class Exits(Section):
     steps: Positive
 
     @model_validator(mode="after")
-    def _are_candidates(self) -> Exits:
+    def _are_candidates(self) -> Self:
         if self.chosen > self.candidates:
             text = f"chosen = {self.chosen} of {self.candidates} candidates: at most all of them"
             raise PydanticCustomError("too_many", "{text}", {"text": text})
@@ -292,9 +298,9 @@ class Anytime(Hypernetworks):
     blocks: Blocks
     exits: Exits
 
-    def variant(self, name: str) -> dict[str, Any]:
-        """And ``train_nodes``."""
-        return super().variant(name) | {"train_nodes": self.variants[name].train_nodes or self.blocks.train_nodes}
+    def train_nodes(self, name: str) -> int:
+        """Nodes of the blocks that a variant is trained on."""
+        return self.variants[name].train_nodes or self.blocks.train_nodes
 
 
 class Params(Section):
@@ -314,7 +320,7 @@ class Params(Section):
     anytime: Anytime
 
     @model_validator(mode="after")
-    def _known_variants(self) -> Params:
+    def _known_variants(self) -> Self:
         used = [
             ("transfer.variant", self.transfer.variant),
             *(("finetune.variants", v) for v in self.finetune.variants),
@@ -326,61 +332,3 @@ class Params(Section):
                 text = f"{key} = {name!r}: must be one of {', '.join(self.train.variants)}"
                 raise PydanticCustomError("impossible", "{text}", {"text": text})
         return self
-
-
-def validate(raw: Any, where: str = "params.yaml") -> Params:
-    """Typed parameters of parsed YAML, or one ``ParamsError`` that lists everything wrong with it."""
-    try:
-        # By way of JSON: there a list stands for a tuple, and nothing else is converted.
-        return Params.model_validate_json(json.dumps(raw, default=str))
-    except ValidationError as error:
-        raise ParamsError("\n".join(f"{where}: {_describe(e)}" for e in error.errors())) from None
-
-
-def _describe(error: Mapping[str, Any]) -> str:
-    *section, last = path = [str(part) for part in error["loc"] if part != "[key]"] or [""]
-    key = ".".join(path)
-    if error["type"] == "extra_forbidden":
-        allowed = _keys_of(section)
-        near = difflib.get_close_matches(last, allowed, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return f"unknown key {key} (value {error['input']!r}): {hint}allowed here: {', '.join(allowed)}"
-    if error["type"] == "impossible":
-        return f"{key}.{error['msg']}".lstrip(".")
-    if error["type"] == "missing":
-        return f"{key}: this key is missing"
-    return f"{key} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
-
-
-def _keys_of(section: list[str]) -> list[str]:
-    if section[1:2] == ["variants"]:
-        return list((Variant if section[0] == "train" else VanillaVariant).model_fields)
-    model = Params
-    for part in section:
-        model = model.model_fields[part].annotation
-    return list(model.model_fields)
-
-
-def read_merged(path: str | Path, overlay: str | Path) -> dict[str, Any]:
-    """A file with an overlay (``profiles/NAME.yaml``) merged over it, not yet validated."""
-    return merge(read_yaml(path), read_yaml(overlay))
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML 1.2 mapping, as DVC reads it (1e-3 is a number)."""
-    try:
-        values = YAML(typ="safe", pure=True).load(Path(path))
-    except YAMLError as error:
-        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ParamsError(f"{path} holds {values!r}: must be a mapping of keys to values")
-    return values
-
-
-def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the values of ``overlay``, mappings merged key by key."""
-    merged = dict(base)
-    for key, value in overlay.items():
-        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
-        merged[key] = merge(base[key], value) if both else value
-    return merged

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -41,8 +41,8 @@ def stop_with(pid: int) -> None:
 
 
 def _watch(pid: int) -> None:
-    while psutil.pid_exists(pid):
-        time.sleep(1)
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(pid).wait()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(PATIENCE)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,18 +1,18 @@
 """The command line, reports of what is predicted, and the public names."""
 
 import csv
-import json
 
 import pytest
 import torch
 import torchvision
 from safetensors.torch import load_file
+from shared import tiny
 from torch import nn
 
 import ghnlib
 from ghnlib.__main__ import main
-from ghnlib.coverage import build, coverage
-from tests.test_hypernetwork import tiny
+from ghnlib.architectures.vision import network_by_name
+from ghnlib.hypernetwork.coverage import coverage
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def test_mistakes_are_one_message(folder, tmp_path, capsys, ghn, model, message)
 
 
 def test_networks_are_built_without_weights_where_that_works():
-    assert all(parameter.is_meta for parameter in build("torchvision.models.regnet_y_400mf", 10).parameters())
-    assert not any(parameter.is_meta for parameter in build(f"{__name__}.Probing", 10).parameters())
+    assert all(parameter.is_meta for parameter in network_by_name("torchvision.models.regnet_y_400mf", 10).parameters())
+    assert not any(parameter.is_meta for parameter in network_by_name(f"{__name__}.Probing", 10).parameters())
 
 
 def test_a_report_says_what_is_predicted_and_why_the_rest_is_not():
@@ -94,21 +94,6 @@ def test_coverage_is_a_table_of_networks_and_survives_those_that_fail(folder, tm
     assert "importable name" in rows[0]["remarks"] and "input_shape" in rows[2]["remarks"]
     assert [line.split()[1] for line in printed[1:4]] == [row["model"] for row in rows]
     assert printed[-1] == "1 networks predicted, 2 failed"
-    assert "published" not in printed[0]
-
-
-def test_coverage_compares_norms_with_published_ones(tmp_path, capsys):
-    ghn = tiny("gated_gnn", hid=32)
-    ghn.save_pretrained(tmp_path / "ghn2")
-    norm = coverage(ghn, torchvision.models.resnet18(num_classes=10)).norm
-    (tmp_path / "norms.json").write_text(json.dumps({"resnet18": {"ghn2": norm / 2, "ghn3": 7.0}}))
-    arguments = ["coverage", "--published", str(tmp_path / "norms.json"), "--csv", str(tmp_path / "table.csv")]
-    models = ["torchvision.models.resnet18", "torchvision.models.alexnet"]
-    assert main([*arguments, "--ghn", str(tmp_path / "ghn2"), "--models", *models]) == 0
-    first, second = csv.DictReader((tmp_path / "table.csv").open())
-    assert float(first["difference"]) == pytest.approx(1, rel=1e-5)
-    assert (second["published"], second["difference"]) == ("", "")
-    assert "100.00%" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -118,11 +103,6 @@ def test_all_torchvision_classifiers_are_covered(folder, tmp_path):
     assert [row["model"] for row in rows] == torchvision.models.list_models(module=torchvision.models)
     assert len(rows) == 80
     assert all(float(row["predicted %"]) > 99.8 for row in rows)
-
-
-def test_norms_of_other_hypernetworks_are_not_published(folder, tmp_path, capsys):
-    assert main(["coverage", "--ghn", folder, "--published", str(tmp_path / "norms.json")]) == 1
-    assert "ghn3-t" in capsys.readouterr().err
 
 
 def test_public_names():

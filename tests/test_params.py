@@ -1,35 +1,14 @@
-from functools import lru_cache
-from pathlib import Path
-
 import pytest
+from shared import ROOT, params
 
-from ghnlib.config import GHNConfig, Recipe
-from ghnlib.params import ParamsError, merge, read_merged, read_yaml, validate
+from ghnlib.params_file import ParamsError, merge, read_merged, read_yaml, validate
 
-ROOT = Path(__file__).parent.parent
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
 
 
 @pytest.fixture
 def raw():
     return read_yaml(ROOT / "params.yaml")
-
-
-@lru_cache
-def merged(profile):
-    return read_merged(ROOT / "params.yaml", ROOT / "profiles" / f"{profile}.yaml")
-
-
-def configured(profile, variant, changes=()):
-    """A variant of a profile of one of the papers' datasets, with changes."""
-    raw = merged(profile)
-    changes = {key: value for key, value in dict(changes).items() if key != "num_classes"}
-    variants = raw["train"]["variants"]
-    train = raw["train"] | {"variants": variants | {"row": variants[variant] | changes}}
-    values = validate(raw | {"train": train}).train.variant("row")
-    values["recipe"] |= {key: tuple(values["recipe"][key]) for key in ("betas", "milestones")}
-    classes = {"cifar10": 10, "imagenet": 1000}[profile]
-    return GHNConfig(**values["ghn"], num_classes=classes), Recipe(**values["recipe"])
 
 
 def test_the_shipped_parameters_are_valid(raw):
@@ -40,16 +19,16 @@ def test_the_shipped_parameters_are_valid(raw):
 
 @pytest.mark.parametrize("overlay", PROFILES, ids=lambda path: path.stem)
 def test_profiles_are_valid_and_named_after_their_file(overlay):
-    assert validate(merged(overlay.stem)).profile == overlay.stem
+    assert params(overlay.stem).profile == overlay.stem
     assert overlay.read_text().startswith("# ")
 
 
 def test_a_variant_is_what_all_share_with_its_changes(raw):
     raw["train"]["variants"]["wide"] = {"hid": 64, "lr": 1e-4}
-    variant = validate(raw).train.variant("wide")
-    assert variant["ghn"]["hid"] == 64 and variant["recipe"]["lr"] == 1e-4
-    assert variant["recipe"]["steps"] == raw["train"]["recipe"]["steps"]
-    assert set(variant) == {"ghn", "recipe"}
+    train = validate(raw).train
+    assert train.config("wide", 7).hid == 64 and train.config("wide", 7).num_classes == 7
+    assert train.recipe_of("wide").lr == 1e-4 and train.recipe_of("wide").steps == raw["train"]["recipe"]["steps"]
+    assert train.config("wide").layers == raw["train"]["ghn"]["layers"]
 
 
 @pytest.mark.parametrize(
@@ -120,3 +99,14 @@ def test_overlays_merge_key_by_key(tmp_path):
     overlay = tmp_path / "x.yaml"
     overlay.write_text("seed: 5\n")
     assert read_merged(ROOT / "params.yaml", overlay)["seed"] == 5
+
+
+def test_an_overlay_extends_another(tmp_path):
+    (tmp_path / "low.yaml").write_text("seed: 5\nprocesses: 3\n")
+    (tmp_path / "high.yaml").write_text("extends: low\nseed: 6\n")
+    merged = read_merged(ROOT / "params.yaml", tmp_path / "high.yaml")
+    assert (merged["seed"], merged["processes"]) == (6, 3) and "extends" not in merged
+    for below in "lower", "high":
+        (tmp_path / "high.yaml").write_text(f"extends: {below}\n")
+        with pytest.raises(ParamsError, match=f"high.yaml: extends = '{below}'"):
+            read_merged(ROOT / "params.yaml", tmp_path / "high.yaml")

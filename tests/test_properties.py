@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torchvision.models import resnet50
 
 from ghnlib import DeepNets, properties
-from ghnlib.data import ImageSplits, load_images
-from ghnlib.diagnostics import first_weight
-from ghnlib.finetuning import TrainingRecipe
-from ghnlib.graph import Graph, Node
-from ghnlib.properties import (
+from ghnlib.architectures.vision import without_skips
+from ghnlib.data.sources import ImageSplits, load_images
+from ghnlib.experiments.diagnostics import first_weight
+from ghnlib.experiments.properties import (
     NeuralPredictor,
     NoisyImages,
     _joined,
@@ -21,8 +20,10 @@ from ghnlib.properties import (
     predict_from_graphs,
     predict_property,
     steps_to,
-    without_skips,
 )
+from ghnlib.graphs.graph import Graph
+from ghnlib.graphs.nodes import Node
+from ghnlib.training.networks import TrainingRecipe
 
 IMAGES = load_images("digits", seed=0, image_size=16)
 FEW = ImageSplits(*(part.few_shot(4, seed=0) for part in (IMAGES.train, IMAGES.val, IMAGES.test)))
@@ -69,8 +70,12 @@ def test_noise_is_the_same_at_each_pass_and_stays_within_the_images():
 
 @pytest.mark.parametrize(
     ("curve", "expected"),
-    [({0: 10.0, 10: 30.0, 20: 70.0}, 15.0), ({0: 10.0, 20: 40.0}, 20.0), ({0: 10.0, 10: 60.0, 20: 40.0}, 8.0),
-     ({0: 10.0, 10: math.nan, 20: math.nan}, 20.0)],
+    [
+        ({0: 10.0, 10: 30.0, 20: 70.0}, 15.0),
+        ({0: 10.0, 20: 40.0}, 20.0),
+        ({0: 10.0, 10: 60.0, 20: 40.0}, 8.0),
+        ({0: 10.0, 10: math.nan, 20: math.nan}, 20.0),
+    ],
 )
 def test_steps_to_an_accuracy(curve, expected):
     assert steps_to(curve, 50.0) == pytest.approx(expected)

@@ -8,16 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ghnlib import DeepNets
-from ghnlib.data import load_images
-from ghnlib.search import (
-    PROXIES,
-    one_shot_scores,
-    rank_correlations,
-    search_costs,
-    tau_interval,
-    top_against_random,
-    train_one_shot,
-)
+from ghnlib.data.sources import load_images
+from ghnlib.experiments.search import PROXIES, one_shot_scores, search_costs, train_one_shot
+from ghnlib.reporting.statistics import rank_correlations, tau_interval, top_against_random
 
 IMAGES, LABELS = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4
 

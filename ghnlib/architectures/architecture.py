@@ -1,0 +1,156 @@
+"""Architectures of DeepNets-1M (PPUDA appendix A.1): what a network is built and a graph composed from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+
+import torch
+
+from ghnlib.architectures.composing import compose, count_parameters
+from ghnlib.architectures.genotypes import Genotype
+from ghnlib.architectures.layers import Layer
+from ghnlib.architectures.network import Network
+from ghnlib.architectures.plan import (
+    IMAGENET_FORM,
+    Plan,
+    double_stem,
+    plan_cells,
+    reduction_cells,
+    single_stem,
+    stem_output,
+    transformer_stem,
+)
+from ghnlib.graphs.graph import Graph
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One network of DeepNets-1M: the arguments it is built from (PPUDA appendix A.1).
+
+    Args:
+        C: channels of the first cells. C_mult: factor on them at each of the two reduction cells.
+        ks: kernel size of the first convolution. stem_type: 0 (one convolution, then max pooling if ``stem_pool``)
+            or 1 (three convolutions, the third halves the resolution); without effect on visual transformers.
+        norm: "bn" or None. preproc: whether cells project their inputs to their own width.
+        fc_layers: 1, or 2 with ``fc_dim`` hidden units. glob_avg: global average before the classifier, else flatten.
+        imagenet_stride: of the first convolution on images of 64 pixels and more.
+
+    Raises:
+        ValueError: the arguments contradict each other.
+    """
+
+    genotype: Genotype
+    C: int = 32
+    n_cells: int = 8
+    ks: int = 3
+    stem_type: int = 0
+    stem_pool: bool = False
+    norm: str | None = "bn"
+    preproc: bool = True
+    C_mult: int = 2
+    fc_layers: int = 1
+    fc_dim: int = 256
+    glob_avg: bool = True
+    imagenet_stride: int = 4
+    num_classes: int = 10
+    input_size: int = 32
+
+    def __post_init__(self) -> None:
+        concats = (self.genotype.normal_concat, self.genotype.reduce_concat)
+        if not self.preproc and (self.C_mult > 1 or max(map(len, concats)) > 1):
+            raise ValueError("preproc=False needs C_mult=1 and cells that output one state: widths would not agree")
+        if self.norm not in ("bn", None):
+            raise ValueError(f"norm is 'bn' or None, not {self.norm!r}")
+
+    def __reduce__(self):
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))  # leaves cached values behind
+
+    @property
+    def identity(self) -> tuple:
+        """Everything but widths, classes and image size, the same whichever way round the terms of a sum are."""
+        g = self.genotype
+        cells = [tuple(tuple(sorted(cell[j : j + 2])) for j in range(0, len(cell), 2)) for cell in (g.normal, g.reduce)]
+        # the first convolution of a transformer takes none of the stem's arguments
+        stem = () if self.is_vit else (self.ks, self.stem_type, bool(self.stem_pool))
+        rest = (self.n_cells, self.norm, bool(self.preproc), self.C_mult, self.fc_layers, bool(self.glob_avg))
+        return cells, g.normal_concat, g.reduce_concat, stem, rest
+
+    @cached_property
+    def is_vit(self) -> bool:
+        """Whether there is attention anywhere, which makes the whole network keep one resolution."""
+        return "msa" in self.genotype.names
+
+    @cached_property
+    def plan(self) -> Plan:
+        """All that the network consists of. Raises ValueError where 'none' cuts the network in two."""
+        stem = self._stem()
+        channels, side = stem_output(stem, self.input_size)
+        positions = (channels, side) if self.is_vit else None
+        cells, uses_stem1 = plan_cells(
+            self.genotype, self.n_cells, self.C, self.C_mult, channels, self.stem_type == 1, self.preproc,
+            self.norm is not None,
+        )  # fmt: skip
+        reductions = () if self.is_vit else reduction_cells(self.n_cells)
+        sides = [side := -(-side // 2) if k in reductions else side for k in range(self.n_cells)]
+        features = cells[-1].channels * (1 if self.glob_avg else side * side)
+        head = self._head(features)
+        return Plan(
+            stem, uses_stem1, positions, cells, tuple(sides), self.glob_avg, head, self.imagenet, self.norm is not None
+        )
+
+    @property
+    def imagenet(self) -> bool:
+        """Whether the network has the form for large images."""
+        return self.input_size >= IMAGENET_FORM
+
+    def _stem(self) -> dict[str, list[Layer]]:
+        if self.is_vit:
+            return transformer_stem(self.C, self.imagenet)
+        if self.stem_type == 1:
+            return double_stem(self.C, self.ks, 2 if self.imagenet else 1, self.norm is not None)
+        out = self.C if self.imagenet or not self.preproc else 3 * self.C
+        stride = self.imagenet_stride if self.imagenet else 1
+        return single_stem(out, self.ks, stride, self.stem_pool, self.norm is not None)
+
+    def _head(self, features: int) -> tuple[tuple[str, int, int], ...]:
+        if self.fc_layers == 2:
+            return ("classifier.0", features, self.fc_dim), ("classifier.3", self.fc_dim, self.num_classes)
+        return (("classifier.0", features, self.num_classes),)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph, composed from the genotype without building a module; equal to that of the traced network."""
+        return compose(self.plan)
+
+    @cached_property
+    def num_params(self) -> int:
+        """Number of scalars in the network's parameters."""
+        return count_parameters(self.plan)
+
+    def build(
+        self,
+        num_classes: int | None = None,
+        input_size: int | None = None,
+        device: str | torch.device | None = "meta",
+        track_running_stats: bool = False,
+        auxiliary: bool = False,
+        drop_path: float = 0.0,
+    ) -> Network:
+        """The network as a plain module: (B, 3, H, W) -> logits (B, classes).
+
+        Args:
+            num_classes, input_size: other than the architecture's own.
+            device: "meta" allocates nothing, for networks whose parameters are predicted.
+            track_running_stats: for ordinary training; otherwise batch norms use the statistics of the batch.
+            auxiliary: adds a second classifier; training mode then returns (logits, auxiliary logits).
+            drop_path: probability of dropping an operation's output, in training mode.
+        """
+        own = self.adapted(num_classes, input_size)
+        return Network(own.plan, own.input_size, device, track_running_stats, auxiliary, drop_path)
+
+    def adapted(self, num_classes: int | None = None, input_size: int | None = None) -> Architecture:
+        """The architecture for another number of classes or size of images; None leaves as is."""
+        changes = {"num_classes": num_classes or self.num_classes, "input_size": input_size or self.input_size}
+        same = all(getattr(self, name) == value for name, value in changes.items())
+        return self if same else replace(self, **changes)

@@ -1,0 +1,184 @@
+"""Networks that people use: torchvision's classifiers behind the interface of ``Architecture``, and any network by its
+importable name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ghnlib.architectures.plan import IMAGENET_FORM
+from ghnlib.graphs.graph import Graph
+
+
+def keep_resolution(net: nn.Module) -> None:
+    """Make a torchvision network fit for images of 32 pixels, in place, before it is traced (GHN-3, CIFAR).
+
+    First convolutions of ResNets and DenseNets become their central 3x3 positions; the first convolution (of MobileNets
+    those of five blocks) has stride 1, the first max pooling (of VGG those of ten layers) is gone. Others stay.
+    """
+    from torchvision import models  # takes seconds, and only torchvision's networks need it
+
+    strided: list[nn.Module] = []
+    match net:
+        case models.ResNet():
+            net.conv1, net.maxpool = _central(net.conv1), nn.Identity()
+        case models.DenseNet():
+            net.features.conv0, net.features.pool0 = _central(net.features.conv0), nn.Identity()
+        case models.VGG():
+            for i in (i for i, layer in enumerate(net.features[:10]) if isinstance(layer, nn.MaxPool2d)):
+                net.features[i] = nn.Identity()
+        case models.AlexNet():
+            strided, net.features[2] = [net.features[0]], nn.Identity()
+        case models.ShuffleNetV2():
+            strided, net.maxpool = [net.conv1], nn.Identity()
+        case models.GoogLeNet():
+            strided, net.maxpool1 = [net.conv1], nn.Identity()
+        case models.MobileNetV2() | models.MobileNetV3():
+            strided = [net.features[:5]]
+        case models.MNASNet():
+            strided = [net.layers[0]]
+        case models.ConvNeXt():
+            strided = [net.features[0]]
+    for layer in (layer for part in strided for layer in part.modules() if isinstance(layer, nn.Conv2d)):
+        layer.stride = (1, 1)
+
+
+def _central(conv: nn.Conv2d) -> nn.Conv2d:
+    """A 7x7 convolution cut to its central 3x3 positions, stride 1."""
+    cut = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False)
+    cut.weight = nn.Parameter(conv.weight.detach()[:, :, 2:5, 2:5].clone())
+    return cut
+
+
+def _small_resnet(num_classes: int) -> nn.Module:
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    net = ResNet(BasicBlock, [1, 1, 1, 1], num_classes)
+    net.maxpool = nn.Identity()
+    return net
+
+
+def _small_convnext(num_classes: int) -> nn.Module:
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    return ConvNeXt([CNBlockConfig(32, 64, 2), CNBlockConfig(64, None, 2)], num_classes=num_classes)
+
+
+def _small_swin(num_classes: int) -> nn.Module:
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    sizes = {"patch_size": [2, 2], "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": [4, 4]}
+    return SwinTransformer(**sizes, stochastic_depth_prob=0.0, num_classes=num_classes)
+
+
+SMALL_FAMILIES = {"small-resnet": _small_resnet, "small-convnext": _small_convnext, "small-swin": _small_swin}
+"""Small networks of torchvision's families, for images of 16 pixels and more: name -> constructor."""
+
+
+@dataclass(frozen=True)
+class TorchvisionNetwork:
+    """A classifier of torchvision, by name or a key of ``SMALL_FAMILIES``, behind the interface of ``Architecture``.
+
+    For images below 64 pixels those of torchvision ``keep_resolution``.
+    """
+
+    num_classes: int = 10
+    input_size: int = 32
+    name: str = "resnet50"
+
+    @property
+    def graph(self) -> Graph:
+        """The traced graph."""
+        return Graph.from_module(self.build().eval(), (3, self.input_size, self.input_size))
+
+    @property
+    def num_params(self) -> int:
+        """Number of scalars in the network's parameters."""
+        return sum(parameter.numel() for parameter in self.build().parameters())
+
+    def build(self, num_classes=None, input_size=None, device="meta", track_running_stats=False, auxiliary=False,
+              drop_path=0.0) -> nn.Module:  # fmt: skip
+        """As ``Architecture.build``. Raises ValueError for an unknown name, an auxiliary head or drop path."""
+        from torchvision import models  # takes seconds, and only this needs it
+
+        if auxiliary or drop_path:
+            raise ValueError(f"{self.name} has no auxiliary head and no drop path")
+        size = input_size or self.input_size
+        slow = {"init_weights": False} if self.name in ("googlenet", "inception_v3") else {}  # minutes of drawing
+        make = SMALL_FAMILIES.get(self.name, partial(models.get_model, self.name, **slow))
+        with torch.device(device or "cpu"):
+            net = make(num_classes=num_classes or self.num_classes)
+            if size < IMAGENET_FORM and self.name not in SMALL_FAMILIES:
+                keep_resolution(net)
+        if not track_running_stats:
+            stop_tracking(net)
+        net.expected_input_sz = size
+        return net
+
+    def adapted(self, num_classes: int, input_size: int) -> TorchvisionNetwork:
+        """As ``Architecture.adapted``."""
+        return replace(self, num_classes=num_classes, input_size=input_size)
+
+
+def stop_tracking(net: nn.Module) -> None:
+    """Make batch norms use the statistics of the batch in every mode."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+
+
+def without_skips(net: nn.Module) -> nn.Module:
+    """A ResNet of torchvision whose bottlenecks become chains of their own layers, in place (PPUDA Table 10)."""
+    for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+        for i, b in enumerate(list(stage)):
+            stage[i] = nn.Sequential(b.conv1, b.bn1, b.relu, b.conv2, b.bn2, b.relu, b.conv3, b.bn3, b.relu)
+    return net
+
+
+NEWER = ("maxvit_t", "regnet_y_128gf", "swin_v2_b", "swin_v2_s", "swin_v2_t", "vit_h_14")
+"""torchvision's classifiers that are not among the 74 of the PyTorch split (GHN-3 section 5.1)."""
+
+
+def torchvision_classifiers() -> list[str]:
+    """Importable names of torchvision's classifiers: the PyTorch split and ``NEWER``."""
+    from torchvision import models  # takes seconds
+
+    return [f"torchvision.models.{name}" for name in models.list_models(module=models)]
+
+
+class WeightsOnMeta(TorchFunctionMode):
+    """Builds networks without weights; what their constructors compute (RegNet's widths) stays on the CPU."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if function is torch.empty:
+            kwargs["device"] = "meta"
+        return function(*args, **kwargs)
+
+
+def network_by_name(name: str, num_classes: int) -> nn.Module:
+    """Call an importable function or class that makes a network, without memory for weights where that works.
+
+    Raises:
+        ValueError: nothing has this name.
+    """
+    module, _, function = name.rpartition(".")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"no network {name!r}: give an importable name such as torchvision.models.resnet50") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            with WeightsOnMeta():
+                return make(num_classes=num_classes)
+        except RuntimeError:  # a constructor that runs a part of the network
+            return make(num_classes=num_classes)

@@ -1,0 +1,164 @@
+"""DeepNets-1M (PPUDA section 3 and appendix A): architectures as a pure function of (split, seed, index)."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ghnlib.architectures.architecture import Architecture
+from ghnlib.architectures.genotypes import GENOTYPES
+from ghnlib.architectures.plan import IMAGENET_FORM
+from ghnlib.architectures.vision import TorchvisionNetwork
+from ghnlib.deepnets.ghn2018 import AnytimeArchitecture, AnytimeSpace, BlockSpace
+from ghnlib.deepnets.spaces import PAPER, SMALL, DesignSpace, Draws
+from ghnlib.deepnets.splits import SPLITS, belongs_to
+from ghnlib.params import DeepNets as Section
+from ghnlib.released.deepnets1m import OfficialFile
+
+SPACES = {"paper": PAPER, "small": SMALL, "blocks": BlockSpace(), "anytime": AnytimeSpace()}
+"""Design spaces by name: DeepNets-1M, a small one for 16x16 images and training on a processor, those of GHN 2018."""
+MAX_ATTEMPTS = 100_000
+FILES = {"train": "deepnets1m_train.hdf5", "search": "deepnets1m_search.hdf5"}
+"""The released files by split; the other splits are in deepnets1m_eval.hdf5."""
+
+
+def resolve_space(space: str | DesignSpace) -> DesignSpace:
+    """A space by name, or itself."""
+    if not isinstance(space, str):
+        return space
+    if space not in SPACES:
+        raise ValueError(f"unknown space {space!r}; known: {', '.join(SPACES)}")
+    return SPACES[space]
+
+
+def _searched(name: str, input_size: int, **arguments) -> Architecture:
+    """A published genotype as its paper trains it: 20 cells on CIFAR, 14 on ImageNet."""
+    C, n_cells = (48, 14) if input_size >= IMAGENET_FORM else (36, 20)
+    return Architecture(GENOTYPES[name], C, n_cells, stem_type=1, input_size=input_size, **arguments)
+
+
+PREDEFINED = {
+    0: TorchvisionNetwork,
+    1: lambda **sizes: Architecture(GENOTYPES["ViT"], C=128, n_cells=12, preproc=False, C_mult=1, **sizes),
+    2: partial(_searched, "DARTS"),
+    3: partial(_searched, "PDARTS"),
+}
+"""The split "predefined" by index."""
+
+
+class DeepNets:
+    """A split of DeepNets-1M: ``dataset[i]`` is a function of (split, seed, i), whatever was read before.
+
+    That includes the widths of training networks, which PPUDA draws anew at each visit. In the evaluation splits of
+    the paper's space, networks are as wide as it takes to have 2.5 million parameters.
+
+    Args:
+        split: a key of ``SPLITS``: "train", "val", "test", "wide", "deep", "dense", "bnfree", "search" or
+            "predefined" (ResNet-50, ViT; with ``size=4`` DARTS and PDARTS too). "wide" holds the networks of "test"
+            with more channels; otherwise no architecture is in two splits, whatever the seeds.
+        seed: other seeds give other architectures; of official files, other widths in training.
+        space: a name in ``SPACES`` or a ``DesignSpace``; the split's variation of it applies.
+        num_classes, input_size: of the networks; None: the space's.
+        size: number of architectures; None: the published one.
+        path: an official HDF5 file to read instead of sampling, with its ``*_meta.json`` beside it.
+        widths: a key of ``WIDTH_RULES`` for a split whose widths are drawn: "narrow" (PPUDA), "wide" (GHN-3, ImageNet).
+        repair: mend the known defects of the graphs in official files, as GHN-3 does; GHN-2 was trained without.
+
+    Raises:
+        ValueError: unknown split or space; more architectures asked for than a file holds; a damaged file.
+        FileNotFoundError: ``path`` or its meta JSON do not exist.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        seed: int = 0,
+        space: str | DesignSpace = "paper",
+        num_classes: int | None = 10,
+        input_size: int | None = None,
+        size: int | None = None,
+        path: str | Path | None = None,
+        repair: bool = True,
+        widths: str | None = None,
+    ):
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+        base = resolve_space(space)
+        self.split, self.seed, self.space = split, seed, base.for_split(split)
+        if widths and getattr(self.space, "width_rule", None):
+            self.space = replace(self.space, width_rule=widths)
+        self._arguments = {
+            "num_classes": num_classes or base.num_classes,
+            "input_size": input_size or base.input_size,
+        }
+        self._file = None if path is None else OfficialFile(path, split, repair)
+        limit = None if self._file is None else len(self._file)
+        self._size = (limit or SPLITS[split].size) if size is None else size
+        if split == "predefined":
+            limit = len(PREDEFINED)
+        if limit is not None and self._size > limit:
+            raise ValueError(f"there are {limit} architectures in {split!r}, not {size}")
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Architecture | AnytimeArchitecture | TorchvisionNetwork:
+        index = operator.index(index)
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"index {index} is out of range for the {len(self)} architectures of {self.split!r}")
+        if self._file is not None:
+            stored = self._file.read(position)
+            return sample_stored(stored, self.space, self.split, self.seed, position, self._arguments)
+        if self.split == "predefined":
+            return PREDEFINED[position](**self._arguments)
+        return sample(self.space, self.split, self.seed, position, self._arguments)
+
+    def __iter__(self) -> Iterator[Architecture | AnytimeArchitecture | TorchvisionNetwork]:
+        return (self[i] for i in range(len(self)))
+
+
+def architectures_of(
+    deepnets: Section, split: str, input_size: int, num_classes: int, seed: int, size: int | None = None,
+    widths: str | None = None,
+) -> DeepNets:  # fmt: skip
+    """A split of the section ``deepnets`` of params.yaml, for images of a size and number of classes.
+
+    Args:
+        size: other than the section's. widths: see ``DeepNets``.
+    """
+    sizes = {"train": deepnets.train_pool, "val": deepnets.val, "test": deepnets.test, "predefined": None}
+    path = deepnets.path and Path(deepnets.path, FILES.get(split, "deepnets1m_eval.hdf5"))
+    return DeepNets(
+        split, seed, deepnets.scale, num_classes, input_size, size or sizes.get(split, deepnets.ood),
+        None if split == "predefined" else path, widths=widths,
+    )  # fmt: skip
+
+
+def sample(space: DesignSpace, split: str, seed: int, index: int, arguments: Mapping[str, Any]) -> Architecture:
+    """Architecture ``index`` of a split whose space is ``space``: the first candidate of its stream that is accepted.
+
+    ``arguments``: num_classes and input_size of the networks.
+
+    Raises:
+        ValueError: the space has no architecture that is accepted.
+    """
+    draws = Draws(seed, SPLITS[split].stream, index)
+    for _ in range(MAX_ATTEMPTS):
+        arch = space.draw(draws)
+        if arch is not None and belongs_to(arch, split) and space.accepts(arch):
+            return space.finish(arch, draws, arguments)
+    raise ValueError(f"no architecture of {split!r} in {MAX_ATTEMPTS} candidates: the space is too restrictive")
+
+
+def sample_stored(
+    stored: Architecture, space: DesignSpace, split: str, seed: int, index: int, arguments: Mapping[str, Any]
+) -> Architecture:
+    """An architecture of a file, with its stored width where there is one and else a width drawn for training."""
+    draws = Draws(seed, SPLITS[split].stream, index)
+    space = replace(space, min_params=0)  # evaluation splits are stored with the width that this rule gave
+    return space.finish(stored, draws, arguments)

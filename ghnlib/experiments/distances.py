@@ -1,0 +1,141 @@
+"""Distances between architectures, as hypernetworks see them (PPUDA Tables 10 and 11, Fig. 12; GHN-orth Fig. 4), a part
+of the report on analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.spatial.distance import cdist
+from sklearn.decomposition import PCA
+
+from ghnlib.architectures.vision import TorchvisionNetwork, without_skips
+from ghnlib.experiments.search import analysed
+from ghnlib.experiments.setup import Setup
+from ghnlib.experiments.splits import OUT_OF_DISTRIBUTION, assignment_cost, graph_statistics
+from ghnlib.graphs.graph import Graph
+from ghnlib.reporting.statistics import Measured
+
+SPLITS = ("test", *OUT_OF_DISTRIBUTION)
+SINGLE = ("ResNet-34", "ResNet-50 without skips", "ViT")
+"""Networks compared with ResNet-50, nearest first in the paper's order for GHN-2."""
+
+
+def members_of(setup: Setup) -> dict[str, list[Graph]]:
+    """Graphs to compare: equally many of each split, as many others of training ("reference"), single networks."""
+    count, images = setup.deepnets.ood, setup.images
+    sizes = {"train": 2 * count, "test": count}
+    members = {
+        split: [a.graph for a in setup.split(split, sizes.get(split))] for split in ("train", *SPLITS, "predefined")
+    }
+    members["reference"], members["train"] = members["train"][:count], members["train"][count:]
+    classes, side = len(images.classes), images.side
+    resnet50 = TorchvisionNetwork(classes, side, "resnet50").build().eval()
+    members["ResNet-34"] = [TorchvisionNetwork(classes, side, "resnet34").graph]
+    members["ResNet-50 without skips"] = [Graph.from_module(without_skips(resnet50), (3, side, side))]
+    members["ViT"] = members["predefined"][1:2]
+    members["ConvNeXt"] = [TorchvisionNetwork(classes, max(32, side), "convnext_tiny").graph]
+    return members
+
+
+class Distances(NamedTuple):
+    """``states``: hypernetwork -> members -> embeddings (networks, d); ``found``: hypernetwork -> "l2" to ResNet-50,
+    mean over a split, and "frechet" to the reference; ``hungarian``: distance of primitives to ResNet-50's."""
+
+    members: dict[str, list[Graph]]
+    states: dict[str, dict[str, np.ndarray]]
+    found: dict[str, dict[str, dict[str, float]]]
+    hungarian: dict[str, float]
+
+    @property
+    def claims(self) -> dict[str, Measured]:
+        """Of PPUDA Tables 10 and 11 for GHN-2: one training, no intervals."""
+        if "ghn2" not in self.found:
+            return {}
+        l2, frechet = self.found["ghn2"]["l2"], self.found["ghn2"]["frechet"]
+        steps = np.diff([l2[name] for name in SINGLE])
+        found = {
+            "distance-vit-resnet34": l2["ViT"] - l2["ResNet-34"],
+            "distance-order": float(steps.min()),
+            "frechet-nearest": frechet["nearest shifted"] - frechet["test"],
+        }
+        return {name: Measured(value) for name, value in found.items() if np.isfinite(value)}
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a split or network, columns by hypernetwork."""
+        columns = {}
+        for name, distances in self.found.items():
+            columns[f"{name}: l2 to ResNet-50"] = distances["l2"]
+            columns[f"{name}: Fréchet to train"] = distances["frechet"]
+        table = pd.DataFrame(columns).drop(index="nearest shifted", errors="ignore").round(3)
+        return table.assign(**{"Hungarian to ResNet-50": pd.Series(self.hungarian)})
+
+    @property
+    def orders(self) -> pd.DataFrame:
+        """Single networks by their distance to ResNet-50, nearest first: one row a measure."""
+        measures = {"Hungarian": self.hungarian} | {name: d["l2"] for name, d in self.found.items()}
+        return pd.DataFrame({name: sorted(SINGLE, key=of.get) for name, of in measures.items()}).T
+
+
+def compare_distances(setup: Setup) -> Distances:
+    """Distances between splits and single networks, for each hypernetwork."""
+    members = members_of(setup)
+    with torch.no_grad():
+        states = {
+            name: {part: setup.hypernetworks[name].embed(graphs).numpy() for part, graphs in members.items()}
+            for name in analysed(setup)
+        }
+    found = {name: _distances(of) for name, of in states.items()}
+    ops = {name: pd.DataFrame([graph_statistics(members[name][0])]) for name in SINGLE}
+    resnet50 = pd.DataFrame([graph_statistics(members["predefined"][0])])
+    hungarian = {name: assignment_cost(resnet50, rows) for name, rows in ops.items()}
+    return Distances(members, states, found, hungarian)
+
+
+def _distances(of: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    l2 = {part: float(cdist(of["predefined"][:1], of[part]).mean()) for part in ("train", *SPLITS, *SINGLE)}
+    frechet = {split: frechet_distance(of[split], of["reference"]) for split in ("train", *SPLITS)}
+    nearest = min(frechet[split] for split in OUT_OF_DISTRIBUTION)
+    return {"l2": l2, "frechet": frechet | {"nearest shifted": nearest}}
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """``|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))`` of two samples (n, d) of embeddings (PPUDA Table 11).
+
+    Not a number for fewer than two networks; for few it is biased upwards, alike for samples of one size.
+    """
+    if min(len(a), len(b)) < 2:
+        return float("nan")
+    covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    # the trace of the root is the sum of the roots of eigenvalues, also where few networks make the product singular
+    roots = np.sqrt(np.maximum(np.linalg.eigvals(covariances[0] @ covariances[1]).real, 0))
+    means = np.square(a.mean(0) - b.mean(0)).sum()
+    return float(means + np.trace(covariances[0] + covariances[1]) - 2 * roots.sum())
+
+
+def two_components(
+    states: Mapping[str, np.ndarray], members: Mapping[str, Sequence[Graph]]
+) -> tuple[pd.DataFrame, float]:
+    """Two principal components of the embeddings of splits and predefined networks: rows ``first``, ``second``,
+    ``split``, ``nodes``; and the share of the variance that they hold."""
+    parts = (*SPLITS, "predefined")
+    pca = PCA(2, svd_solver="full").fit(np.concatenate([states[part] for part in parts]))
+    rows = [
+        pd.DataFrame(pca.transform(states[part]), columns=["first", "second"]).assign(
+            split=part, nodes=[len(graph) for graph in members[part]]
+        )
+        for part in parts
+    ]
+    return pd.concat(rows), float(pca.explained_variance_ratio_.sum())
+
+
+def extreme_pairs(states: np.ndarray) -> dict[str, tuple[int, int]]:
+    """The least and the most similar two of the embeddings (networks, d), by index (PPUDA Fig. 12)."""
+    between = cdist(states, states)
+    others = between + np.diag([np.inf] * len(between))
+    pairs = {"least similar": between.argmax(), "most similar": others.argmin()}
+    return {kind: tuple(map(int, np.unravel_index(place, between.shape))) for kind, place in pairs.items()}

@@ -1,0 +1,137 @@
+"""What initialisations cost and give (GHN-3 Table 6), a part of the report on accuracy without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+
+import pandas as pd
+
+from ghnlib.architectures.architecture import Architecture
+from ghnlib.data.images import mix
+from ghnlib.experiments.setup import Setup
+from ghnlib.measuring.costs import flops, step_flops
+from ghnlib.measuring.kept import rows_kept
+from ghnlib.reporting.statistics import Measured, mean_and_error, paired_interval, with_standard_error
+from ghnlib.training.initialization import INITIALIZATIONS, Sources
+from ghnlib.training.networks import Accuracy, Run, TrainingRecipe, best_settings, initial_network, run_all
+
+PEERS = 16
+"""Validation architectures whose predictions "ghn-mean" averages."""
+BEFORE = ("random", "he", "orthogonal", "gradinit", "nio")
+"""Initialisations that a prediction is compared with after training."""
+BASELINES = ("ghn-perturbed", "ghn-mean", "ghn-shuffled")
+"""Those that show what a prediction owes to its graph, compared before training."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Networks trained from each initialisation, at the rate that is best for it.
+
+    Attributes:
+        rows: of ``run_all``, with ``initialisation``, ``network``, ``lr``, ``step`` (0 and the last), ``accuracy``
+            (percent, test images) and ``error``.
+        costs: by initialisation, in training steps.
+    """
+
+    rows: pd.DataFrame
+    costs: pd.Series
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Accuracies: rows are initialisations and networks, columns steps; what diverged has 0, what failed is left
+        out."""
+        counted = self.rows[self.rows["error"] == ""].fillna({"accuracy": 0.0})
+        return counted.pivot(index=["initialisation", "network"], columns="step", values="accuracy")
+
+    @property
+    def failed(self) -> pd.DataFrame:
+        """Initialisation, network and error of those that failed."""
+        return self.rows.loc[self.rows["error"] != "", ["initialisation", "network", "error"]]
+
+    def lead(self, step: int, others: Iterable[str]) -> dict[str, Measured]:
+        """Points by which networks with predicted parameters are ahead of each other initialisation at a step."""
+        scores = self.scores[step].unstack(0)
+        return {name: paired_interval(scores["ghn"], scores[name]) for name in others if {"ghn", name} <= set(scores)}
+
+    @property
+    def after(self) -> dict[str, Measured]:
+        """The lead over initialisations that predict nothing, after the last step."""
+        return self.lead(self.scores.columns.max(), BEFORE)
+
+    @property
+    def owed(self) -> dict[str, Measured]:
+        """The lead over baselines that lack the graph or the exact values, without training."""
+        return self.lead(0, BASELINES)
+
+    @property
+    def claims(self) -> dict[str, Measured]:
+        """Of GHN-3 Table 6."""
+        return {"few-steps-gradinit": self.after["gradinit"]} if "gradinit" in self.after else {}
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row an initialisation: cost, rate, accuracy at each step, mean ± standard error over networks."""
+        rates = self.rows.groupby("initialisation", sort=False)["lr"].first()
+        table = pd.DataFrame({"cost in training steps": self.costs.round(2), "lr": rates}).reindex(rates.index)
+        for step, values in self.scores.items():
+            table[f"{step} steps"] = values.groupby(level=0).agg(with_standard_error)
+        return table.rename_axis(None)
+
+    @property
+    def means(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Initialisation -> "N steps" -> ``mean_and_error`` over networks."""
+        by_name = self.scores.groupby(level=0, sort=False)
+        return {
+            name: {f"{step} steps": mean_and_error(values) for step, values in rows.items()} for name, rows in by_name
+        }
+
+
+def compare_initialisations(
+    setup: Setup, variant: str, architectures: Sequence[Architecture], names: Iterable[str] = INITIALIZATIONS
+) -> Comparison:
+    """Train architectures for few steps from each initialisation, keys of ``INITIALIZATIONS`` (GHN-3 Table 6).
+
+    Each takes the learning rate with the best accuracy on validation images for the first validation architecture.
+
+    Args:
+        variant: the hypernetwork that predicts.
+
+    Raises:
+        DataError: no training could be run.
+    """
+    names, section, images = list(names), setup.evaluate, setup.images
+    tuning, *others = islice(setup.split("val"), PEERS)
+    peers, batch_size = [a.graph for a in (tuning, *others)], section.train_batch_size
+    sources = Sources(setup.seed, setup.hypernetworks[variant], peers=peers, images=images.train,
+                      steps=section.learned_steps, batch_size=batch_size)  # fmt: skip
+    recipe = TrainingRecipe(section.initialised_steps, 1.0, batch_size, augment=setup.augment)
+    options = {"processes": setup.processes, "folder": setup.folder}
+    at_rate = [replace(recipe, lr=lr) for lr in section.initialised_lrs]
+    runs = [_run(name, -1, tuning, own, sources) for name in names for own in at_rate]
+    tuned = best_settings(run_all(runs, images.train, Accuracy(images.val), **options), "initialisation", ["lr"])
+    runs = [_run(name, i, architecture, replace(recipe, **tuned[name]), sources)
+            for name in names for i, architecture in enumerate(architectures)]  # fmt: skip
+    rows = run_all(runs, images.train, Accuracy(images.test), (0,), **options)
+    counted = min(architectures, key=lambda a: len(a.graph))
+    common = (_run("random", 0, counted, recipe, sources),)
+    tasks = [({"initialisation": name}, (name,)) for name in names]
+    costs = rows_kept(initialisation_cost, tasks, common, **options).set_index("initialisation")
+    return Comparison(rows, costs["cost"])
+
+
+def _run(name: str, network: int, architecture: Architecture, recipe: TrainingRecipe, sources: Sources) -> Run:
+    own = replace(sources, graph=architecture.graph)
+    labels = {"initialisation": name, "network": network}
+    return Run(architecture, recipe, mix(sources.seed, network + 1), name, own, labels)
+
+
+def initialisation_cost(name: str, run: Run) -> Mapping[str, float]:
+    """``cost``: FLOPs of convolutions and matrix products (QR is not counted) of an initialisation, in those of a
+    training step of the run. Counting is slow: of GradInit and NIO one batch is counted, times their number."""
+    batches = run.sources.steps if "images" in INITIALIZATIONS[name][1] else 1
+    own = replace(run, initialisation=name, sources=replace(run.sources, steps=1))
+    once = flops(lambda: initial_network(own))
+    return {"cost": batches * once / (run.recipe.batch_size * step_flops([run.architecture]))}

@@ -1,0 +1,329 @@
+"""Properties of trained networks and their prediction from graph embeddings (PPUDA section 5.2); distances."""
+
+from __future__ import annotations
+
+import timeit
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice, pairwise
+from typing import NamedTuple
+from warnings import catch_warnings
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from sklearn import config_context
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVR
+from torch import Tensor, nn
+
+from ghnlib.architectures.architecture import Architecture
+from ghnlib.data.images import ImageSet, mix
+from ghnlib.data.sources import ImageSplits
+from ghnlib.experiments.setup import Setup
+from ghnlib.graphs.graph import Graph
+from ghnlib.graphs.nodes import PRIMITIVES
+from ghnlib.measuring.accuracy import accuracy
+from ghnlib.measuring.costs import inference_flops
+from ghnlib.measuring.kept import map_kept
+from ghnlib.params import Regression
+from ghnlib.reporting.statistics import Measured, tau_interval, tau_of
+from ghnlib.training.networks import EVALUATION_BATCH, Run, TrainingRecipe, initial_network, train_network
+
+Parameters = dict[str, Tensor]
+PROPERTIES = ("accuracy", "noisy accuracy", "FLOPs", "seconds", "convergence")
+
+
+@dataclass(frozen=True)
+class NoisyImages:
+    """Images with Gaussian noise, the same at each pass: ``noise`` is its deviation for pixels in 0..1, clipped there
+    (PPUDA: 0.08 on CIFAR-10, 0.18 on ImageNet)."""
+
+    images: ImageSet
+    noise: float
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """As ``ImageSet.batches``, in order."""
+        generator = torch.Generator().manual_seed(self.seed)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.images.mean, self.images.std))
+        for x, y in self.images.batches(batch_size):
+            noisy = x * std + mean + self.noise * torch.randn(x.shape, generator=generator)
+            yield (noisy.clamp(0, 1) - mean) / std, y
+
+
+class Trained(NamedTuple):
+    """Architectures trained from random initialisation. ``table``: see ``train_and_measure``; ``before``, ``after``:
+    the first networks' parameters before and after training; ``recipe``: of the training."""
+
+    architectures: Sequence[Architecture]
+    table: pd.DataFrame
+    before: list[Parameters]
+    after: list[Parameters]
+    recipe: TrainingRecipe
+
+    @property
+    def sound(self) -> pd.Series:
+        """Which networks have an accuracy: their loss stayed finite."""
+        return self.table["accuracy"].notna()
+
+    @property
+    def measured(self) -> list[str]:
+        """The properties that were measured."""
+        return [key for key in PROPERTIES if key in self.table]
+
+    @property
+    def properties(self) -> list[str]:
+        """Those that differ between networks; accuracy always."""
+        differ = self.table[self.sound].nunique() > 1
+        return [key for key in self.measured if key == "accuracy" or differ[key]]
+
+    @property
+    def graphs(self) -> list[Graph]:
+        """Of the architectures."""
+        return [architecture.graph for architecture in self.architectures]
+
+
+def property_networks(setup: Setup) -> list[Architecture]:
+    """The architectures of the ground truth: half of val, half of test."""
+    count = setup.analysis.property_networks
+    halves = {"val": count // 2, "test": count - count // 2}
+    return [architecture for name, size in halves.items() for architecture in setup.split(name, size)]
+
+
+def train_and_measure(
+    setup: Setup, architectures: Sequence[Architecture], images: ImageSplits | None = None, kept: int | None = None
+) -> Trained:
+    """Train each architecture from random initialisation and measure it, in parallel processes: on validation images
+    where nothing else is said (the section ``analysis`` of params.yaml).
+
+    Args:
+        images: other than the setup's.
+        kept: how many networks' parameters are wanted; None: ``analysis.networks``.
+
+    Returns:
+        In ``table`` one row a network: ``index``, ``accuracy`` and ``noisy accuracy`` (percent, NaN if the loss was not
+        finite), ``test accuracy`` (of test images), "accuracy, N steps" of each checkpoint, ``FLOPs`` of one image,
+        ``convergence`` (see ``steps_to``), ``parameters`` and, if wanted, ``seconds`` (see ``inference_seconds``).
+    """
+    analysis = setup.analysis
+    kept = analysis.networks if kept is None else kept
+    recipe = TrainingRecipe(steps=analysis.property_steps, lr=analysis.lr, augment=setup.augment)
+    tasks = [(Run(a, recipe, mix(setup.seed, i)), i < kept) for i, a in enumerate(architectures)]
+    settings = analysis.checkpoints, analysis.noise, analysis.converged, analysis.seconds
+    common = (settings, images or setup.images)
+    rows, before, after = zip(*map_kept(_measure, tasks, common, setup.processes, setup.folder))
+    table = pd.DataFrame(rows).rename_axis("index").reset_index()
+    return Trained(architectures, table, list(before[:kept]), list(after[:kept]), recipe)
+
+
+def _measure(
+    run: Run, keep: bool, settings: tuple[Sequence[int], float, float, bool], images: ImageSplits
+) -> tuple[dict[str, float], Parameters, Parameters]:
+    (checkpoints, noise, converged, seconds), net = settings, initial_network(run)
+    before = {name: p.detach().clone() for name, p in net.named_parameters() if keep}
+
+    def score(net: nn.Module) -> float:
+        return accuracy(net, images.val, EVALUATION_BATCH)
+
+    found = train_network(net, images.train, run.recipe, run.seed, score, checkpoints)
+    curve = {step: np.nan if value is None else value for step, value in found.items()}
+    final = curve.pop(run.recipe.steps)
+    reached = {0: 100 / len(images.classes), **curve, run.recipe.steps: final}
+    row = {
+        "accuracy": final,
+        "noisy accuracy": accuracy(net, NoisyImages(images.val, noise, run.seed), EVALUATION_BATCH),
+        "test accuracy": accuracy(net, images.test, EVALUATION_BATCH),
+        "FLOPs": inference_flops(run.architecture),
+        "convergence": steps_to(reached, converged),
+        "parameters": run.architecture.num_params,
+        **{f"accuracy, {step} steps": value for step, value in curve.items()},
+    }
+    if seconds:
+        row["seconds"] = inference_seconds(net, next(images.val.batches(EVALUATION_BATCH))[0])
+    return row, before, {name: p.detach() for name, p in net.named_parameters() if keep}
+
+
+@torch.no_grad()
+def inference_seconds(net: nn.Module, images: Tensor) -> float:
+    """Median time of five forward passes of a network with a batch (b, 3, s, s), after one to warm up; other processes
+    that share the machine lengthen it."""
+    return float(np.median(timeit.repeat(lambda: net(images), number=1, repeat=6)[1:]))
+
+
+def steps_to(curve: Mapping[int, float], target: float) -> float:
+    """Steps after which accuracy first reaches ``target``, linear between the points of the curve (step -> accuracy).
+
+    The last step where it never does: PPUDA caps its iterations to 95 % training accuracy too.
+    """
+    steps, values = zip(*sorted(curve.items()))
+    return float(np.interp(target, np.maximum.accumulate(np.nan_to_num(values)), steps))
+
+
+def regression(grid: Regression) -> TransformedTargetRegressor:
+    """An SVR of a property on graph embeddings, both scaled by the networks that it learns from (PPUDA section 5.2).
+
+    Args:
+        grid: values of SVR's ``C``, ``gamma`` and ``epsilon``; cross-validation on those networks chooses among them.
+    """
+    svr, values = make_pipeline(StandardScaler(), SVR()), grid.model_dump()
+    search = GridSearchCV(svr, {f"svr__{name}": list(options) for name, options in values.items()}, cv=3)
+    return TransformedTargetRegressor(search, transformer=StandardScaler(), check_inverse=False)
+
+
+def predict_property(features: np.ndarray, target: np.ndarray, grid: Regression) -> dict[str, float]:
+    """Kendall's tau between a property and its cross-validated prediction by ``regression`` (PPUDA Fig. 4).
+
+    Args:
+        features: (networks, d); target: (networks,). grid: see ``regression``.
+
+    Returns:
+        ``n`` networks, ``tau`` (mean over five divisions into folds), its ``deviation`` over them and 95 % interval
+        over networks.
+    """
+    model, x, y = regression(grid), features.astype(float), target.astype(float)
+
+    def predict(train: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+        return model.fit(x[train], y[train]).predict(x[held_out])
+
+    with config_context(assume_finite=True, skip_parameter_validation=True):  # the checks take half of the time
+        return _cross_validated(predict, target, range(5))
+
+
+PREDICTOR = "Neural Predictor"
+
+
+def predict_properties(setup: Setup, trained: Trained, embedded: Mapping[str, np.ndarray]) -> dict[str, dict]:
+    """What ``predict_property`` finds of each property from each kind of features: embeddings (networks, d) by
+    hypernetwork, random ones, the logarithms of parameters and FLOPs; and by ``NeuralPredictor``."""
+    table, sound, keys = trained.table, trained.sound, trained.properties
+    logs = np.log10(table[["parameters", "FLOPs"]].to_numpy())
+    noise = np.random.default_rng(setup.seed).normal(size=(len(table), 32))
+    inputs = {**embedded, "random embedding": noise, "parameters": logs[:, :1], "FLOPs": logs[:, 1:]}
+    targets = table[keys].assign(FLOPs=logs[:, 1]).loc[sound]
+    graphs = [graph for graph, finite in zip(trained.graphs, sound) if finite]
+    found = {
+        name: {key: predict_property(features[sound], targets[key].to_numpy(), setup.analysis.svr) for key in keys}
+        for name, features in inputs.items()
+    }
+    found[PREDICTOR] = {key: predict_from_graphs(graphs, targets[key].to_numpy()) for key in keys}
+    return found
+
+
+def tau_from(found: Mapping[str, float]) -> Measured:
+    """The tau of ``predict_property``."""
+    return Measured(found["tau"], found["low"], found["high"], found["n"])
+
+
+def noise_agreement(trained: Trained) -> Measured:
+    """Kendall's tau of accuracies on clean and on noisy images (PPUDA Fig. 11)."""
+    rows = trained.table[trained.sound]
+    return tau_of(rows["accuracy"].corr(rows["noisy accuracy"], "kendall"), len(rows))
+
+
+def claims_of_properties(found: Mapping[str, Mapping], trained: Trained) -> dict[str, Measured]:
+    """Of PPUDA section 5.2 and Figs. 4 and 11."""
+    claims = {}
+    if "ghn2" in found:
+        of_ghn2 = tau_from(found["ghn2"]["accuracy"])
+        claims["property-accuracy"] = of_ghn2
+        claims["property-over-neural-predictor"] = of_ghn2.over(tau_from(found[PREDICTOR]["accuracy"]))
+    noisy = noise_agreement(trained)
+    claims["clean-and-noisy"] = Measured(0.0, 0.0, 0.0).over(noisy)
+    return {name: measured for name, measured in claims.items() if np.isfinite(measured.value)}
+
+
+class NeuralPredictor(nn.Module):
+    """Graph convolutions on primitives and edges alone (Wen et al. 2020; the baseline of PPUDA Fig. 4): each layer
+    is half the sum of the ReLUs of what comes along the edges and against them; then the mean over nodes and two linear
+    layers. ``forward``: what ``_joined`` returns -> (networks,)."""
+
+    def __init__(self, hidden: int = 64, layers: int = 3):
+        super().__init__()
+        widths = list(pairwise([len(PRIMITIVES), *[hidden] * layers]))
+        self.forwards, self.backwards = (nn.ModuleList(nn.Linear(a, b) for a, b in widths) for _ in range(2))
+        # means over nodes hardly differ between graphs, by less than the usual eps
+        self.norm = nn.BatchNorm1d(hidden, eps=1e-12, momentum=None)
+        self.head = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+    def forward(self, joined: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        along, against, pooling, nodes = joined
+        for forward, backward in zip(self.forwards, self.backwards):
+            nodes = (F.relu(forward(along @ nodes)) + F.relu(backward(against @ nodes))) / 2
+        return self.head(self.norm(pooling @ nodes)).squeeze(1)
+
+
+def _joined(graphs: Sequence[Graph]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of n nodes of graphs side by side: means along and against edges (n, n) and over each graph (graphs, n), one-hot
+    primitives (n, primitives)."""
+    sizes = np.array([len(graph) for graph in graphs])
+    owner, total = np.repeat(np.arange(len(graphs)), sizes), np.arange(sizes.sum())
+    edges = np.concatenate([graph.edges + start for graph, start in zip(graphs, np.cumsum(sizes) - sizes)])
+    sources, targets = np.concatenate([edges, np.stack([total, total], 1)]).T  # each node hears itself too
+    ops = torch.tensor([PRIMITIVES.index(node.op) for graph in graphs for node in graph.nodes])
+    primitives = F.one_hot(ops, len(PRIMITIVES)).float()
+    return _averages(targets, sources), _averages(sources, targets), _averages(owner, total), primitives
+
+
+def _averages(rows: np.ndarray, columns: np.ndarray) -> Tensor:
+    """Sparse matrix with the mean over the columns that each row is listed with."""
+    values = torch.from_numpy(1 / np.bincount(rows)[rows]).float()
+    averages = torch.sparse_coo_tensor(np.stack([rows, columns]), values, check_invariants=True)
+    with catch_warnings(action="ignore", category=UserWarning):  # CSR, twice as fast, is called beta
+        return averages.to_sparse_csr()
+
+
+def predict_from_graphs(graphs: Sequence[Graph], target: np.ndarray) -> dict[str, float]:
+    """``predict_property`` by a ``NeuralPredictor`` and one division into folds; it is trained anew for each fold."""
+
+    def predict(train: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+        scaler = StandardScaler().fit(target[train, None])
+        parts = np.array_split(np.random.default_rng(0).permutation(train), -(-len(train) // 10))
+        batches = [(_joined([graphs[i] for i in part]), scaler.transform(target[part, None])[:, 0]) for part in parts]
+        net = _trained_predictor([(joined, torch.from_numpy(y).float()) for joined, y in batches])
+        with torch.no_grad():
+            predicted = net(_joined([graphs[i] for i in held_out]))[:, None].numpy()
+        return scaler.inverse_transform(predicted)[:, 0]
+
+    return _cross_validated(predict, target, [0])
+
+
+def _trained_predictor(batches: Sequence[tuple[tuple, Tensor]]) -> NeuralPredictor:
+    """``batches``: graphs as of ``_joined`` and their standardised property (graphs,); each step learns from one."""
+    steps = 25 * len(batches)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = NeuralPredictor()
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for joined, goal in islice(cycle(batches), steps):
+        optimizer.zero_grad()
+        F.mse_loss(net(joined), goal).backward()
+        optimizer.step()
+        schedule.step()
+    net.norm.reset_running_stats()
+    with torch.no_grad():
+        for joined, _ in batches:
+            net(joined)
+    return net.eval()
+
+
+def _cross_validated(
+    predict: Callable[[np.ndarray, np.ndarray], np.ndarray], target: np.ndarray, seeds: Sequence[int]
+) -> dict[str, float]:
+    """What ``predict_property`` returns. ``predict``: indices to learn from, indices to predict -> predictions."""
+    predicted, taus = np.empty(len(target)), []
+    for seed in seeds:
+        for train, held_out in KFold(5, shuffle=True, random_state=seed).split(predicted):
+            predicted[held_out] = predict(train, held_out)
+        taus.append(stats.kendalltau(predicted, target).statistic)
+    low, high = tau_interval(np.mean(taus), len(target))
+    return {"n": len(target), "tau": float(np.mean(taus)), "deviation": float(np.std(taus)), "low": low, "high": high}

@@ -1,0 +1,76 @@
+"""ResNet-50 from He initialisation and from predictions (PPUDA Fig. 13), and until when a prediction is ahead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from ghnlib.architectures.vision import TorchvisionNetwork
+from ghnlib.experiments.finetune import Budgets
+from ghnlib.experiments.setup import Setup
+from ghnlib.reporting.statistics import Measured
+from ghnlib.training.networks import Accuracy, TrainingRecipe, best_settings, grid_of, initial_runs, run_all
+
+
+def compare_on_resnet50(setup: Setup) -> pd.DataFrame:
+    """ResNet-50 from He initialisation ("random") and from predicted parameters, by each optimiser (PPUDA Fig. 13).
+
+    Returns:
+        Rows of ``run_all``, loss and accuracy on validation images ten times: of each initialisation and optimiser the
+        run of the learning rate in ``finetune.resnet50_lrs`` that ends with the best accuracy. Empty without
+        ``finetune.resnet50_steps``.
+    """
+    settings, images, steps = setup.finetune, setup.images, setup.finetune.resnet50_steps
+    if not steps:
+        return pd.DataFrame()
+    recipe = TrainingRecipe(steps, lr=1.0, batch_size=settings.batch_size, augment=setup.augment)
+    network, predicting = TorchvisionNetwork(len(images.classes), images.side), settings.resnet50_variants
+    sides = initial_runs([network], recipe, [setup.seed], {name: setup.hypernetworks[name] for name in predicting})
+    grid = grid_of(settings.resnet50_lrs, [recipe.weight_decay])
+    runs = [replace(run, recipe=replace(recipe, **setting))
+            for run in sides if run.initialisation != "orthogonal" for setting in grid]  # fmt: skip
+    every = max(1, steps // 10)
+    rows = run_all(
+        runs, images.train, Accuracy(images.val), range(0, steps, every), setup.processes, setup.folder, every
+    )
+    sides = ["initialisation", "optimizer"]
+    best = best_settings(rows[rows["step"] == steps], sides, ["lr"])
+    return rows.merge(pd.DataFrame([dict(zip(sides, side)) | setting for side, setting in best.items()]))
+
+
+def crossovers(resnet50: pd.DataFrame, variants: Sequence[str], column: str) -> dict[str, int | None]:
+    """``crossover`` by "VARIANT, OPTIMIZER" of the rows of ``compare_on_resnet50``."""
+    sides = resnet50.groupby("optimizer", sort=False) if len(resnet50) else ()
+    return {f"{name}, {optimizer}": crossover(rows, name, column) for optimizer, rows in sides for name in variants}
+
+
+def crossover(results: pd.DataFrame, name: str, column: str = "loss") -> int | None:
+    """Step of rows of ``run_all`` from which on ``name`` is no more ahead of "random" in training loss (or in
+    ``column`` "accuracy"); 0 if it never was, None if it still is at the end. Of the means of the runs that go on; a
+    side without any is behind."""
+    means = results.groupby(["step", "initialisation"])[column].mean().unstack().dropna(how="all")
+    means = (-means if column == "accuracy" else means).fillna(math.inf)
+    ahead = means[name] < means["random"]
+    if ahead.iloc[-1]:
+        return None
+    later = ahead.index[ahead.to_numpy().nonzero()[0].max() + 1 :] if ahead.any() else [0]
+    return int(later[0])
+
+
+def crossover_in_words(step: int | None, budgets: Budgets) -> str:
+    """What ``crossover`` returned, for readers."""
+    if step is None:
+        return "ahead to the end"
+    return f"ahead until step {budgets.in_epochs(step)}" if step else "never ahead"
+
+
+def claims_of_resnet50(crossed: Mapping[str, int | None]) -> dict[str, Measured]:
+    """By optimiser, the step from which on GHN-2 is no more ahead in accuracy: infinite where it is to the end."""
+    of_ghn2 = {name.removeprefix("ghn2, "): step for name, step in crossed.items() if name.startswith("ghn2, ")}
+    return {
+        f"resnet50-crossover/{optimizer}": Measured(math.inf if step is None else float(step))
+        for optimizer, step in of_ghn2.items()
+    }

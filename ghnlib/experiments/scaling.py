@@ -1,0 +1,110 @@
+"""What the training of hypernetworks costs and gives by size, meta-batch and batching, a part of the report on accuracy
+without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from itertools import product
+from typing import Any
+
+import pandas as pd
+
+from ghnlib.architectures.architecture import Architecture
+from ghnlib.experiments.setup import Setup
+from ghnlib.graphs.graph import Graph
+from ghnlib.measuring.costs import flops, step_flops
+from ghnlib.reporting.statistics import Measured, paired_interval
+
+TOP1 = "top-1, test (%)"
+"""The column of costs with mean accuracy on test architectures, where there is one."""
+
+
+def training_costs(
+    setup: Setup, architectures: Sequence[Architecture], variants: Iterable[str] | None = None
+) -> pd.DataFrame:
+    """What the training of hypernetworks took (GHN-3 Figs. 1 and 3, PPUDA Fig. 9).
+
+    Args:
+        architectures: FLOPs are counted of the average one.
+        variants: None: all.
+
+    Returns:
+        One row a variant: ``encoder``, ``hid``, ``layers``, ``steps``, ``meta_batch``, ``parameters``, ``flops`` of its
+        training, mean and deviation over all steps of the norm of its gradient before clipping.
+    """
+    of_image, graphs = step_flops(architectures), [architecture.graph for architecture in architectures]
+    names = setup.train.variants if variants is None else variants
+    return pd.DataFrame({name: _training_cost(setup, name, graphs, of_image) for name in names}).T.infer_objects()
+
+
+def _training_cost(setup: Setup, variant: str, graphs: Sequence[Graph], of_image: float) -> dict[str, Any]:
+    ghn, recipe, history = setup.hypernetworks[variant], setup.train.recipe_of(variant), setup.history(variant)
+    predicting = flops(lambda: [ghn([graph], predict_class_layers=True) for graph in graphs])
+    of_network = recipe.batch_size * of_image + 3 * predicting / len(graphs)
+    mean = history["grad_norm"].mean()
+    square = (history["grad_norm"] ** 2 + history["grad_norm_deviation"] ** 2).mean()
+    return {
+        "encoder": ghn.config.encoder,
+        "hid": ghn.config.hid,
+        "layers": ghn.config.layers,
+        "steps": recipe.steps,
+        "meta_batch": recipe.meta_batch,
+        "parameters": sum(p.numel() for p in ghn.parameters()),
+        "flops": recipe.steps * recipe.meta_batch * of_network,
+        "grad_norm": mean,
+        "grad_norm_deviation": max(0.0, square - mean**2) ** 0.5,
+    }
+
+
+def claims_of_scaling(costs: pd.DataFrame) -> dict[str, Measured]:
+    """Of PPUDA Fig. 9, where its two meta-batches were trained; one training each, so that there is no interval."""
+    norms = costs["grad_norm"]
+    compared = {"ghn2-m1", "ghn2-m8"} <= set(costs.index)
+    return {"gradient-norm": Measured(float(norms["ghn2-m1"] - norms["ghn2-m8"]))} if compared else {}
+
+
+def scaling_points(costs: pd.DataFrame) -> pd.DataFrame:
+    """Costs as they are drawn: ``million parameters``, ``TFLOPs of training``, ``model`` (encoder and size) and
+    ``line``, the same for equal models of equal steps that differ in their meta-batch, missing for others."""
+    model = [f"{row['encoder']}, d = {row['hid']}, {row['layers']} layers" for _, row in costs.iterrows()]
+    points = costs.assign(model=model)
+    points["million parameters"] = costs["parameters"] / 1e6
+    points["TFLOPs of training"] = costs["flops"] / 1e12
+    batches = points.groupby(["model", "steps"])["meta_batch"]
+    apart = (batches.transform("nunique") == batches.transform("size")) & (batches.transform("size") > 1)
+    points["line"] = (points["model"] + ", " + points["steps"].astype(str) + " steps").where(apart)
+    return points
+
+
+def gradient_by_meta_batch(costs: pd.DataFrame) -> pd.DataFrame:
+    """Mean over variants of equal encoder, steps and meta-batch, where there are several meta-batches (PPUDA Fig. 9):
+    columns ``TOP1``, ``grad_norm`` and ``grad_norm_deviation``."""
+    means = costs.groupby(["encoder", "steps", "meta_batch"])[[TOP1, "grad_norm", "grad_norm_deviation"]].mean()
+    return means.groupby(level=["encoder", "steps"]).filter(lambda rows: len(rows) > 1)
+
+
+def losses_by_meta_batch(setup: Setup, points: pd.DataFrame) -> pd.DataFrame:
+    """Histories of the models of ``scaling_points`` that were trained with several meta-batches: rows ``model``,
+    ``variant`` (with its meta-batch m), ``step``, ``loss``."""
+    several = points.groupby("model").filter(lambda rows: rows["meta_batch"].nunique() > 1)
+    parts = [pd.DataFrame(columns=["model", "variant", "step", "loss"])]
+    for variant, row in several.sort_values("meta_batch").iterrows():
+        history = setup.history(variant)[["step", "loss"]]
+        parts.append(history.assign(model=row["model"], variant=f"{variant}, m = {row['meta_batch']}"))
+    return pd.concat(parts[1:] or parts, ignore_index=True)
+
+
+def batching_leads(setup: Setup, test: pd.DataFrame) -> dict[str, Measured]:
+    """Points of a variant on the architectures of ``test`` over one that differs from it in misaligned batching alone,
+    by "A - B"."""
+    train = setup.train
+    configs = {name: asdict(train.config(name)) for name in train.variants}
+    aligned = [name for name in configs if configs[name]["batching"] == "aligned"]
+    pairs = [
+        (name, other)
+        for name, other in product(aligned, configs)
+        if configs[other] == configs[name] | {"batching": "misaligned"}
+        and train.recipe_of(other) == train.recipe_of(name)
+    ]
+    return {f"{name} - {other}": paired_interval(test[name], test[other]) for name, other in pairs}

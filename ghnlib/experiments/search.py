@@ -1,0 +1,366 @@
+"""Ranking architectures without training them, a part of the report on analysis: accuracy with predicted parameters
+beside few SGD steps, a one-shot model and zero-cost proxies; what is chosen so, trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ghnlib.architectures.architecture import Architecture
+from ghnlib.architectures.genotypes import GENOTYPES
+from ghnlib.data.images import Augment, ImageSet, mix
+from ghnlib.experiments.properties import Trained, regression, tau_from, train_and_measure
+from ghnlib.experiments.proxies import PROXIES
+from ghnlib.experiments.scaling import training_costs
+from ghnlib.experiments.setup import Setup
+from ghnlib.measuring.accuracy import accuracy, evaluate_predictions
+from ghnlib.measuring.kept import map_kept
+from ghnlib.params import Analysis
+from ghnlib.reporting.statistics import (
+    Measured,
+    mean_and_error,
+    mean_interval,
+    of_row,
+    rank_correlations,
+    tau_of,
+    top_against_random,
+)
+from ghnlib.training.networks import Accuracy, Run, TrainingRecipe, initial_network, run_all
+
+PLAIN, REGULARISED = "plain", "cutout, auxiliary head, drop path"
+
+
+class OneShot(NamedTuple):
+    """A model whose parameters all architectures share, on the architectures that are ranked. ``constant``: accuracy of
+    one answer to all validation images."""
+
+    scores: pd.DataFrame
+    constant: float
+
+    @property
+    def learnt(self) -> dict[str, float]:
+        """Its accuracy, see ``mean_and_error``."""
+        return mean_and_error(self.scores["accuracy"])
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether it is no better than one answer to all images: its ranking then says nothing."""
+        return self.learnt["mean"] - 2 * self.learnt["standard_error"] <= self.constant
+
+
+def analysed(setup: Setup) -> list[str]:
+    """The variants that the section ``analysis`` names; None there: all."""
+    return list(setup.analysis.variants or setup.train.variants)
+
+
+def ranking_scores(setup: Setup, trained: Trained) -> tuple[pd.DataFrame, OneShot]:
+    """A score of each method (a column) for each architecture: accuracy with predicted parameters, after few SGD steps,
+    of a one-shot model (missing where it has not learnt), zero-cost proxies, number of parameters."""
+    analysis, architectures, seed, images = setup.analysis, trained.architectures, setup.seed, setup.images
+    scores = pd.DataFrame()
+    for name in analysed(setup):
+        ghn = setup.hypernetworks[name]
+        found = evaluate_predictions(ghn, architectures, images.val, processes=setup.processes, folder=setup.folder)
+        scores[name] = found["accuracy"]
+    for steps in analysis.checkpoints:
+        recipe = replace(trained.recipe, steps=steps)
+        runs = [Run(a, recipe, mix(seed, i, steps)) for i, a in enumerate(architectures)]
+        found = run_all(runs, images.train, Accuracy(images.val), processes=setup.processes, folder=setup.folder)
+        scores[f"SGD, {steps} steps"] = found["accuracy"]
+    scores = scores.join(zero_cost_scores(setup, architectures))
+    one_shot = _one_shot(setup, trained)
+    scores["one-shot"] = np.nan if one_shot.by_chance else one_shot.scores["accuracy"]
+    return scores.assign(parameters=trained.table["parameters"]), one_shot
+
+
+def zero_cost_scores(setup: Setup, architectures: Sequence[Architecture]) -> pd.DataFrame:
+    """Each proxy of each architecture at random initialisation, on its first training batch: one row a network.
+
+    Initialisation and batch are those that a ``Run`` with seed ``mix(seed, index)`` begins with.
+    """
+    runs = [(Run(a, TrainingRecipe(0, 1.0), mix(setup.seed, i)),) for i, a in enumerate(architectures)]
+    common = (setup.images.train, setup.analysis.images)
+    return pd.DataFrame(map_kept(_zero_cost, runs, common, setup.processes, setup.folder))
+
+
+def _zero_cost(run: Run, images: ImageSet, batch_size: int) -> dict[str, float]:
+    net = initial_network(run)
+    x, y = next(images.stream(batch_size, run.seed))
+    return {name: proxy(net, x, y) for name, proxy in PROXIES.items()}
+
+
+def _one_shot(setup: Setup, trained: Trained) -> OneShot:
+    analysis, images, recipe = setup.analysis, setup.images, trained.recipe
+    shared = train_one_shot(
+        setup.split("train"), images.train, analysis.one_shot_steps, recipe.batch_size, analysis.lr, setup.seed,
+        recipe.augment,
+    )  # fmt: skip
+    scores = one_shot_scores(shared, trained.architectures, images.val, setup.seed)
+    return OneShot(scores, 100 * float(images.val.labels.bincount().max()) / len(images.val))
+
+
+def train_one_shot(
+    architectures: Sequence[Architecture], images: ImageSet, steps: int, batch_size: int, lr: float, seed: int,
+    augment: Augment | None = None,
+) -> dict[tuple[str, torch.Size], Tensor]:  # fmt: skip
+    """Parameters that all architectures share (the one-shot model of GHN 2018 Table 3; Bender et al. 2018).
+
+    A parameter belongs to its name and shape. Each step of SGD (momentum, cosine schedule) trains those of one
+    architecture drawn at random.
+    """
+    torch.manual_seed(seed)
+    chosen = np.random.default_rng(seed).integers(len(architectures), size=steps)
+    shared: dict[tuple[str, torch.Size], nn.Parameter] = {}
+    networks: dict[int, nn.Module] = {}
+    for index in np.unique(chosen):
+        networks[index] = net = architectures[index].build(device="cpu").train()
+        for name, parameter in net.named_parameters():
+            shared.setdefault((name, parameter.shape), parameter)
+        net.to("meta")  # of its parameters only those that are shared stay
+    optimizer = torch.optim.SGD(shared.values(), lr, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    for index, (x, y) in zip(chosen, images.stream(batch_size, seed, augment=augment)):
+        net = networks[index]
+        own = {name: shared[name, parameter.shape] for name, parameter in net.named_parameters()}
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(functional_call(net, own, (x,)), y).backward()
+        norm = nn.utils.clip_grad_norm_(own.values(), 5.0)
+        if norm.isfinite():  # one architecture that overflows must not spoil what the others share
+            optimizer.step()
+        schedule.step()
+    return {key: parameter.detach() for key, parameter in shared.items()}
+
+
+def one_shot_scores(
+    shared: Mapping[tuple[str, torch.Size], Tensor], architectures: Sequence[Architecture], images: ImageSet, seed: int
+) -> pd.DataFrame:
+    """One row a network: ``accuracy`` (percent) with the shared parameters, batch norm with statistics of the batch;
+    ``shared``, the share of its parameter values that they provide (the others are random)."""
+    rows = []
+    for i, architecture in enumerate(architectures):
+        torch.manual_seed(mix(seed, i))
+        net = architecture.build(device="cpu")
+        own = {name: shared[name, p.shape] for name, p in net.named_parameters() if (name, p.shape) in shared}
+        known = sum(p.numel() for p in own.values()) / architecture.num_params
+        rows.append({"accuracy": accuracy(net, images, parameters=own), "shared": known})
+    return pd.DataFrame(rows)
+
+
+RANDOM = "random ranking"
+TOP_OF = 100
+"""The better half is of so many architectures (GHN 2018: 50 of 100)."""
+
+
+def rankings(setup: Setup, trained: Trained, scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """``rank_correlations`` of scores with trained accuracies, of "all" networks and of the "top half" of the first
+    ``TOP_OF``; the row ``RANDOM`` is the mean of 200 random rankings."""
+    table, sound = trained.table, trained.sound
+    chance = pd.DataFrame(np.random.default_rng(setup.seed).normal(size=(len(table), 200)))
+    few = table[sound][:TOP_OF]
+    found = {}
+    for part, among, top in (("all", table[sound], None), ("top half", few, len(few) // 2)):
+        ours, drawn = (rank_correlations(s.loc[among.index], among["accuracy"], top) for s in (scores, chance))
+        found[part] = pd.concat([ours, drawn.mean().to_frame(RANDOM).T]).astype({"n": int})
+    return found
+
+
+def claims_of_ranking(found: Mapping[str, pd.DataFrame], properties: Mapping[str, Mapping]) -> dict[str, Measured]:
+    """Of GHN-3 Table 13, GHN Table 3 and PPUDA section 5.2; what was not ranked is left out."""
+    every, half = (
+        {name: of_row(row) for name, row in found[part].dropna(subset="tau").iterrows()} for part in ("all", "top half")
+    )
+    best = max((name for name in PROXIES if name in every), key=lambda name: every[name].value, default="")
+    pairs = {
+        "ranking-ghn3-ghn2": ("ghn3", "ghn2"),
+        "ranking-ghn3-proxies": ("ghn3", best),
+        "ranking-ghn1-steps": ("ghn1", "SGD, 10 steps"),
+        "ranking-ghn1-one-shot": ("ghn1", "one-shot"),
+    }
+    claims = {name: every[a].over(every[b]) for name, (a, b) in pairs.items() if a in every and b in every}
+    claims |= {"ranking-ghn3": every["ghn3"]} if "ghn3" in every else {}
+    claims |= {"top-half-ghn1": half["ghn1"]} if "ghn1" in half else {}
+    if {"ghn1", "one-shot"} <= set(half):
+        claims["top-half-ghn1-one-shot"] = half["ghn1"].over(half["one-shot"])
+    if "ghn2" in every and "ghn2" in properties:
+        claims["property-over-prediction"] = tau_from(properties["ghn2"]["accuracy"]).over(every["ghn2"])
+    return {name: measured for name, measured in claims.items() if np.isfinite(measured.value)}
+
+
+def ranking_table(found: Mapping[str, pd.DataFrame], costs: pd.DataFrame) -> pd.DataFrame:
+    """One row a method: tau with its interval and R of each part, then ``search_costs``."""
+    columns = {}
+    for part, rows in found.items():
+        columns[f"tau, {part}"] = rows.apply(_interval, axis=1)
+        columns[f"R, {part}"] = rows["r"].round(2)
+    return pd.DataFrame(columns).join(costs.round({"steps": 0, "TFLOPs": 2, "steps each": 0, "GFLOPs each": 2}))
+
+
+def _interval(row: pd.Series) -> str:
+    return "not testable" if np.isnan(row["tau"]) else f"{row['tau']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def costs_of_search(setup: Setup, trained: Trained) -> pd.DataFrame:
+    """``search_costs`` of the setup."""
+    training = training_costs(setup, trained.architectures[:5], analysed(setup))
+    image = trained.table["FLOPs"].mean()
+    return search_costs(training, image, setup.analysis, trained.recipe.batch_size, len(setup.images.val))
+
+
+def search_costs(
+    training: pd.DataFrame, image: float, analysis: Analysis, batch_size: int, validation: int
+) -> pd.DataFrame:
+    """What ranking architectures takes (GHN Table 3, in hours there).
+
+    Args:
+        training: of the hypernetworks, as of ``training_costs``.
+        image: FLOPs of a forward pass with one image, of the average architecture.
+        batch_size: images of a training step.
+        validation: images that accuracy is measured on.
+
+    Returns:
+        One row a method. Before the ranking: ``steps``, training steps of networks, and ``TFLOPs``; for each
+        architecture ranked: ``steps each`` and ``GFLOPs each``, accuracy included (prediction is not counted).
+    """
+    step, score = 3 * image * batch_size, image * validation
+    rows = {name: (row["steps"] * row["meta_batch"], row["flops"], 0, score) for name, row in training.iterrows()}
+    rows |= {f"SGD, {steps} steps": (0, 0, steps, steps * step + score) for steps in analysis.checkpoints}
+    rows["one-shot"] = analysis.one_shot_steps, analysis.one_shot_steps * step, 0, score
+    for proxy in PROXIES:  # synaptic flow needs one image
+        rows[proxy] = 0, 0, 1, 3 * image * (1 if proxy.startswith("synflow") else analysis.images)
+    table = pd.DataFrame(rows, index=["steps", "TFLOPs", "steps each", "GFLOPs each"]).T.astype(float)
+    return table / [1, 1e12, 1, 1e9]
+
+
+# Choosing ------------------------------------------------------------------------------------------------------------
+
+
+def random_search(
+    setup: Setup, scores: pd.DataFrame, among: pd.Series, test_accuracy: pd.Series
+) -> dict[str, dict[str, float]]:
+    """``top_against_random`` of each hypernetwork's score on validation images, in accuracy on test ones (GHN Table 1).
+
+    Args:
+        among: which of the architectures (networks,) may be chosen.
+    """
+    top, seed = setup.analysis.top, setup.seed
+    chosen = {name: among & scores[name].notna() for name in analysed(setup)}
+    return {n: top_against_random(scores.loc[rows, n], test_accuracy[rows], top, seed) for n, rows in chosen.items()}
+
+
+def lead_of(found: Mapping[str, float]) -> Measured:
+    """The lead of ``top_against_random``."""
+    return Measured(float(found["lead"]), found["low"], found["high"], int(found["n"]))
+
+
+class Second(NamedTuple):
+    """The same architectures trained on other images. ``source_differs``: whether these are another dataset; ``table``:
+    as of ``train_and_measure``, on the index of all architectures; ``both``: which have an accuracy on both; ``taus``:
+    of each property on both datasets; ``limited``: ``random_search`` below the median of FLOPs; ``side``: pixels."""
+
+    source_differs: bool
+    side: int
+    table: pd.DataFrame
+    both: pd.Series
+    taus: dict[str, Measured]
+    limited: dict[str, dict[str, float]]
+    agreement: pd.DataFrame
+
+    @property
+    def claims(self) -> dict[str, Measured]:
+        """Of PPUDA Fig. 11 and GHN Table 2; the same source at another resolution is no second dataset."""
+        if not self.source_differs:
+            return {}
+        claims = {"two-datasets": self.taus["accuracy"]} if "accuracy" in self.taus else {}
+        return claims | ({"limited-search": lead_of(self.limited["ghn1"])} if "ghn1" in self.limited else {})
+
+
+def second_dataset(setup: Setup, trained: Trained, scores: pd.DataFrame) -> Second | None:
+    """The first architectures trained on the images of ``analysis.second``, if any (PPUDA Fig. 11, GHN Table 2)."""
+    analysis, data = setup.analysis, setup.data
+    if analysis.second is None:
+        return None
+    other = setup.other_images(analysis.second)
+    adapted = [a.adapted(len(other.classes), other.side) for a in trained.architectures[: analysis.second_networks]]
+    keys = trained.properties
+    table = train_and_measure(setup, adapted, other, kept=0).table[[*keys, "test accuracy"]].add_prefix("second, ")
+    both = trained.sound & table["second, accuracy"].reindex(trained.table.index).notna()
+    pairs = trained.table.join(table)[both]
+    across = pairs.corr("kendall").loc[keys, [f"second, {key}" for key in keys]]
+    taus = {key: tau_of(across.loc[key, f"second, {key}"], int(both.sum())) for key in keys}
+    allowed = both & (trained.table["FLOPs"] <= trained.table["FLOPs"].median())
+    limited = random_search(setup, scores, allowed, table["second, test accuracy"].reindex(trained.table.index))
+    differs = (analysis.second.source, analysis.second.root) != (data.source, data.root)
+    finite = {key: tau for key, tau in taus.items() if np.isfinite(tau.value)}
+    return Second(differs, other.side, table, both, finite, limited, across)
+
+
+class Chosen(NamedTuple):
+    """Architectures that a regression on embeddings chooses, and published ones, trained. ``rows``: one a training."""
+
+    rows: pd.DataFrame
+
+    @property
+    def summary(self) -> dict[str, dict[str, dict[str, float]]]:
+        """``mean_and_error`` of accuracy by architecture and training."""
+        of_each = self.rows.groupby(["architecture", "training"], sort=False)["accuracy"]
+        found: dict[str, dict] = {}
+        for (name, training), values in of_each:
+            found.setdefault(name, {})[training] = mean_and_error(values)
+        return found
+
+    @property
+    def claims(self) -> dict[str, Measured]:
+        """Of PPUDA Table 9, over training seeds."""
+        found = {}
+        for claim, training in (("chosen-over-darts", PLAIN), ("chosen-over-darts-regularised", REGULARISED)):
+            rows = self.rows[self.rows["training"] == training]
+            rows = rows.pivot(index="seed", columns="architecture", values="accuracy")
+            if {"ghn2", "DARTS"} <= set(rows):
+                ours, theirs = (mean_interval(rows[name]) for name in ("ghn2", "DARTS"))
+                found[claim] = ours.over(theirs)
+        return {name: measured for name, measured in found.items() if np.isfinite(measured.value)}
+
+
+def chosen_architectures(setup: Setup, trained: Trained, embedded: Mapping[str, np.ndarray]) -> dict[str, Architecture]:
+    """Of architectures that nothing was trained on (the split for search) those whose accuracy a regression on
+    embeddings predicts highest, by hypernetwork; and the cells of DARTS and P-DARTS in networks as wide and deep as the
+    last of these (PPUDA Table 9)."""
+    names = [name for name in embedded if name in ("ghn1", "ghn2") or name == list(embedded)[-1]]
+    searched = setup.split("search", setup.analysis.search_networks)
+    with torch.no_grad():
+        unseen = [{name: setup.hypernetworks[name].embed(a.graph).numpy()[0] for name in names} for a in searched]
+    learnt_from, found = trained.table.loc[trained.sound, "accuracy"].to_numpy(), {}
+    for name in names:
+        model = regression(setup.analysis.svr).fit(embedded[name][trained.sound], learnt_from)
+        found[name] = searched[int(model.predict(np.stack([states[name] for states in unseen])).argmax())]
+    last = found[names[-1]]
+    sizes = {key: getattr(last, key) for key in ("C", "n_cells", "num_classes", "input_size")}
+    return found | {name: Architecture(GENOTYPES[name], **sizes) for name in ("DARTS", "PDARTS")}
+
+
+def train_chosen(setup: Setup, architectures: Mapping[str, Architecture], recipe: TrainingRecipe) -> Chosen:
+    """Train architectures plainly, and with cutout, auxiliary head and drop path (PPUDA Table 9).
+
+    Returns:
+        Rows ``architecture``, ``training``, ``seed``, ``accuracy`` (percent, test images).
+    """
+    chosen, images = setup.analysis.chosen, setup.images
+    plain = replace(recipe, steps=chosen.steps, bn_batches=2)
+    augment = replace(plain.augment, cutout=chosen.cutout)
+    recipes = {PLAIN: plain, REGULARISED: replace(plain, augment=augment, drop_path=chosen.drop_path)}
+    runs = [
+        Run(a, own, seed, labels={"architecture": name, "training": training}, auxiliary=training == REGULARISED)
+        for name, a in architectures.items()
+        for training, own in recipes.items()
+        for seed in chosen.seeds
+    ]
+    rows = run_all(runs, images.train, Accuracy(images.test), processes=setup.processes, folder=setup.folder)
+    return Chosen(rows[["architecture", "training", "seed", "accuracy"]])

@@ -1,0 +1,164 @@
+"""What every report begins with: its parameters, typed; images, architectures and hypernetworks that they name."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import isinf, isnan
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+
+from ghnlib import params
+from ghnlib.data.images import Augment
+from ghnlib.data.sources import ImageSplits, augmentation_of, images_of
+from ghnlib.deepnets.dataset import DeepNets, architectures_of
+from ghnlib.hypernetwork.ghn import GHN
+from ghnlib.params_file import ParamsError, read_yaml, validate
+from ghnlib.reporting.statistics import Measured
+
+SECTIONS = {name: field.annotation for name, field in params.Params.model_fields.items()
+            if isinstance(field.annotation, type) and issubclass(field.annotation, params.Section)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Parameters of a report; sections that it does not read are None.
+
+    Attributes:
+        stage: of the pipeline. profile, seed, processes and the sections: see params.yaml.
+        variant: the hypernetwork that the stage ``train`` trains.
+        folder: where finished parts of the computation are kept.
+        by_hand: run in Jupyter, not by the pipeline: then nothing that a stage depends on is written.
+    """
+
+    stage: str
+    profile: str
+    seed: int
+    folder: Path
+    processes: int = 1
+    variant: str = ""
+    by_hand: bool = False
+    data: params.Data | None = None
+    deepnets: params.DeepNets | None = None
+    architectures: params.Architectures | None = None
+    train: params.Train | None = None
+    evaluate: params.Evaluate | None = None
+    finetune: params.FineTune | None = None
+    transfer: params.Transfer | None = None
+    analysis: params.Analysis | None = None
+    anytime: params.Anytime | None = None
+
+    @classmethod
+    def of(cls, stage: str, profile: str | None, **values: Any) -> Self:
+        """From the plain values of a notebook's parameters cell.
+
+        Without a profile the notebook is run by hand: the working folder becomes the one above that holds params.yaml,
+        and the values are those of this file.
+
+        Raises:
+            ParamsError: no folder above holds params.yaml, or the file may not be read.
+        """
+        if profile is None:
+            return cls._by_hand(stage, values)
+        return cls(stage, profile, **{name: _typed(name, value) for name, value in values.items()})
+
+    @classmethod
+    def _by_hand(cls, stage: str, values: Mapping[str, Any]) -> Self:
+        root = next((folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "dvc.yaml").exists()), None)
+        if root is None:
+            raise ParamsError(f"no folder above {Path.cwd()} holds a pipeline: start Jupyter within the repository")
+        os.chdir(root)
+        read = validate(read_yaml("params.yaml"))
+        own = {name: getattr(read, name) for name in values if hasattr(read, name)}
+        variant = values.get("variant") or ""
+        folder = kept_folder(read.profile, stage, variant)
+        print(f"Run by hand with the values of {root / 'params.yaml'}: results are shown, files stay as they are.")
+        return cls(stage, read.profile, folder=folder, variant=variant, by_hand=True, **own)
+
+    @cached_property
+    def images(self) -> ImageSplits:
+        """Training, validation and test images."""
+        return images_of(self.data, self.seed)
+
+    def other_images(self, target: params.Target) -> ImageSplits:
+        """Those of the section ``data`` with what a target changes of it."""
+        return images_of(self.data.model_copy(update=target.model_dump(exclude_unset=True)), self.seed)
+
+    @property
+    def augment(self) -> Augment:
+        """Augmentation of training images."""
+        return augmentation_of(self.data)
+
+    @property
+    def chance(self) -> float:
+        """Accuracy (%) of guessing."""
+        return 100 / len(self.images.classes)
+
+    def split(self, name: str, size: int | None = None, images: ImageSplits | None = None) -> DeepNets:
+        """Architectures of a split for the images (or others); ``size``: other than the profile's."""
+        images = images or self.images
+        return architectures_of(self.deepnets, name, images.side, len(images.classes), self.seed, size)
+
+    @cached_property
+    def hypernetworks(self) -> dict[str, GHN]:
+        """The trained ones of all variants, by name."""
+        return {name: GHN.from_pretrained(f"models/{name}") for name in self.train.variants}
+
+    def history(self, variant: str) -> pd.DataFrame:
+        """What the training of a variant has logged, see ``train_ghn``."""
+        return pd.read_csv(f"models/{variant}/history.csv")
+
+    def publish(
+        self,
+        metrics: Mapping[str, Any],
+        claims: Mapping[str, Measured] | None = None,
+        tables: Mapping[str, pd.DataFrame] | None = None,
+    ) -> None:
+        """Write the stage's metrics and claims (reports/PROFILE/metrics) and its tidy tables (results/NAME.csv).
+
+        Args:
+            claims: id of a claim (a key of claims.yaml, or "key/what it is of") -> what was measured.
+        """
+        if self.by_hand:
+            return
+        path = Path("reports", self.profile, "metrics", f"{'-'.join(filter(None, (self.stage, self.variant)))}.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = {"claims": {name: measured._asdict() for name, measured in claims.items()}} if claims else {}
+        path.write_text(json.dumps(_without_nan({**metrics, **found}), indent=1, allow_nan=False) + "\n")
+        for name, table in (tables or {}).items():
+            Path("results").mkdir(exist_ok=True)
+            table.to_csv(Path("results", f"{name}.csv"), index=False)
+
+    def save_figure(self, figure, name: str) -> None:
+        """Write a figure that is shown outside its notebook to reports/PROFILE/figures/NAME.png."""
+        if self.by_hand:
+            return
+        path = Path("reports", self.profile, "figures", f"{name}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
+
+
+def kept_folder(profile: str, stage: str, variant: str = "") -> Path:
+    """Where a stage keeps what it has computed."""
+    return Path(".training", profile, "-".join(filter(None, (stage, variant))))
+
+
+def _typed(name: str, value: Any) -> Any:
+    if name in SECTIONS:
+        return SECTIONS[name].of(value)
+    return Path(value) if name == "folder" else value
+
+
+def _without_nan(value: Any) -> Any:
+    """Nested mappings and lists without what is not a number, which JSON does not know; infinity (a crossover that
+    never came) is None."""
+    if isinstance(value, Mapping):
+        return {name: _without_nan(v) for name, v in value.items() if not (isinstance(v, float) and isnan(v))}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and isinf(value) else value

@@ -1,0 +1,58 @@
+"""The report on the training of one hypernetwork."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from ghnlib.experiments.setup import Setup
+from ghnlib.hypernetwork.ghn import GHN
+from ghnlib.training.jobs import Job, train_in_processes
+
+
+class Training(NamedTuple):
+    """A trained hypernetwork and its history, see ``train_ghn``."""
+
+    ghn: GHN
+    history: pd.DataFrame
+
+    @property
+    def validated(self) -> pd.DataFrame:
+        """The rows of the history with a validation."""
+        return self.history.dropna(subset="validation_accuracy")
+
+    @property
+    def parameters(self) -> int:
+        """Of the hypernetwork."""
+        return sum(p.numel() for p in self.ghn.parameters())
+
+
+def job_of(setup: Setup) -> Job:
+    """The training of the setup's variant."""
+    train, name = setup.train, setup.variant
+    return Job(data=setup.data, deepnets=setup.deepnets, seed=setup.seed, ghn=train.config(name),
+               recipe=train.recipe_of(name), folder=str(setup.folder))  # fmt: skip
+
+
+def train_variant(setup: Setup) -> Training:
+    """Train the setup's variant, or resume that; the outcome is moved to models/VARIANT.
+
+    By hand, a hypernetwork that the pipeline has trained is shown instead; one that it has not is trained in the
+    stage's folder, from which the pipeline resumes.
+    """
+    target = Path("models", setup.variant)
+    if not setup.by_hand:
+        train_in_processes(job_of(setup), setup.train.devices)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(setup.folder / "model", target)
+        shutil.copy(setup.folder / "history.csv", target)
+    elif target.exists():
+        print(f"{target} is there: it is shown, not trained. `dvc repro --force train@{setup.variant}` trains it anew.")
+    else:
+        train_in_processes(job_of(setup), setup.train.devices)
+        target = setup.folder / "model"
+        shutil.copy(setup.folder / "history.csv", target)
+    return Training(GHN.from_pretrained(target), pd.read_csv(target / "history.csv"))

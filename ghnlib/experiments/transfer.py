@@ -1,0 +1,295 @@
+"""The report on transfer of networks to other classes or another dataset with few images (GHN-orth, GHN-3 Table 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import isnan
+
+import pandas as pd
+import torch
+from torch import nn
+
+from ghnlib.architectures.architecture import Architecture
+from ghnlib.data.images import ImageSet
+from ghnlib.data.sources import ImageSplits
+from ghnlib.experiments.pretraining import DEEPNETS, Family, Learnt, Source
+from ghnlib.experiments.setup import Setup
+from ghnlib.measuring.costs import flops, step_flops
+from ghnlib.measuring.kept import rows_kept
+from ghnlib.reporting.statistics import Measured, mean_and_error, mean_interval, paired_interval, with_standard_error
+from ghnlib.training.networks import (
+    Accuracy,
+    Run,
+    TrainingRecipe,
+    diverged,
+    grid_of,
+    initial_network,
+    initial_runs,
+    run_all,
+    tune,
+)
+
+KINDS = {"convnext": "new-classes-convnext", "swin": "new-classes-swin"}
+"""Part of the name of torchvision's networks -> the claim that predictions help them (GHN-3 Table 7)."""
+
+
+def runs_from(
+    setup: Setup,
+    source: Source,
+    learnt: Learnt,
+    seeds: Sequence[int],
+    target: ImageSplits | None = None,
+    tuned: Mapping[str, Mapping[str, object]] | None = None,
+) -> list[Run]:
+    """``initial_runs`` on a target (None: on the source), classification layers random: from random, orthogonal and
+    predicted parameters, from what the networks have learnt, and from predicted and "trained" ones with GHN-orth."""
+    transfer, networks = setup.transfer, learnt.architectures
+    if target:
+        networks = [network.adapted(len(target.classes), target.side) for network in networks]
+    recipe = TrainingRecipe(transfer.steps, lr=1.0, batch_size=transfer.batch_size, augment=setup.augment)
+    processed = [source.name, *(name for name in learnt.starts if name == "trained")]
+    return initial_runs(
+        networks, recipe, seeds, source.hypernetworks, tuned, class_layers=False, given=learnt.starts,
+        post_processed=processed, orth_from=transfer.orth_from,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """Networks after training on few images of each target.
+
+    Attributes:
+        rows: of ``run_all``, with ``initialisation``, ``network``, ``dataset`` (the target) and ``family``.
+        tuned: (target, family) -> initialisation -> its setting, see ``tune``.
+        name: the hypernetwork's variant.
+    """
+
+    rows: pd.DataFrame
+    tuned: Mapping[tuple[str, str], Mapping[str, Mapping[str, object]]]
+    name: str
+
+    @property
+    def steps(self) -> int:
+        """Of each training."""
+        return int(self.rows["budget"].iloc[0])
+
+    @cached_property
+    def failed(self) -> list[str]:
+        """What runs are called that diverged or failed."""
+        return diverged(self.rows)
+
+    @cached_property
+    def counted(self) -> pd.DataFrame:
+        """The rows that statistics are taken of: what diverged has 0 %, what failed is left out."""
+        return self.rows[self.rows["error"] == ""].fillna({"accuracy": 0.0})
+
+    @property
+    def deepnets(self) -> pd.DataFrame:
+        """The counted rows of DeepNets' architectures."""
+        return self.counted[self.counted["family"] == DEEPNETS]
+
+    @property
+    def starts(self) -> list[str]:
+        """Initialisations, in the order of tables."""
+        return list(self.deepnets["initialisation"].unique())
+
+    @cached_property
+    def per_network(self) -> pd.Series:
+        """Accuracy (percent) of DeepNets' architectures, mean over seeds, by dataset, initialisation, step, network."""
+        by = ["dataset", "initialisation", "step", "network"]
+        return self.deepnets.groupby(by, sort=False)["accuracy"].mean()
+
+    @cached_property
+    def at_end(self) -> pd.DataFrame:
+        """The same at the end: rows are datasets and networks, columns initialisations."""
+        return self.per_network.xs(self.steps, level="step").unstack("initialisation")
+
+    def table(self, dataset: str) -> pd.DataFrame:
+        """One row an initialisation: accuracy on a target by step, mean ± standard error over networks, and its
+        setting."""
+        scores = self.per_network.loc[dataset]
+        cells = scores.groupby(level=["initialisation", "step"], sort=False).agg(with_standard_error)
+        table = cells.unstack(sort=False).add_suffix(" steps").rename_axis(index=None, columns=None)
+        table["networks"] = self.at_end.loc[dataset].count()
+        settings = self.tuned[dataset, DEEPNETS].items()
+        words = "{optimizer}, lr {lr:g}, weight decay {weight_decay:g}"
+        return table.assign(tuned=pd.Series({start: words.format(**setting) for start, setting in settings}))
+
+    @cached_property
+    def leads(self) -> dict[str, dict[str, Measured]]:
+        """Target -> "A - B" -> points by which start A is ahead of B at the end, over networks."""
+        pairs = (self.name, "random"), (self.name, "orthogonal"), (f"{self.name}-orth", self.name)
+        return self._each(lambda rows: {f"{a} - {b}": paired_interval(rows[a], rows[b]) for a, b in pairs})
+
+    @cached_property
+    def control(self) -> dict[str, Measured]:
+        """Target -> points by which post-processing helps networks that were trained on the source; none without."""
+        if "trained" not in self.at_end:
+            return {}
+        return self._each(lambda rows: paired_interval(rows["trained-orth"], rows["trained"]))
+
+    @property
+    def oracle(self) -> dict[str, dict[str, Measured]]:
+        """Target -> "trained - B" -> points by which networks trained on the source are ahead of the best other start
+        B, on the same architectures; none without."""
+        return self._each(_oracle_lead) if "trained" in self.at_end else {}
+
+    def _each(self, measure: Callable[[pd.DataFrame], object]) -> dict[str, object]:
+        targets = self.at_end.groupby(level="dataset", sort=False)
+        return {dataset: measure(rows) for dataset, rows in targets}
+
+    @property
+    def points(self) -> pd.DataFrame:
+        """All these leads in words: one row a pair of starts, one column a target."""
+        found = {}
+        for dataset, leads in self.leads.items():
+            found[dataset] = {**leads, **self.oracle.get(dataset, {})}
+            if dataset in self.control:
+                found[dataset]["trained-orth - trained (control)"] = self.control[dataset]
+        return pd.DataFrame({dataset: pd.Series(leads).map(str) for dataset, leads in found.items()})
+
+    @property
+    def claims(self) -> dict[str, Measured]:
+        """Of GHN-3 Table 7 (for a GHN-3), GHN-orth Table 1 and its control."""
+        found = {}
+        for dataset, leads in self.leads.items():
+            if self.name == "ghn3":
+                found[f"new-classes/{dataset}"] = leads["ghn3 - random"]
+            found[f"orth/{dataset}"] = leads[f"{self.name}-orth - {self.name}"]
+        for dataset in self.control:
+            trained, processed = (mean_interval(self.at_end.loc[dataset][x]) for x in ("trained", "trained-orth"))
+            found[f"orth-control/{dataset}"] = trained.over(processed)
+        return {key: lead for key, lead in found.items() if not isnan(lead.value)}
+
+    @property
+    def _family_runs(self) -> pd.core.groupby.SeriesGroupBy:
+        ends = self.counted[(self.counted["family"] != DEEPNETS) & (self.counted["step"] == self.steps)]
+        return ends.groupby(["dataset", "family", "initialisation"], sort=False)["accuracy"]
+
+    @cached_property
+    def families(self) -> pd.DataFrame:
+        """Accuracy (percent) of torchvision's networks at the end, mean over seeds: rows are datasets and families,
+        columns initialisations."""
+        return self._family_runs.mean().unstack()
+
+    def family_table(self, dataset: str) -> pd.DataFrame:
+        """The same on a target, a row a family, and the points by which post-processing helps trained networks."""
+        table = self.families.loc[dataset].rename_axis(index=None, columns=None)
+        runs = self._family_runs.agg(tuple).unstack().loc[dataset]
+        if "trained" in table:
+            words = (table["trained-orth"] - table["trained"]).map("{:+.3g}".format)
+            alike = runs["trained-orth"] == runs["trained"]
+            return table.round(1).assign(**{"trained-orth - trained": words.mask(alike, "equal throughout")})
+        return table.round(1)
+
+    def families_won(self, start: str) -> int:
+        """For how many networks and targets the prediction is ahead of an initialisation."""
+        return int((self.families[self.name] > self.families[start]).sum()) if len(self.families) else 0
+
+    @property
+    def family_claims(self) -> dict[str, Measured]:
+        """Of GHN-3 Table 7, ConvNeXt and Swin; one network each, so that there is no interval."""
+        found = {}
+        for (dataset, family), row in self.families.iterrows() if self.name == "ghn3" else ():
+            lead = float(row["ghn3"] - row["random"])
+            kinds = [claim for kind, claim in KINDS.items() if kind in family and not isnan(lead)]
+            found |= {f"{claim}/{dataset}, {family}": Measured(lead) for claim in kinds}
+        return found
+
+    @property
+    def metrics(self) -> dict[str, object]:
+        """Plain numbers: accuracies by target, initialisation and step, leads, settings, families, failed runs."""
+        accuracy: dict[str, dict[str, dict[str, object]]] = {}
+        for (dataset, start, step), scores in self.per_network.groupby(level=[0, 1, 2], sort=False):
+            accuracy.setdefault(dataset, {}).setdefault(start, {})[f"{step} steps"] = mean_and_error(scores)
+        return {
+            "accuracy": accuracy,
+            "paired": {d: {pair: lead._asdict() for pair, lead in leads.items()} for d, leads in self.leads.items()},
+            "tuned": {dataset: self.tuned[dataset, DEEPNETS] for dataset in accuracy},
+            "control": {dataset: lead._asdict() for dataset, lead in self.control.items()},
+            "families": {dataset: self.families.loc[dataset].T.to_dict() for dataset in self.families.index.unique(0)},
+            "diverged": len(self.failed),
+        }
+
+
+def _oracle_lead(rows: pd.DataFrame) -> dict[str, Measured]:
+    both = rows.dropna(subset="trained")
+    best = both.drop(columns=["trained", "trained-orth"]).mean().idxmax()
+    return {f"trained - {best}, the best other start": paired_interval(both["trained"], both[best])}
+
+
+def transfer_networks(setup: Setup, source: Source, families: Mapping[str, Family]) -> Transferred:
+    """Train each family on few images of each target from each start, and measure accuracy on its test images after a
+    tenth and a half of the steps and at the end.
+
+    Optimiser, rate and weight decay of each start are tuned on validation images.
+    """
+    parts, tuned = [], {}
+    for dataset, target in source.targets.items():
+        few = target.train.few_shot(setup.transfer.per_class, setup.seed)
+        for name, family in families.items():
+            rows, tuned[dataset, name] = _transfer_family(setup, source, family, target, few)
+            parts.append(rows.assign(dataset=dataset, family=name))
+            print(f"{dataset}, {name}: transferred", flush=True)
+    return Transferred(pd.concat(parts), tuned, source.name)
+
+
+def _transfer_family(
+    setup: Setup, source: Source, family: Family, target: ImageSplits, few: ImageSet
+) -> tuple[pd.DataFrame, dict[str, dict[str, object]]]:
+    transfer, processes, folder = setup.transfer, setup.processes, setup.folder
+    grid = grid_of(transfer.lrs, transfer.weight_decays)
+    runs = runs_from(setup, source, family.tuning, [setup.seed], target)
+    tuned = tune(runs, grid, few, target.val, "initialisation", processes, folder)
+    runs = runs_from(setup, source, family.test, transfer.seeds, target, tuned)
+    checkpoints = transfer.steps // 10, transfer.steps // 2
+    return run_all(runs, few, Accuracy(target.test), checkpoints, processes, folder), tuned
+
+
+def correlations_by_start(setup: Setup, source: Source, learnt: Learnt) -> pd.DataFrame:
+    """``filter_correlations`` of the first network from each start, before it is fine-tuned: rows are convolutions,
+    columns initialisations."""
+    runs = runs_from(setup, source, Learnt(learnt.architectures[:1], learnt.starts), [setup.seed])
+    tasks = [({"initialisation": run.labels["initialisation"]}, (run,)) for run in runs]
+    rows = rows_kept(_correlations, tasks, ()).dropna(subset="layer")
+    table = rows.pivot(index="layer", columns="initialisation", values="correlation")
+    return table.reindex(columns=[labels["initialisation"] for labels, _ in tasks])
+
+
+def _correlations(run: Run) -> list[dict[str, float]]:
+    found = filter_correlations(initial_network(run))
+    return [{"layer": layer, "correlation": value} for layer, value in found.items()]
+
+
+def filter_correlations(net: nn.Module) -> pd.Series:
+    """Mean absolute correlation between different filters of each convolution (GHN-orth Fig. 2): layer -> 0 to 1.
+
+    The filters of a weight are the rows of its matrix (out, in * h * w). Convolutions with fewer than two filters or
+    with filters of a single value have no correlation and are left out.
+    """
+    found = {}
+    for layer, weight in enumerate(m.weight.detach() for m in net.modules() if isinstance(m, nn.Conv2d)):
+        if len(weight) > 1 and weight[0].numel() > 1:
+            different = ~torch.eye(len(weight), dtype=torch.bool)
+            found[layer] = float(torch.corrcoef(weight.flatten(1))[different].abs().nanmean())
+    return pd.Series(found, name="correlation")
+
+
+def claims_of_correlations(correlations: pd.DataFrame, name: str) -> dict[str, Measured]:
+    """Of GHN-orth Fig. 2, for the predictions called ``name``: the means over convolutions of one network."""
+    lead = float(correlations[name].mean() - correlations[f"{name}-orth"].mean())
+    return {} if isnan(lead) else {"orth-correlation": Measured(lead)}
+
+
+def start_costs(setup: Setup, source: Source, architecture: Architecture, starts: Iterable[str]) -> dict[str, float]:
+    """GFLOPs that it takes to make each start of an architecture: training on the source, prediction."""
+    training = len(source.images.train) * step_flops([architecture])
+    predicting = flops(lambda: source.ghn.predict(architecture.graph, predict_class_layers=False))
+    costs = {}
+    for start in starts:
+        first, _, epoch = start.removesuffix("-orth").partition(", ")
+        epochs = setup.transfer.oracle_epochs if first == "trained" else int(bool(epoch))
+        costs[start] = (epochs * training + (predicting if first == source.name else 0)) / 1e9
+    return costs

@@ -1,0 +1,42 @@
+"""The nodes of computational graphs: primitives (PPUDA appendix A), each with what its tensor is for."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+PRIMITIVES = (
+    "max_pool", "avg_pool", "sep_conv", "dil_conv", "conv", "msa", "cse", "sum", "concat", "input",
+    "bias", "bn", "ln", "pos_enc", "glob_avg",
+)  # fmt: skip
+"""The vocabulary of PPUDA; a primitive's index is its row in the op embedding."""
+
+
+class Role(StrEnum):
+    """What a node's tensor is for. Decoding, tiling and normalisation dispatch on it."""
+
+    CONV = "convolution"
+    LINEAR = "linear"
+    NORM = "norm"
+    BIAS = "bias"
+    CLASS_WEIGHT = "class weight"
+    CLASS_BIAS = "class bias"
+    POSITION = "positional encoding"
+    BOTTLENECK = "bottleneck of one input"
+    OPERATION = "operation"
+
+
+class Node(NamedTuple):
+    """One primitive. ``op``: a name of PRIMITIVES. ``name``: the parameter's qualified name, "" for operations.
+    ``shape``: the parameter's shape; (1, 1, kh, kw) for pooling; None otherwise.
+    ``norm_bias``: name of the norm layer's bias, which is predicted from the weight's node. ``shrink``, ``exit``: of
+    anytime networks, the image's side over that of the map (0: does not apply), whether a classifier reads it.
+    """
+
+    op: str
+    name: str = ""
+    shape: tuple[int, ...] | None = None
+    role: Role = Role.OPERATION
+    norm_bias: str = ""
+    shrink: int = 0
+    exit: bool = False

@@ -1,0 +1,354 @@
+"""From any network to its graph: the functions that one forward pass recorded, reduced to primitives.
+
+Every recorded function is visited once, inputs before outputs. It either becomes a node, or hands on the nodes that
+produced its inputs, which contracts reshapes, activations and all else that has no primitive.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import NamedTuple
+
+import networkx as nx
+from torch import Tensor, nn
+
+from ghnlib.graphs.nodes import Node, Role
+from ghnlib.graphs.parameters import CONVENTIONS, Convention, Parameter, out_of_reach, parameters_of
+from ghnlib.graphs.recording import ACCUMULATE, Recording, Step, record
+
+
+class Traced(NamedTuple):
+    """What ``Graph`` is made of: nodes in topological order, edges between their indices, parameters without a node:
+    name -> reason.
+    """
+
+    nodes: list[Node]
+    edges: list[tuple[int, int]]
+    skipped: dict[str, str]
+
+
+def trace(net: nn.Module, input_shape: tuple[int, ...] | None = None, convention: str = "correct") -> Traced:
+    """See ``Graph.from_module``. The network, on any device and in either mode (auxiliary heads that run in training
+    mode only are traced in that mode only), its mode and the random state stay as they are. A network that needs the
+    values of tensors is run with them, one that the released code of a convention fails on has its correct graph: with
+    a warning.
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(f"convention is {convention!r}; it must be one of {', '.join(CONVENTIONS)}")
+    rules = CONVENTIONS[convention]
+    recording = record(net, input_shape, rules.first_output)
+    reduction = Reduction(recording, rules)
+    problem = out_of_reach(convention, net, reduction.nodes, reduction.wiring)
+    if problem:
+        text = f"{type(net).__name__}: the released code of {convention} {problem}; this is the correct graph"
+        warnings.warn(text, stacklevel=3)
+        return trace(net, input_shape)
+    return reduction.traced()
+
+
+class Value(NamedTuple):
+    """What flows out of a step. ``nodes``: its producers after contraction; data have some, constants and parameters
+    none. ``pending``: parameters that have not met data yet. ``softmax``, ``pooled``: the attention map or global
+    pooling it comes from (0: none; node 0 is the input).
+    """
+
+    nodes: frozenset[int] = frozenset()
+    pending: tuple[Parameter, ...] = ()
+    softmax: int = 0
+    pooled: int = 0
+
+
+CONSTANT = Value()
+IMAGE = Value(frozenset({0}))
+OUTPUT = -1  # stands for the network's output while nodes are contracted
+# where a layer's function takes its weight; the data come just before
+WEIGHT_SLOT = {"Norm": 1, "Linear": 1, "Convolution": 1, "Addmm": 2, "Mm": 1}
+POOLS = {"MaxPool2DWithIndices": "max_pool", "AvgPool2D": "avg_pool"}
+MERGES = {"Add": "sum", "Addcmul": "sum", "Cat": "concat"}
+
+
+class Reduction:
+    """The growing graph. ``wiring``: its edges, between indices of ``nodes``; ``keys[i]``: place of node i in the
+    forward pass; ``dropped``: nodes to contract at the end, because what they turn out to be is known only later.
+    """
+
+    def __init__(self, recording: Recording, rules: Convention):
+        self.recording, self.rules = recording, rules
+        known = dict(parameters_of(recording.network, rules))
+        self.parameters = {id(tensor): parameter for tensor, parameter in known.items()}
+        self.nodes: list[Node] = []
+        self.keys: list[int] = []
+        self.wiring = nx.DiGraph()
+        self.node_of: dict[str, int] = {}
+        self.seen: set[str] = set()
+        self.repeated: set[str] = set()
+        self.dropped: set[int] = set()
+        self.values: list[Value] = []
+        self.add(Node("input"), frozenset(), -1)
+        for step in recording.steps:
+            self.values.append(self.visit(step))
+        self.wiring.add_node(OUTPUT)
+        self.wire(self.values[recording.output].nodes, OUTPUT)
+        for node in self.dropped:
+            self.wiring.add_edges_from(list(product(self.wiring.pred[node], self.wiring.succ[node])))
+            self.wiring.remove_node(node)
+        self.final = self.parents(OUTPUT)
+        self.wiring.remove_node(OUTPUT)
+        if rules.pool_first and type(recording.network).__name__ == "SqueezeNet":
+            self.pool_before_classifier()
+        loose = [i for i, senders in self.wiring.in_degree if i and not senders]
+        self.wiring.add_edges_from((0, i) for i in loose if self.nodes[i].op != "pos_enc")
+
+    # --- growing
+
+    def visit(self, step: Step) -> Value:
+        if step.kind == ACCUMULATE:
+            return self.leaf(step.function.variable)
+        inputs = [CONSTANT if i is None else self.values[i] for i in step.inputs]
+        data = [value for value in inputs if value.nodes]
+        pending = tuple(dict.fromkeys(p for value in inputs for p in value.pending))
+        if not data and not _applies_layer(step.kind, inputs):
+            return Value(pending=pending)
+        value = HANDLERS.get(step.kind, Reduction.pass_on)(self, step, data)
+        if not pending:
+            return value
+        return value._replace(nodes=self.consume(pending, value.nodes, step.function._sequence_nr()))
+
+    def leaf(self, tensor: Tensor) -> Value:
+        if tensor is self.recording.image:
+            return IMAGE
+        parameter = self.parameters.get(id(tensor))
+        if parameter is None:
+            return CONSTANT
+        self.seen.add(parameter.name)
+        if parameter.op == "pos_enc":  # positional encodings and embeddings are data: nothing flows into them
+            return Value(self.consume((parameter,), frozenset(), 0))
+        return Value(pending=(parameter,))
+
+    def add(self, node: Node, parents: frozenset[int], order: int) -> frozenset[int]:
+        self.nodes.append(node)
+        self.keys.append(order)
+        self.wiring.add_node(len(self.nodes) - 1)
+        self.wire(parents, len(self.nodes) - 1)
+        return frozenset({len(self.nodes) - 1})
+
+    def wire(self, parents: frozenset[int], node: int) -> None:
+        for parent in parents:
+            self.wiring.add_edge(parent, node)
+
+    def parents(self, node: int) -> set[int]:
+        return set(self.wiring.pred[node])
+
+    def leads_to(self, node: int, values: frozenset[int]) -> bool:
+        return any(nx.has_path(self.wiring, node, value) for value in values)
+
+    def consume(self, pending: tuple[Parameter, ...], producers: frozenset[int], order: int) -> frozenset[int]:
+        """Chain the parameters that meet data here: weights, then biases."""
+        for parameter in sorted(pending, key=lambda p: p.role is Role.BIAS):
+            if not parameter.op:
+                continue
+            node = self.node_of.get(parameter.name)
+            if node is None:
+                producers = self.add(parameter.node(), producers, order)
+                (self.node_of[parameter.name],) = producers
+            elif self.leads_to(node, producers):
+                self.repeated.add(parameter.name)
+            else:
+                self.wire(producers, node)
+                producers = frozenset({node})
+        return producers
+
+    # --- one method per kind of step; ``data``: the inputs that are not constants or parameters
+
+    def pass_on(self, step: Step, data: list[Value]) -> Value:
+        """Contraction. A pooled vector stays one while it is a vector; an attention map until it meets other data.
+        Maps that meet, as ConViT's of contents and of positions, are one map: the last node of them.
+        """
+        pooled = max((value.pooled for value in data), default=0)
+        if pooled and step.kind not in ("Expand", "Repeat") and not step.is_vector:
+            pooled = 0
+        if len(data) == 1:
+            return data[0] if data[0].pooled == pooled else data[0]._replace(pooled=pooled)
+        if data and all(value.softmax for value in data):
+            *others, last = sorted(data, key=lambda value: value.softmax)
+            if self.flow_into(last.softmax, _producers(others) - last.nodes):
+                return last._replace(pooled=pooled)
+        return Value(_producers(data), pooled=pooled)
+
+    def flow_into(self, node: int, values: frozenset[int]) -> bool:
+        """Make values parents of an attention map's node; False if they depend on it."""
+        if self.leads_to(node, values):
+            return False
+        self.wire(values, node)
+        return True
+
+    def merge(self, step: Step, data: list[Value]) -> Value:
+        value = self.pass_on(step, data)
+        if len(data) < 2 or len(value.nodes) < 2:
+            return value
+        return value._replace(nodes=self.operation(step, MERGES[step.kind], value.nodes))
+
+    def operation(self, step: Step, op: str, parents: frozenset[int], shape: tuple[int, ...] | None = None):
+        return self.add(Node(op, shape=shape), parents, step.function._sequence_nr())
+
+    def pool(self, step: Step, data: list[Value]) -> Value:
+        shape = (1, 1, *(tuple(step.function._saved_kernel_size) or (3, 3)))
+        return Value(self.operation(step, POOLS[step.kind], data[0].nodes, shape))
+
+    def global_pool(self, step: Step, data: list[Value]) -> Value:
+        nodes = self.operation(step, "glob_avg", _producers(data))
+        return Value(nodes, pooled=max(nodes))
+
+    def mean(self, step: Step, data: list[Value]) -> Value:
+        if not step.is_spatial_mean:
+            return self.pass_on(step, data)
+        value = self.global_pool(step, data)
+        if self.rules.pool_by_keepdim and not step.function._saved_keepdim:
+            self.dropped.add(value.pooled)
+        return value
+
+    def softmax(self, step: Step, data: list[Value]) -> Value:
+        nodes = self.operation(step, "msa", _producers(data))
+        self.dropped |= nodes  # until a matrix product applies the map
+        return Value(nodes, softmax=max(nodes))
+
+    def fused_attention(self, step: Step, data: list[Value]) -> Value:
+        return Value(self.operation(step, "msa", _producers(data)))
+
+    def matmul(self, step: Step, data: list[Value]) -> Value:
+        """An attention map times values: the values flow into the map's node, and only that flows on."""
+        if len(data) != 2 or data[0].softmax == data[1].softmax:
+            return self.pass_on(step, data)
+        content, attention = sorted(data, key=lambda value: value.softmax)
+        if not self.flow_into(attention.softmax, content.nodes):
+            return self.pass_on(step, data)
+        self.dropped.discard(attention.softmax)
+        return Value(attention.nodes)
+
+    def multiply(self, step: Step, data: list[Value]) -> Value:
+        """x (B, C, H, W) times a vector over channels that depends on a spatial mean of x: squeeze-and-excitation."""
+        if len(data) != 2 or bool(data[0].pooled) == bool(data[1].pooled) or not self.is_gate_seen(step):
+            return self.pass_on(step, data)
+        x, gate = sorted(data, key=lambda value: value.pooled)
+        if not x.nodes & self.parents(gate.pooled):
+            return self.pass_on(step, data)
+        if not self.rules.pool_by_keepdim:
+            self.dropped.add(gate.pooled)
+        return Value(self.operation(step, "cse", _producers(data)))
+
+    def is_gate_seen(self, step: Step) -> bool:
+        """The released PPUDA code looks for a hard activation two steps before the product: a reshape lies between."""
+        if not self.rules.hard_gate:
+            return True
+        steps = self.recording.steps
+        (gate,) = (i for i in step.inputs if self.values[i].pooled)
+        reshaped = gate
+        while steps[reshaped].kind in ("View", "Unsqueeze", "Slice", "Expand"):
+            reshaped = steps[reshaped].inputs[0]
+        return reshaped != gate and steps[reshaped].kind.startswith("Hard")
+
+    # --- finishing
+
+    def pool_before_classifier(self) -> None:
+        (pool,) = self.final
+        (bias,) = self.final = self.parents(pool)
+        (weight,) = self.parents(bias)
+        features = self.parents(weight)
+        self.wiring.remove_edges_from([(bias, pool), *product(features, [weight])])
+        self.wiring.add_edges_from([(pool, weight), *product(features, [pool])])
+
+    def traced(self) -> Traced:
+        self.warn()
+        classifier = self.classifier()
+        order = self.sorted(classifier)
+        position = {node: i for i, node in enumerate(order)}
+        edges = sorted((position[source], position[target]) for source, target in self.wiring.edges)
+        nodes = [self.nodes[i] for i in order]
+        for i, role in self.class_roles(nodes, [position[i] for i in classifier]):
+            nodes[i] = nodes[i]._replace(role=role)
+        return Traced(nodes, edges, self.skipped())
+
+    def warn(self) -> None:
+        title = type(self.recording.network).__name__
+        if self.repeated:
+            which = ", ".join(sorted(self.repeated))
+            warnings.warn(f"{title} applies {which} repeatedly: one node, at the first use", stacklevel=5)
+        tied = [f"{p.name} = {p.aliases[0]}" for p in self.parameters.values() if p.aliases]
+        if tied:
+            which = ", ".join(tied[:3])
+            warnings.warn(f"{title} ties {len(tied)} weights ({which}...): one node, the first name", stacklevel=5)
+
+    def classifier(self) -> list[int]:
+        """The weight, and the bias if any, that produce the first output. Pooling of it, or the sum with another
+        classifier (distillation), may follow.
+        """
+        nodes, op = self.final, ""
+        while len(nodes) == 1 and self.nodes[min(nodes)].role is Role.OPERATION:
+            op, nodes = self.nodes[min(nodes)].op, self.parents(min(nodes))
+        if len(nodes) > 1 and op != "sum":
+            return []
+        found: list[int] = []
+        for node in sorted(nodes):
+            bias = [node] if self.nodes[node].role is Role.BIAS else []
+            weights = self.parents(node) if bias else {node}
+            if any(self.nodes[weight].role not in (Role.CONV, Role.LINEAR) for weight in weights):
+                return []
+            found += [*weights, *bias]
+        return found
+
+    def sorted(self, classifier: list[int]) -> list[int]:
+        """Topological order by forward execution; a classifier that nothing follows comes last."""
+        for i, senders in self.wiring.in_degree:
+            if i and not senders:  # a positional encoding stands where it is first used
+                self.keys[i] = min((self.keys[child] for child in self.wiring.succ[i]), default=self.keys[i])
+        late = set(classifier) if classifier and not self.wiring.succ[classifier[-1]] else set()
+        return list(nx.lexicographical_topological_sort(self.wiring, key=lambda i: (i in late, self.keys[i])))
+
+    def class_roles(self, nodes: list[Node], classifier: list[int]) -> Iterator[tuple[int, Role]]:
+        """Of the classifier; for released hypernetworks, of the last two nodes if their names say weight and bias."""
+        if self.rules.flags_by_position:
+            last = len(nodes) - 1
+            classifier = [i for i, part in ((last - 1, ".weight"), (last, ".bias")) if part in nodes[i].name]
+        for i in classifier:
+            if nodes[i].role is Role.BIAS:
+                yield i, Role.CLASS_BIAS
+            elif nodes[i].role in (Role.CONV, Role.LINEAR) and all(side == 1 for side in nodes[i].shape[2:]):
+                yield i, Role.CLASS_WEIGHT
+
+    def skipped(self) -> dict[str, str]:
+        predicted = set(self.node_of) | {self.nodes[i].norm_bias for i in self.node_of.values()}
+        result = {}
+        for parameter in self.parameters.values():
+            if parameter.name not in predicted:
+                used = parameter.name in self.seen
+                result[parameter.name] = parameter.reason if used else "not used in the forward pass"
+            result |= dict.fromkeys(parameter.aliases, f"tied to {parameter.name}")
+        return result
+
+
+def _producers(data: list[Value]) -> frozenset[int]:
+    return frozenset().union(*(value.nodes for value in data))
+
+
+def _applies_layer(kind: str, inputs: list[Value]) -> bool:
+    """A layer on a constant, such as coordinates: its weight meets no data."""
+    slot = WEIGHT_SLOT.get(kind, len(inputs))
+    return slot < len(inputs) and _has_node(inputs[slot]) and not _has_node(inputs[slot - 1])
+
+
+def _has_node(value: Value) -> bool:
+    return any(parameter.op for parameter in value.pending)
+
+
+HANDLERS: dict[str, Callable[[Reduction, Step, list[Value]], Value]] = {
+    **dict.fromkeys(MERGES, Reduction.merge),
+    **dict.fromkeys(POOLS, Reduction.pool),
+    **dict.fromkeys(("Softmax", "SafeSoftmax"), Reduction.softmax),
+    **dict.fromkeys(("Bmm", "Mm"), Reduction.matmul),
+    "AdaptiveAvgPool2D": Reduction.global_pool,
+    "Attention": Reduction.fused_attention,
+    "Mean": Reduction.mean,
+    "Mul": Reduction.multiply,
+}

@@ -1,0 +1,85 @@
+"""From nodes to their first states. Shapes: N nodes of all graphs of a meta-batch, d hidden size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ghnlib.graphs.graph import Graph
+from ghnlib.graphs.nodes import PRIMITIVES
+
+NO_SHAPE = -1
+
+
+def _channel_values(num_classes: int) -> np.ndarray:
+    return np.unique([1, 3, num_classes, *range(8, 64, 8), *range(64, 4096, 16), *range(4096, 8193, 32)])
+
+
+def _spatial_values(max_side: int) -> np.ndarray:
+    return np.unique([*range(1, max(12, max_side), 2), 14, 16])
+
+
+def _nearest(values: np.ndarray, largest: int) -> np.ndarray:
+    """Index of the nearest value for 0..largest; ties go to the smaller value."""
+    return np.abs(np.arange(largest + 1)[:, None] - values[None]).argmin(1)
+
+
+class NodeEmbedding(nn.Module):
+    """Primitive and shape embeddings, x_v = E_op + [E_out; E_in; E_h; E_w] (PPUDA appendix B).
+
+    The last row of each shape table stands for "no shape". Channels 4 to 7 read the row of 8, side 2 that of 3.
+    Without ``shapes`` there are only the primitives. ``anytime`` adds embeddings of scale and exit, see ``Node``.
+    """
+
+    def __init__(self, hid: int, num_classes: int, max_side: int, shapes: bool = True, anytime: bool = False):
+        super().__init__()
+        channels, sides = _channel_values(num_classes), _spatial_values(max_side)
+        self.op = nn.Embedding(len(PRIMITIVES), hid)
+        self.shapes, self.anytime = shapes, anytime
+        if anytime:
+            self.scale, self.exit = nn.Embedding(8, hid), nn.Embedding(2, hid)  # scales 1, 2, 4, ..., 64
+        if not shapes:
+            return
+        self.channel = nn.Embedding(len(channels) + 1, hid // 4)
+        self.spatial = nn.Embedding(len(sides) + 1, hid // 4)
+        self._channel_row = _nearest(channels, 8192)
+        self._channel_row[4:8] = np.searchsorted(channels, 8)
+        self._spatial_row = _nearest(sides, 16)
+        self._spatial_row[2] = np.searchsorted(sides, 3)
+
+    def forward(self, graphs: Sequence[Graph]) -> Tensor:
+        """(N, d) for the nodes of all graphs, one graph after the other."""
+        device = self.op.weight.device
+        nodes = [node for graph in graphs for node in graph.nodes]
+        ops = self.op(torch.tensor([PRIMITIVES.index(node.op) for node in nodes], device=device))
+        if self.anytime:
+            ops = ops + self.scale(torch.tensor([node.shrink.bit_length() for node in nodes], device=device))
+            ops = ops + self.exit(torch.tensor([int(node.exit) for node in nodes], device=device))
+        if not self.shapes:
+            return ops
+        shapes = np.array([_four_dimensional(node.shape) for node in nodes])
+        channel, spatial = self._rows(shapes)
+        channel = self.channel(torch.from_numpy(channel).to(device)).flatten(1)
+        spatial = self.spatial(torch.from_numpy(spatial).to(device)).flatten(1)
+        return ops + torch.cat([channel, spatial], 1)
+
+    def _rows(self, shapes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        channel = self._channel_row[shapes[:, :2].clip(0, 8192)]
+        spatial = self._spatial_row[shapes[:, 2:].clip(0, 16)]
+        missing = shapes[:, :2] == NO_SHAPE
+        channel[missing] = self.channel.num_embeddings - 1
+        spatial[missing] = self.spatial.num_embeddings - 1
+        return channel, spatial
+
+
+def _four_dimensional(shape: tuple[int, ...] | None) -> tuple[int, int, int, int]:
+    """(out, in, h, w) of a tensor; a positional encoding (1, n, c) reads as (1, c, sqrt(n), sqrt(n))."""
+    if shape is None:
+        return (NO_SHAPE,) * 4
+    if len(shape) == 3 and shape[0] == 1 and shape[1] > 1 and shape[2] > 1:
+        side = int(shape[1] ** 0.5)
+        return 1, shape[2], side, side
+    return (*shape, *(1,) * (4 - len(shape)))  # type: ignore[return-value]

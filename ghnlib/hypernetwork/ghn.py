@@ -1,0 +1,256 @@
+"""The graph hypernetwork: one model, every paper a configuration."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ghnlib.config import GHNConfig
+from ghnlib.graphs.graph import Graph
+from ghnlib.graphs.nodes import Node, Role
+from ghnlib.hypernetwork.decoders import ConvDecoder, MLPDecoder, VectorDecoder, shaped, slice_of, tile, weight_scale
+from ghnlib.hypernetwork.embedding import NodeEmbedding
+from ghnlib.hypernetwork.encoders import MLP, Graphormer
+from ghnlib.hypernetwork.gatedgnn import GatedGNN
+from ghnlib.released.checkpoints import CheckpointError, is_official, read_official
+
+VECTORS = (Role.NORM, Role.BIAS, Role.CLASS_BIAS)
+ENCODERS = {"mlp": lambda config: MLP(config.hid), "gated_gnn": GatedGNN, "graphormer": Graphormer}
+DECODERS = {"conv": ConvDecoder, "mlp": MLPDecoder}
+
+
+@dataclass(frozen=True)
+class InitializationReport:
+    """Which parameters ``GHN.initialize`` wrote. ``skipped``: name -> why it kept its value."""
+
+    predicted: list[str]
+    skipped: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.predicted)} parameters predicted, {len(self.skipped)} kept"]
+        return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.skipped.items()])
+
+
+class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnlib"):
+    """A graph hypernetwork: graphs in, parameters of the networks out.
+
+    ``state = norm(encoder(embedding(nodes)))``, then one decoder for weights and one for vectors.
+    """
+
+    def __init__(self, config: GHNConfig | Mapping, **overrides):
+        """config: a GHNConfig or its fields; overrides: fields that replace those of ``config``."""
+        super().__init__()
+        fields_ = {**(asdict(config) if isinstance(config, GHNConfig) else config), **overrides}
+        _check_names(fields_)
+        self.config = c = GHNConfig(**fields_)
+        self._hub_mixin_config = asdict(c)  # what save_pretrained writes to config.json
+        self.embedding = NodeEmbedding(c.hid, c.num_classes, c.max_shape[2], c.shape_encoding, c.anytime)
+        self.encoder: nn.Module = ENCODERS[c.encoder](c)
+        self.norm = nn.LayerNorm(c.hid) if c.layernorm else nn.Identity()
+        self.edge = nn.Linear(2 * c.hid, c.hid) if c.anytime else None
+        self.weight_decoder = DECODERS[c.decoder](c.hid, c.max_shape, c.num_classes, c.window)
+        self.vector_decoder = VectorDecoder(c.hid, max(c.max_shape[:2]), c.num_classes)
+        if c.initialization == "ghn3":
+            self._initialize_as_ghn3()
+
+    def _initialize_as_ghn3(self) -> None:
+        """Small last layers and truncated-normal embeddings, as GHN-3 starts its training."""
+        last = "conv2" if self.config.decoder == "conv" else "fc2"
+        for layer in (self.vector_decoder.fc2, getattr(self.weight_decoder, last), self.weight_decoder.class_layer):
+            layer.weight.data.div_(5)
+            nn.init.zeros_(layer.bias)
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=module.embedding_dim**-0.5)
+
+    def encode(self, graphs: Sequence[Graph]) -> Tensor:
+        """Node states (N, d) of all graphs, one graph after the other."""
+        states = self.norm(self.encoder(self.embedding(graphs), graphs))
+        return states if self.edge is None else self._with_edges(states, graphs)
+
+    def _with_edges(self, states: Tensor, graphs: Sequence[Graph]) -> Tensor:
+        """(N, d): a bottleneck's own state is replaced by one of its edge, from those of the nodes at both ends."""
+        rows, ends, first = [], [], 0
+        for graph in graphs:
+            before, after = {t: s for s, t in graph.edges.tolist()}, dict(graph.edges.tolist())
+            here = [i for i, node in enumerate(graph.nodes) if node.role == Role.BOTTLENECK]
+            rows += [first + i for i in here]
+            ends += [(first + before[i], first + after[i]) for i in here]
+            first += len(graph)
+        if not rows:
+            return states
+        edges = self.edge(states[torch.tensor(ends)].flatten(1))  # (n, d) from (n, 2, d)
+        return states.index_copy(0, torch.tensor(rows, device=states.device), edges)
+
+    def embed(self, networks, input_shape: tuple[int, ...] | None = None) -> Tensor:
+        """(B, d): each architecture as the mean of its node states (PPUDA section 5.2)."""
+        graphs = [self._graph(network, input_shape) for network in _as_list(networks)]
+        states = self.encode(graphs).split([len(graph) for graph in graphs])
+        return torch.stack([state.mean(0) for state in states])
+
+    def predict(
+        self,
+        networks: nn.Module | Graph | Sequence[nn.Module | Graph],
+        input_shape: tuple[int, ...] | None = None,
+        predict_class_layers: bool | None = None,
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Predict parameters, differentiable with respect to the hypernetwork.
+
+        Args:
+            networks: a network or its graph, or a meta-batch of them.
+            input_shape: of the networks' input (channels, height, width); see ``Graph.from_module``.
+            predict_class_layers: None: if the network has the hypernetwork's number of classes.
+
+        Returns:
+            Parameter name -> tensor; a list of such dicts for a meta-batch.
+        """
+        graphs = [self._graph(network, input_shape) for network in _as_list(networks)]
+        predictions = self(graphs, predict_class_layers)
+        return predictions if isinstance(networks, Sequence) else predictions[0]
+
+    def forward(self, graphs: Sequence[Graph], predict_class_layers: bool | None = None) -> list[dict[str, Tensor]]:
+        """Parameters of the networks of a meta-batch of graphs: one dict of name -> tensor each."""
+        states = self.encode(graphs)
+        groups: dict[tuple[Role, tuple[int, ...]], list[_Target]] = {}
+        row = 0
+        for index, graph in enumerate(graphs):
+            with_classes = self._predicts_classes(graph, predict_class_layers)
+            for node in graph.nodes:
+                if node.name and (with_classes or node.role not in (Role.CLASS_WEIGHT, Role.CLASS_BIAS)):
+                    groups.setdefault((node.role, node.shape), []).append(_Target(row, index, node))
+                row += 1
+        predictions: list[dict[str, Tensor]] = [{} for _ in graphs]
+        for targets, name_of, values in self._decode(states, groups):
+            for target, value in zip(targets, values.unbind()):
+                if name := getattr(target.node, name_of):
+                    predictions[target.index][name] = value
+        return predictions
+
+    def initialize(
+        self,
+        net: nn.Module,
+        input_shape: tuple[int, ...] | None = None,
+        predict_class_layers: bool | None = None,
+    ) -> InitializationReport:
+        """Write the prediction into ``net``; what cannot be predicted keeps its value and is reported.
+
+        Raises:
+            ValueError: ``net`` is on the meta device, so there is no storage to write to.
+        """
+        parameters = dict(net.named_parameters(remove_duplicate=False))
+        if any(p.is_meta for p in parameters.values()):
+            raise ValueError("the network is on the meta device: move it with net.to_empty(device='cpu') first")
+        graph = self._graph(net, input_shape)
+        with torch.no_grad():
+            (predicted,) = self([graph], predict_class_layers)
+            for name, value in predicted.items():
+                parameters[name].copy_(value)
+        skipped = {name: self.why_skipped(name, graph) for name in parameters if name not in predicted}
+        return InitializationReport(list(predicted), skipped)
+
+    def why_skipped(self, name: str, graph: Graph) -> str:
+        """The reason that a parameter of the graph's network is not predicted."""
+        if any(node.name == name and node.role in (Role.CLASS_WEIGHT, Role.CLASS_BIAS) for node in graph.nodes):
+            return f"class layer; the hypernetwork predicts {self.config.num_classes} classes"
+        return graph.skipped.get(name, "no node in the graph")
+
+    def _graph(self, network: nn.Module | Graph, input_shape: tuple[int, ...] | None) -> Graph:
+        if isinstance(network, Graph):
+            return network
+        return Graph.from_module(network, input_shape, convention=self.config.convention)
+
+    def _predicts_classes(self, graph: Graph, wanted: bool | None) -> bool:
+        if wanted is not None:
+            return wanted
+        classes = [node.shape[0] for node in graph.nodes if node.role in (Role.CLASS_WEIGHT, Role.CLASS_BIAS)]
+        return all(count == self.config.num_classes for count in classes)
+
+    def _decode(self, states: Tensor, groups: dict) -> Iterator[tuple[list[_Target], str, Tensor]]:
+        """Values of all tensors of one role and shape at once, and the Node field that holds their names."""
+        vectors = {key: targets for key, targets in groups.items() if key[0] in VECTORS}
+        weights = {key: targets for key, targets in groups.items() if key[0] not in VECTORS}
+        for decode, part in (self._vectors, vectors), (self._weights, weights):
+            if part:
+                rows = [target.row for targets in part.values() for target in targets]
+                decoded = decode(states[rows], list(part), [len(targets) for targets in part.values()])
+                yield from ((part[key], name_of, values) for key, name_of, values in decoded)
+
+    def _vectors(self, states: Tensor, keys: list, sizes: list[int]) -> Iterator[tuple[tuple, str, Tensor]]:
+        """States (N, d) of the tensors with one axis -> (n, *shape) for each role and shape of ``keys``."""
+        weight, bias = self.vector_decoder(states)
+        weights = 2 * torch.sigmoid(weight / 2) if self.config.weight_norm else weight
+        parts = zip(keys, weights.split(sizes), bias.split(sizes), self._bounded(bias).split(sizes))
+        for (role, shape), weight, raw, bias in parts:
+            if role == Role.CLASS_BIAS:
+                bias = self._bounded(self.vector_decoder.class_bias(raw))
+            if role == Role.NORM:
+                yield (role, shape), "name", tile(weight, shape)
+            yield (role, shape), "norm_bias" if role == Role.NORM else "name", tile(bias, shape)
+
+    def _bounded(self, bias: Tensor) -> Tensor:
+        return torch.tanh(0.2 * bias) if self.config.weight_norm else bias
+
+    def _weights(self, states: Tensor, keys: list, sizes: list[int]) -> Iterator[tuple[tuple, str, Tensor]]:
+        """States (N, d) of the tensors with two or more axes -> (n, *shape) for each role and shape of ``keys``."""
+        c = self.config
+        for i, values in self.weight_decoder([slice_of(*key, c.max_shape) for key in keys], states.split(sizes)):
+            role, shape = keys[i]
+            if c.weight_norm:
+                values = values * weight_scale(shape, role == Role.POSITION, c.fan)
+            yield keys[i], "name", shaped(values, role, shape, c.max_shape[2])
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **config_overrides) -> GHN:
+        """Load a hypernetwork.
+
+        Args:
+            source: a folder of ``save_pretrained``, a hub repository, or an official file of PPUDA or GHN-3
+                (a path, or a released name such as "ghn3tm8.pt").
+            config_overrides: fields of ``GHNConfig`` that replace what the file says or implies.
+
+        Raises:
+            CheckpointError: not a checkpoint, truncated, unsafe, or it does not fit the configuration.
+            ValueError: an unknown or impossible configuration value.
+        """
+        _check_names(config_overrides)
+        if is_official(source):
+            config, state = read_official(source)
+            ghn = cls(config, **config_overrides)
+            try:
+                ghn.load_state_dict(state)
+            except RuntimeError as error:
+                raise CheckpointError(f"{source} does not fit its configuration: {str(error)[:1000]}") from error
+            return ghn
+        try:
+            with contextlib.redirect_stdout(None):  # the hub's mixin prints where it loads from
+                return super().from_pretrained(source, strict=True, **config_overrides)
+        except (SafetensorError, HfHubHTTPError, RuntimeError, OSError) as error:
+            raise CheckpointError(f"{source} is not a hypernetwork folder or repository: {error}") from error
+
+
+class _Target(NamedTuple):
+    """A tensor to predict: its node, the node's row among the states, the network's index in the meta-batch."""
+
+    row: int
+    index: int
+    node: Node
+
+
+def _as_list(networks) -> list:
+    return list(networks) if isinstance(networks, Sequence) and not isinstance(networks, nn.Module) else [networks]
+
+
+def _check_names(overrides: Mapping) -> None:
+    known = [f.name for f in fields(GHNConfig)]
+    for name in overrides:
+        if name not in known:
+            raise ValueError(f"unknown configuration key {name!r}; known keys: {', '.join(known)}")

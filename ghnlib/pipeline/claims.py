@@ -1,0 +1,98 @@
+"""The papers' claims (ghnlib/reporting/claims.yaml) joined with what the stages of a profile have recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from math import inf, isnan, nan
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ghnlib.params import Params
+from ghnlib.pipeline.notebooks import NOTEBOOKS, label, write_text
+from ghnlib.reporting.publish import claim_of, known_claims
+from ghnlib.reporting.statistics import Measured
+
+
+def read_metrics(profile: str, variants: Sequence[str]) -> dict[str, Any]:
+    """What each stage measured, by stage: those of reports/PROFILE/metrics that the pipeline has now."""
+    names = (label(stage, variant) for stage in NOTEBOOKS for variant in (variants if stage == "train" else [""]))
+    files = {name: Path("reports", profile, "metrics", f"{name}.json") for name in names}
+    return {name: json.loads(path.read_text()) for name, path in files.items() if path.exists()}
+
+
+def scales(params: Params) -> dict[str, str]:
+    """By stage with claims: images, space of architectures, SGD steps, seeds. ``params``: or a ``Setup``."""
+    data, tuning, transfer, anytime = params.data, params.finetune, params.transfer, params.anytime
+    images = Path(data.root or data.source).name + (f" {data.image_size} px" if data.image_size else "")
+    space = f"{images}, {params.deepnets.scale}"
+    steps = sorted({params.train.recipe_of(name).steps for name in params.train.variants})
+    ghn = f"{space}, GHN {' to '.join(map(str, dict.fromkeys((steps[0], steps[-1]))))} steps"
+    budgets = " or ".join(f"{epochs:g}" for epochs in tuning.budgets)
+    return {
+        "evaluate": f"{ghn}, 1 seed",
+        "finetune": f"{ghn}, then {budgets} epochs, seeds: {len(tuning.seeds)}",
+        "transfer": f"{space}, GHN {transfer.train_steps} steps, then {transfer.steps} on {transfer.per_class} "
+        f"images a class, seeds: {len(transfer.seeds)}",
+        "analysis": f"{ghn}, networks {params.analysis.property_steps} steps, 1 seed",
+        "anytime": f"{images}, {anytime.blocks.cells} blocks, GHN {anytime.recipe.steps} steps, networks "
+        f"{anytime.blocks.steps} or {anytime.exits.steps}, 1 seed",
+    }
+
+
+def recorded_claims(metrics: Mapping[str, Any]) -> dict[str, Measured]:
+    """What the stages recorded, by the claim's id, or "id/what it is of"; in the order of claims.yaml.
+
+    Args:
+        metrics: those of all stages, by stage (reports/PROFILE/metrics.json).
+
+    Raises:
+        KeyError: a stage recorded a claim that claims.yaml lacks.
+        ValueError: or one that is another stage's.
+    """
+    found = {}
+    for stage, measured in metrics.items():
+        for key, values in measured.get("claims", {}).items():
+            if (own := claim_of(key).stage) != stage:
+                raise ValueError(f"the stage {stage} has recorded {key!r}, in claims.yaml a claim of {own}")
+            found[key] = Measured(**values | {"value": inf if values["value"] is None else values["value"]})
+    order = list(known_claims())
+    return {key: found[key] for key in sorted(found, key=lambda key: order.index(_id(key)))}
+
+
+def claims_table(metrics: Mapping[str, Any], scales: Mapping[str, str]) -> pd.DataFrame:
+    """Rows for each claim: ``paper``, ``claim``, ``published``, ``ours``, ``low``, ``high``, ``scale``, ``verdict``.
+
+    Verdicts: ``Measured``. A claim that no stage has recorded is not testable at this scale.
+
+    Args:
+        metrics: those of all stages, by stage (reports/PROFILE/metrics.json).
+        scales: of each stage.
+    """
+    found = recorded_claims(metrics)
+    keys = {name: [key for key in found if _id(key) == name] or [name] for name in known_claims()}
+    rows = [_row(key, found.get(key, Measured(nan)), scales) for of_claim in keys.values() for key in of_claim]
+    return pd.DataFrame(rows)
+
+
+def _id(key: str) -> str:
+    return key.partition("/")[0]
+
+
+def _row(key: str, ours: Measured, scales: Mapping[str, str]) -> dict[str, Any]:
+    paper, claim, published, stage = claim_of(key)
+    count = f", n = {ours.n}" if ours.n else ""
+    value, low, high = (float(f"{x:.3g}") for x in ours[:3])
+    return {
+        "paper": paper, "claim": claim, "published": published, "ours": value, "low": low, "high": high,
+        "scale": "" if isnan(ours.value) else scales[stage] + count, "verdict": ours.verdict,
+    }  # fmt: skip
+
+
+def write_claims(profile: str, metrics: Mapping[str, Any], table: pd.DataFrame) -> None:
+    """Write what all stages measured in one file, reports/PROFILE/metrics.json, and the table of claims, claims.csv."""
+    folder = Path("reports", profile)
+    write_text(json.dumps(metrics, indent=1) + "\n", folder / "metrics.json")
+    write_text(table.to_csv(index=False), folder / "claims.csv")

@@ -1,0 +1,164 @@
+"""Runs the pipeline: ``dvc repro``, with stages that do not need each other side by side.
+
+``python -m ghnlib.pipeline.profiles`` runs it here, ``python -m ghnlib.pipeline.profiles NAME`` at another scale
+(profiles/NAME.yaml) in a folder of its own, runs/NAME, with a copy of the code, the merged params.yaml and its own DVC
+state; edits made meanwhile do not reach it and the tree stays clean. Its reports come back to reports/NAME.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+from pathlib import Path
+
+import filelock
+from ruamel.yaml import YAML
+
+from ghnlib.params import Params
+from ghnlib.params_file import ParamsError, read_merged, read_yaml, validate
+
+COPIED = ("ghnlib", "notebooks", "dvc.yaml", ".dvcignore", "requirements.lock")
+CONFIG = "[core]\n    no_scm = true\n    analytics = false\n"
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(192 << 20)}
+"""glibc keeps the memory of freed activations: taking pages anew at each layer costs a tenth to a third of its time.
+Less than the 300 MB by which a worker of joblib may grow before it is replaced."""
+
+ONE_CORE = {"JOBLIB_MULTIPROCESSING": "0"}
+"""Makes joblib work in the stage's own process: as many stages as cores side by side need no more processes."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the pipeline here or a profile's in its folder; returns DVC's exit status, or 2 if it cannot be run."""
+    root = Path.cwd()
+    try:
+        folder = run_folder(root, *arguments)
+        (folder / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / ".dvc" / "tmp" / "pipeline.lock", timeout=0):
+            if folder != root:
+                prepare(root, folder)
+            status = reproduce(folder, validate(read_yaml(folder / "params.yaml")))
+            if status == 0 and folder != root:
+                _bring_back(root, folder)
+            return status
+    except ParamsError as error:
+        print(error, file=sys.stderr)
+    except filelock.Timeout:
+        print(f"the pipeline is already running in {folder}", file=sys.stderr)
+    except KeyboardInterrupt:  # before the first stage; later the stages are interrupted, not this
+        return 130
+    return 2
+
+
+def run_folder(root: Path, name: str = "", *more: str) -> Path:
+    """Folder of a profile's run, ``root`` if there is no name; the profile must exist."""
+    if not name:
+        return root
+    names = sorted(path.stem for path in (root / "profiles").glob("*.yaml"))
+    if more or name not in names:
+        asked = " ".join((name, *more))
+        raise ParamsError(f"no profile named {asked!r}; there are {', '.join(names)}, and the default: make repro")
+    return root / "runs" / name
+
+
+def prepare(root: Path, folder: Path) -> None:
+    """Copy the code and write the merged parameters; outputs of an earlier run stay, DVC sees what has changed."""
+    overlay = root / "profiles" / f"{folder.name}.yaml"
+    raw = read_merged(root / "params.yaml", overlay)
+    validate(raw, f"profiles/{overlay.name}")
+    transfer, second = raw["transfer"], raw["analysis"]["second"] or {"root": None}
+    for section in raw["data"], transfer["detection"], *transfer["targets"].values(), second:
+        section["root"] = _from_run_folder(section["root"])
+    raw["deepnets"]["path"] = _from_run_folder(raw["deepnets"]["path"])
+    for name in COPIED:
+        _copy(root / name, folder / name)
+    yaml = YAML(typ="safe", pure=True)
+    yaml.sort_base_mapping_type_on_output = False  # variants keep their order in tables
+    yaml.dump(raw, folder / "params.yaml")
+    (folder / ".dvc").mkdir(exist_ok=True)
+    (folder / ".dvc" / "config").write_text(CONFIG)
+
+
+def _from_run_folder(path: str | None) -> str | None:
+    return str(Path("..", "..", path)) if path and not Path(path).is_absolute() else path
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    elif source.exists():
+        shutil.copy2(source, target)
+
+
+def reproduce(folder: Path, params: Params) -> int:
+    """``dvc repro`` of a folder; independent stages run side by side first, as many as ``processes`` allow.
+
+    After a stage that fails no other is started. Returns the first exit status that is not 0.
+    """
+    changed = _Runs(folder).start("status", "--quiet")
+    runs = _Runs(folder)
+    # Ctrl-C reaches DVC and the stages by itself; here we only wait for them.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGTERM, lambda *_: runs.terminate())
+    start = lambda stage, one_core: runs.start("repro", "--single-item", stage, label=stage, one_core=one_core)
+    if changed:
+        for stages in independent_stages(params):
+            one_core = repeat(params.processes <= len(stages))
+            with ThreadPoolExecutor(max(1, params.processes // params.train.devices)) as pool:
+                list(pool.map(start, stages, one_core))
+    return runs.start("repro")
+
+
+def independent_stages(params: Params) -> tuple[list[str], ...]:
+    """Names of the long stages, in groups: those of one group do not need each other, the longest begin."""
+    trained = [f"train@{name}" for name in params.train.variants]
+    return ["sources"], ["transfer", *trained, "anytime", "architectures"], ["finetune", "evaluate", "analysis"]
+
+
+class _Runs:
+    """DVC commands in a folder; ``status``: the first exit status that was not 0, after which none is started."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.status = folder, 0
+        self.processes: set[subprocess.Popen] = set()
+        path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
+        self.environment = ALLOCATOR | os.environ | {"PATH": path}
+
+    def start(self, *arguments: str, label: str = "", one_core: bool = False) -> int:
+        """Run a command to its end; a label begins each line of its output. ``one_core``: see ONE_CORE."""
+        if self.status:
+            return self.status
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if label else {}
+        environment = self.environment | (ONE_CORE if one_core else {})
+        with subprocess.Popen(command, cwd=self.folder, env=environment, **pipes) as process:
+            self.processes.add(process)
+            for line in process.stdout or ():
+                print(f"{label} | {line}", end="", flush=True)
+        self.processes.discard(process)
+        self.status = self.status or process.returncode % 256
+        return self.status
+
+    def terminate(self) -> None:
+        for process in tuple(self.processes):
+            process.terminate()
+
+
+def _bring_back(root: Path, folder: Path) -> None:
+    for kind in "reports", "site":
+        source, target = folder / kind / folder.name, root / kind / folder.name
+        if source.exists():
+            new = target.with_name(f".{folder.name}.new")
+            _copy(source, new)
+            shutil.rmtree(target, ignore_errors=True)
+            new.rename(target)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,232 @@
+"""The results in README.md, from reports/*/metrics: ``python -m ghnlib.pipeline.readme`` (``make readme``)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ghnlib.params import Params
+from ghnlib.params_file import read_merged, read_yaml, validate
+from ghnlib.pipeline.notebooks import write_text
+from ghnlib.reporting.publish import published
+
+START = "<!-- results: written by `make readme` from reports/*/metrics -->"
+END = "<!-- end of results -->"
+CAPTIONS = {
+    "evaluate": "Accuracy over architectures and training steps",
+    "scaling": "Accuracy over parameters and FLOPs of training, for three sizes and meta-batches",
+}
+SPLITS = ("test", "wide", "deep", "dense", "bnfree")
+
+
+class Section(NamedTuple):
+    """What is told of a profile: names of TOLD, and figures behind the accuracy without training."""
+
+    title: str
+    told: tuple[str, ...]
+    figures: tuple[str, ...] = ()
+
+
+SECTIONS = {
+    "digits": Section("Handwritten digits (default profile)", ("evaluate", "finetune", "transfer")),
+    "digits-long": Section(
+        "Handwritten digits, longer and in more sizes (`make repro PROFILE=digits-long`)",
+        ("evaluate", "finetune"), ("evaluate", "scaling"),
+    ),
+    "cifar10-small": Section(
+        "CIFAR-10, recompressed as JPEG (`make repro PROFILE=cifar10-small`)", ("evaluate", "finetune"), ("evaluate",)
+    ),
+    "tiny-imagenet-transfer": Section(
+        "From a part of Tiny-ImageNet to other images (`make repro PROFILE=tiny-imagenet-transfer`)", ("transfer",)
+    ),
+    "detection-small": Section(
+        "Pedestrians of Penn-Fudan, by a hypernetwork near chance (`make repro PROFILE=detection-small`)",
+        ("detection",),
+    ),
+}  # fmt: skip
+"""By profile; the figure of the default one opens the page."""
+
+
+def main() -> int:
+    """Replace the results section of README.md; the exit status is 1 if it has none."""
+    readme = Path("README.md")
+    text = readme.read_text(encoding="utf-8")
+    if not text.count(START) == text.count(END) == 1:
+        print(f"README.md lacks the lines between which results stand: {START} and {END}", file=sys.stderr)
+        return 1
+    before, after = text.split(START)[0], text.split(END)[1]
+    write_text(f"{before}{START}\n\n{results(Path())}\n\n{END}{after}", readme)
+    return 0
+
+
+def section_of(text: str) -> str:
+    """The results section of a README, between its two marks."""
+    return text.split(START)[1].split(END)[0].strip()
+
+
+def results(root: Path) -> str:
+    """The results section: a part for each profile with metrics under ``root``, by its parameters there."""
+    parts = (_part(root, profile, section) for profile, section in SECTIONS.items())
+    return "\n\n".join(paragraph for part in parts for paragraph in part)
+
+
+def _part(root: Path, profile: str, section: Section) -> list[str]:
+    folder = root / "reports" / profile
+    metrics = {path.stem: json.loads(path.read_text()) for path in sorted((folder / "metrics").glob("*.json"))}
+    told = [name for name in section.told if TOLD[name].stage in metrics]
+    if not told:
+        return []
+    params, paragraphs = params_of(root, profile), [f"### {section.title}"]
+    for name in told:
+        paragraphs += TOLD[name].tell(metrics, params)
+        figures = section.figures if name == "evaluate" else ()
+        paragraphs += [f"![{CAPTIONS[figure]}](reports/{profile}/figures/{figure}.png)" for figure in figures]
+    return [*paragraphs, _claims(folder)]
+
+
+def params_of(root: Path, profile: str) -> Params:
+    """Parameters of a profile, or the default ones."""
+    default, overlay = root / "params.yaml", root / "profiles" / f"{profile}.yaml"
+    return validate(read_merged(default, overlay), str(overlay)) if overlay.exists() else validate(read_yaml(default))
+
+
+def _claims(folder: Path) -> str:
+    """How the claims of claims.csv stand, and which are contradicted."""
+    rows = list(csv.DictReader((folder / "claims.csv").read_text(encoding="utf-8").splitlines()))
+    counts = Counter(row["verdict"].removesuffix(" (no interval)") for row in rows)
+    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
+    against = "; ".join(f"{row['claim']} ({row['paper']})" for row in rows if row["verdict"] == "not held")
+    adverse = sum(row["verdict"].startswith("not decided") and float(row["ours"]) <= 0 for row in rows)
+    return (
+        f"Of {len(rows)} [claims of the papers](reports/{folder.name}/8_claims.ipynb): {told}. "
+        f"Contradicted here: {against or 'none'}. Not decided, but against the papers' direction: {adverse}."
+    )
+
+
+def _without_training(metrics: Mapping[str, Any], params: Params) -> list[str]:
+    found, trained = metrics["evaluate"], _steps(metrics)
+    steps = max(trained.values())
+    cifar10, imagenet = published("evaluate/cifar10"), published("evaluate/imagenet")
+    rows = [
+        [method, *(_mean(of_split.get(split)) for split in SPLITS), str(of_split["test"]["n"]),
+         cifar10.get(method, ""), imagenet.get(method, "")]
+        for method, of_split in found["accuracy"].items()
+        if trained.get(method, steps) == steps  # the figure of sizes tells what was trained for less
+    ]  # fmt: skip
+    few = params.data.test_per_class
+    images = f" on {few} test images of each class" if few else ""
+    text = (
+        f"Top-1 accuracy (%) of unseen architectures **without any training of them**{images}, mean ± standard error "
+        f"over architectures ({_sizes(found['accuracy'], trained)}); hypernetworks trained for {steps:,} steps, one "
+        f"seed, two CPU cores; chance is {found['chance']:.0f}%."
+    )
+    table = _table(["parameters", *SPLITS, "n test", "paper, CIFAR-10", "paper, ImageNet"], rows)
+    return [text, table, *_batching(found.get("batching", {}))]
+
+
+def _steps(metrics: Mapping[str, Any]) -> dict[str, int]:
+    """Steps that the hypernetworks were trained for, by variant."""
+    return {name.removeprefix("train-"): value["steps"] for name, value in metrics.items() if name.startswith("train-")}
+
+
+def _sizes(accuracy: Mapping[str, Any], trained: Iterable[str]) -> str:
+    """Numbers of architectures that a hypernetwork, and those that the yardsticks, are measured on."""
+    some = next(accuracy[name] for name in accuracy if name in trained)
+    others = accuracy["random"].get("wide", {}).get("n")
+    fewer = f"; random and SGD: {others} of each split but test" if others else ""
+    return ", ".join(f"{some[split]['n']} {split}" for split in SPLITS) + fewer
+
+
+def _batching(pairs: Mapping[str, Any]) -> list[str]:
+    return [
+        f"Correct batches of graphs against those of the released code, at equal steps: {pair} "
+        f"{found.get('value', found.get('mean')):.1f} points [{found['low']:.1f}, {found['high']:.1f}]."
+        for pair, found in pairs.items()
+    ]
+
+
+def _fine_tuned(metrics: Mapping[str, Any], params: Params) -> list[str]:
+    found, finetune = metrics["finetune"], params.finetune
+    settings = (setting for of_budget in found["tuned"].values() for setting in of_budget.values())
+    chosen = " or ".join(sorted({setting.get("optimizer", "sgd") for setting in settings}))
+    text = (
+        f"Accuracy (%) after training from each initialisation, {_count(found['accuracy'])} architectures, seeds "
+        f"{list(finetune.seeds)}, settings ({chosen} and its rate) tuned equally on {finetune.tuning_networks} "
+        "validation architecture(s):"
+    )
+    return [text, _by_moment(found["accuracy"])]
+
+
+def _transferred(metrics: Mapping[str, Any], params: Params) -> list[str]:
+    found, transfer, paragraphs = metrics["transfer"], params.transfer, []
+    for target, accuracy in found["accuracy"].items():
+        other = transfer.targets.get(target)
+        data = params.data.model_copy(update=other.model_dump(exclude_unset=True)) if other else params.data
+        images = f" ({data.test_per_class} test images of each class)" if data.test_per_class else ""
+        text = (
+            f"Accuracy (%) on {target}{images}, which the hypernetwork did not see, after SGD on {transfer.per_class} "
+            f"images of each class, {_count(accuracy)} architectures, seeds {list(transfer.seeds)}, learning rates "
+            f"tuned equally on {transfer.tuning_networks} validation architecture(s) (-orth: orthogonal "
+            "post-processing; trained: first on the hypernetwork's classes; chance is "
+            f"{found['chance'][target]:.0f}%):"
+        )
+        paragraphs += [text, _by_moment(accuracy)]
+    return paragraphs + _detected(metrics, params)
+
+
+def _detected(metrics: Mapping[str, Any], params: Params) -> list[str]:
+    detection = params.transfer.detection
+    scenes = "digit scenes" if detection.root is None else "Penn-Fudan"
+    precision = metrics["transfer"]["average_precision"]
+    return [
+        f"Average precision (%) of Faster R-CNN on {detection.test_scenes} images ({scenes}, {detection.image_size} "
+        f"pixels), trained for {detection.epochs} epochs, the rate tuned for each initialisation, seeds "
+        f"{list(detection.seeds)}: {', '.join(f'{name} {value:.1f}' for name, value in precision.items())}."
+    ]
+
+
+class Told(NamedTuple):
+    """Paragraphs about the metrics of a stage."""
+
+    stage: str
+    tell: Callable[[Mapping[str, Any], Params], list[str]]
+
+
+TOLD = {
+    "evaluate": Told("evaluate", _without_training),
+    "finetune": Told("finetune", _fine_tuned),
+    "transfer": Told("transfer", _transferred),
+    "detection": Told("transfer", _detected),
+}
+
+
+def _by_moment(accuracy: Mapping[str, Any]) -> str:
+    """A row for each initialisation, a column for each moment of training."""
+    moments = sorted(next(iter(accuracy.values())), key=lambda moment: ("epoch" in moment, int(moment.split()[0])))
+    first = sorted(accuracy, key=lambda method: method not in ("random", "orthogonal"))
+    rows = [[method, *(_mean(accuracy[method][moment]) for moment in moments)] for method in first]
+    return _table(["initialisation", *moments], rows)
+
+
+def _count(accuracy: Mapping[str, Any]) -> int:
+    """Number of architectures that the first initialisation is measured on."""
+    return next(iter(next(iter(accuracy.values())).values()))["n"]
+
+
+def _mean(value: Mapping[str, float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value['mean']:.1f} ± {value['standard_error']:.1f}" if value["n"] > 1 else f"{value['mean']:.1f} (n = 1)"
+
+
+def _table(header: list[str], rows: Iterable[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

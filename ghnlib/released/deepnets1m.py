@@ -1,0 +1,190 @@
+"""The official file format of DeepNets-1M: HDF5 graphs with their meta JSON (PPUDA appendix A.3)."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ghnlib.architectures.architecture import Architecture
+from ghnlib.architectures.composing import UNUSED, parameter_nodes
+from ghnlib.architectures.genotypes import Genotype
+from ghnlib.graphs.graph import Graph
+from ghnlib.graphs.nodes import PRIMITIVES, Node
+
+ARGUMENTS = ("C", "n_cells", "ks", "stem_type", "stem_pool", "preproc", "C_mult", "fc_layers", "fc_dim", "glob_avg")
+JOINS = ("concat", "sum", "cse")
+
+
+@dataclass(frozen=True)
+class StoredArchitecture(Architecture):
+    """An architecture of an official file. ``graph`` is the stored one, with the shapes of this width.
+
+    ``records``: (op, parameter name or "") of each node. ``edges``: pairs (source, target).
+    """
+
+    records: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    edges: tuple[tuple[int, int], ...] = field(default=(), repr=False)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The stored graph.
+
+        Raises:
+            ValueError: it has a parameter that the network does not have.
+        """
+        table = parameter_nodes(self.plan)
+        nodes = []
+        for op, name in self.records:
+            if name and name not in table:
+                raise ValueError(f"the stored graph has parameter {name!r}, which the network does not have")
+            shape = (1, 1, 3, 3) if op in ("max_pool", "avg_pool") else None
+            nodes.append(table[name]._replace(op=op) if name else Node(op, shape=shape))
+        stored = {node.name for node in nodes}
+        unused = [node for name, node in table.items() if name not in stored]
+        names = [name for node in unused for name in (node.name, node.norm_bias) if name]
+        return Graph(nodes, self.edges, dict.fromkeys(names, UNUSED))
+
+
+class OfficialFile:
+    """One split of an official HDF5 file, opened when first read (and anew in every process).
+
+    Args:
+        path: the HDF5 file; ``<stem>_meta.json`` must lie beside it.
+        split: name of the group.
+        repair: mend the two known defects of the edges in released files, as GHN-3 does; files with an attribute
+            ``repaired`` have none.
+
+    Raises:
+        FileNotFoundError: one of the files does not exist.
+        ValueError: the meta JSON cannot be read, is incomplete or has no such split.
+    """
+
+    def __init__(self, path: str | Path, split: str, repair: bool = True):
+        self.path, self.split, self.repair = Path(path), split, repair
+        meta_path = _meta_path(self.path)
+        for needed in (self.path, meta_path):
+            if not needed.is_file():
+                raise FileNotFoundError(f"{needed} does not exist")
+        try:
+            meta = json.loads(meta_path.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{meta_path} is damaged or incomplete: {error}") from error
+        if split not in meta:
+            raise ValueError(f"{meta_path} has no split {split!r}, only {', '.join(meta)}")
+        try:
+            self._nets, tables = meta[split]["nets"], meta[split]["meta"]
+            self._ops, self._names = (
+                {int(i): name for i, name in tables[key].items()} for key in ("primitives_ext", "unique_op_names")
+            )
+        except KeyError as error:
+            raise ValueError(f"{meta_path} is incomplete: {split!r} has no {error}") from error
+        self._open: tuple[int, Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self._nets)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": None}  # an open file belongs to its process
+
+    def read(self, index: int) -> StoredArchitecture:
+        """Network ``index`` with the width stored in the file, 32 where there is none.
+
+        Raises:
+            ValueError: the record is missing, damaged or contradicts its description, which is also checked against
+                the number of parameters that it states.
+        """
+        net = self._nets[index]
+        adjacency, nodes = self._arrays(index)
+        where = f"network {index} of {self.path} ({self.split})"
+        n = len(nodes)
+        if adjacency.shape != (n, n) or nodes.shape[1:] != (3,) or net.get("num_nodes", n) != n:
+            described = net.get("num_nodes")
+            raise ValueError(f"{where}: {n} nodes and an adjacency {adjacency.shape}, but {described} are described")
+        if np.tril(adjacency).any():
+            raise ValueError(f"{where}: edges that point backwards")
+        try:
+            rows = ((self._ops[op], cell, self._names[name]) for op, cell, name in nodes.tolist())
+            records = tuple((primitive_name(op), parameter_name(name, cell)) for op, cell, name in rows)
+            genotype, norm = Genotype.from_lists(**net["genotype"]), "bn" if net["norm"] else None
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{where}: unknown id or primitive, or missing argument: {error}") from error
+        edges = np.argwhere(adjacency == 1).tolist()
+        if self.repair and not self._handle().attrs.get("repaired", False):
+            edges = repair_edges(edges, [op for op, _ in records], net, "msa" in genotype.names)
+        arguments = {key: net[key] for key in ARGUMENTS if key in net}
+        arch = StoredArchitecture(genotype, norm=norm, **arguments, records=records, edges=tuple(map(tuple, edges)))
+        counted, described = numbers_of_parameters(arch), net.get("num_params")
+        if described and described != counted:
+            raise ValueError(f"{where}: {counted} parameters, but {described} are described")
+        return arch
+
+    def _arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Adjacency (N, N) and node rows (N, 3)."""
+        try:
+            group = self._handle()[self.split][str(index)]
+            return group["adj"][:], group["nodes"][:].astype(np.int64)
+        except (OSError, KeyError, RuntimeError) as error:
+            raise ValueError(f"{self.path} is damaged or incomplete at network {index}: {error}") from error
+
+    def _handle(self):
+        if self._open is None or self._open[0] != os.getpid():
+            import h5py  # only those who read the official files need it
+
+            self._open = os.getpid(), h5py.File(self.path, "r")
+        return self._open[1]
+
+
+def _meta_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_meta.json")
+
+
+def numbers_of_parameters(arch: Architecture) -> dict[str, int]:
+    """What meta JSON states: parameters with 32 channels, 256 hidden units and 10 classes in either form."""
+    base = replace(arch, C=32, fc_dim=256)
+    return {form: base.adapted(10, size).num_params for form, size in (("cifar10", 32), ("imagenet", 224))}
+
+
+def primitive_name(extended: str) -> str:
+    """The primitive that a name with kernel size stands for, such as "conv_1x1" or "sep_conv_3x3"."""
+    aliases = {"fc-b": "bias", "bnorm": "bn"}
+    return next((known for known in PRIMITIVES if known[:4] == extended[:4]), None) or aliases[extended]
+
+
+def parameter_name(stored: str, cell: int) -> str:
+    """A parameter's qualified name from the one in the file, which older code wrote; "" for operations."""
+    name = f"{stored}weight" if stored.endswith("to_out.0.") else stored
+    if not name.endswith((".weight", ".bias")):
+        return ""
+    for part in ("stem", "pos_enc"):
+        if part in name:
+            return name[name.index(part) :]
+    if name.startswith("classifier"):
+        return name
+    parts = name.split(".")
+    if parts[0] == "_ops" and parts[2].isdigit():
+        parts.insert(2, "op")  # modules had no inner container then
+    if parts[0] == "_ops" and parts[2] in ("to_qkv", "to_out"):
+        parts.insert(2, "attn")
+    return ".".join(("cells", str(cell), *parts))
+
+
+def repair_edges(edges: list[list[int]], ops: list[str], net: dict[str, Any], attention: bool) -> list[list[int]]:
+    """Mend the two known defects of released graphs: cell 1 must read stem 1, only joins have several inputs."""
+    s0, s1 = (4, 6) if net["norm"] else (2, 3)
+    if net["stem_type"] == 1 and not attention:
+        after_s0 = [target for source, target in edges if source == s0]
+        after_s1 = [target for source, target in edges if source == s1]
+        if len(after_s1) == 1 and len(after_s0) > 1 and after_s0[-1] - after_s0[-2] != 1:
+            edges = [[s1, t] if (s, t) == (s0, after_s0[-1]) else [s, t] for s, t in edges]
+    kept, seen = [], set()
+    for source, target in sorted(edges):
+        if ops[target] in JOINS or target not in seen:
+            kept.append([source, target])
+        seen.add(target)
+    return kept

@@ -1,0 +1,137 @@
+"""Numbers with their 95 % intervals, and the verdict on the claim that such a number is above 0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import hypot, isnan, nan
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+
+class Measured(NamedTuple):
+    """A number, the bounds of its interval (NaN if there is none), over how many networks, runs or seeds."""
+
+    value: float
+    low: float = nan
+    high: float = nan
+    n: int | None = None
+
+    def over(self, other: Measured) -> Measured:
+        """The difference, its interval that of independent estimates (MOVER, Zou 2007): wide if they share networks."""
+        value = self.value - other.value
+        low = value - hypot(self.value - self.low, other.high - other.value)
+        high = value + hypot(self.high - self.value, other.value - other.low)
+        return Measured(value, low, high, min((n for n in (self.n, other.n) if n), default=None))
+
+    @property
+    def verdict(self) -> str:
+        """Held or not held where the interval lies on one side of 0, else not decided: a sign alone decides nothing."""
+        if isnan(self.value):
+            return "not testable at this scale"
+        if isnan(self.low):
+            return "not decided (no interval)"
+        return "held" if self.low > 0 else "not held" if self.high <= 0 else "not decided"
+
+    def __str__(self) -> str:
+        if isnan(self.low):
+            return f"{self.value:+.3g} (no interval)"
+        return f"{self.verdict}: {self.value:+.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def mean_and_error(values: Iterable[float]) -> dict[str, float]:
+    """Number of values that are not NaN, their mean, population deviation, standard error (deviation / sqrt(n))."""
+    values = np.asarray(list(values), dtype=float)
+    values = values[~np.isnan(values)]
+    mean, deviation = float(values.mean()), float(values.std())
+    error = deviation / len(values) ** 0.5 if len(values) else nan
+    return {"n": len(values), "mean": mean, "deviation": deviation, "standard_error": error}
+
+
+def mean_interval(values: Iterable[float]) -> Measured:
+    """Mean of the values that are not NaN with its interval by Student's t (none for a single value)."""
+    values = np.asarray(list(values), dtype=float)
+    values = values[~np.isnan(values)]
+    n, mean = len(values), float(values.mean()) if len(values) else nan
+    half = float(stats.t.ppf(0.975, n - 1) * stats.sem(values)) if n > 1 else nan
+    return Measured(mean, mean - half, mean + half, n)
+
+
+def paired_interval(a: Sequence[float], b: Sequence[float]) -> Measured:
+    """``mean_interval`` of a - b over paired observations; NaN: not observed."""
+    return mean_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
+
+
+def share_above_half(wins: int, n: int) -> Measured:
+    """The share of ``wins`` among n minus a half, with its Clopper-Pearson interval."""
+    share = stats.binomtest(wins, n)
+    return Measured(*(float(x) - 0.5 for x in (share.statistic, *share.proportion_ci())), n)
+
+
+def tau_of(tau: float, n: int) -> Measured:
+    """Kendall's tau over n observations with its interval, see ``tau_interval``."""
+    return Measured(float(tau), *tau_interval(tau, n), int(n))
+
+
+def of_row(row: pd.Series) -> Measured:
+    """The tau of a row of ``rank_correlations``."""
+    return Measured(float(row["tau"]), float(row["low"]), float(row["high"]), int(row["n"]))
+
+
+def tau_interval(tau: float, n: int) -> tuple[float, float]:
+    """95 % interval of Kendall's tau over n observations, by the variance 0.437 / (n - 4) of atanh(tau) (Fieller,
+    Hartley and Pearson 1957); not a number for n < 5."""
+    if n < 5:
+        return float("nan"), float("nan")
+    centre, half = np.arctanh(np.clip(tau, -0.999, 0.999)), 1.96 * (0.437 / (n - 4)) ** 0.5
+    return float(np.tanh(centre - half)), float(np.tanh(centre + half))
+
+
+def rank_correlations(scores: pd.DataFrame, accuracy: Sequence[float], top: int | None = None) -> pd.DataFrame:
+    """Agreement of scores with accuracies after training (GHN-3 Table 13, GHN 2018 Table 3).
+
+    Args:
+        scores: one row an architecture, one column a method; missing values are left out.
+        accuracy: of the same architectures, trained.
+        top: only among so many architectures with the highest accuracy.
+
+    Returns:
+        One row a method: ``n``, Kendall's ``tau`` with the bounds of its interval, ``low`` and ``high``, and Pearson's
+        ``r``; not a number for fewer than 3 architectures, the bounds for fewer than 5.
+    """
+    table = scores.assign(accuracy=list(accuracy))
+    if top is not None:
+        table = table.nlargest(top, "accuracy")
+    rows = {}
+    for method in scores.columns:
+        pairs = table[[method, "accuracy"]].dropna()
+        enough = len(pairs) > 2
+        tau = stats.kendalltau(*pairs.to_numpy().T).statistic if enough else float("nan")
+        r = stats.pearsonr(*pairs.to_numpy().T).statistic if enough else float("nan")
+        low, high = tau_interval(tau, len(pairs))
+        rows[method] = {"n": len(pairs), "tau": float(tau), "low": low, "high": high, "r": float(r)}
+    return pd.DataFrame(rows).T.astype({"n": int})
+
+
+def top_against_random(score: Sequence[float], accuracy: Sequence[float], k: int, seed: int) -> dict[str, float]:
+    """Random search with a surrogate: trained accuracy of the k highest scores against k architectures at random.
+
+    Returns:
+        ``n``: k; ``top``, mean accuracy of the k best by score; ``random``, of all; ``lead`` of the top, with bounds
+        ``low`` and ``high``: what remains of it against 95 % of 10,000 random choices of k (GHN 2018 Table 1).
+    """
+    accuracy = np.asarray(accuracy, dtype=float)
+    top = accuracy[np.argsort(np.asarray(score), kind="stable")[::-1][:k]].mean()
+    rng = np.random.default_rng(seed)
+    drawn = accuracy[rng.permuted(np.tile(np.arange(len(accuracy)), (10_000, 1)), axis=1)[:, :k]].mean(1)
+    low, high = top - np.quantile(drawn, (0.975, 0.025))
+    mean = accuracy.mean()
+    return {"n": k, "top": top, "random": mean, "lead": top - mean, "low": float(low), "high": float(high)}
+
+
+def with_standard_error(values: pd.Series) -> str:
+    """``mean ± standard error`` of the values that are not NaN, in their unit; ``mean (n = 1)`` of a single one."""
+    spread = f"± {values.std(ddof=0) / values.count() ** 0.5:.1f}" if values.count() > 1 else f"(n = {values.count()})"
+    return f"{values.mean():.1f} {spread}"

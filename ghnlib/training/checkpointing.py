@@ -1,0 +1,93 @@
+"""Files of a training that survive a kill: checkpoints, history."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+
+import filelock
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from ghnlib.training.ranks import is_first_rank, sum_over_ranks
+from ghnlib.training.step import MetaTrainer
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says what happened and what to change."""
+
+
+def say(text: str) -> None:
+    """Print a line, once for all ranks."""
+    if is_first_rank():
+        with suppress(BrokenPipeError):  # who read this may have been killed: the training is to be saved all the same
+            tqdm.write(text)
+
+
+def save(state: dict, folder: Path) -> None:
+    """Write a checkpoint, then rename it: at any moment a kill or a full disk leaves a good one, this or the last."""
+    new, last = folder / "checkpoint.new", folder / "checkpoint.pt"
+    try:
+        with new.open("wb") as file:
+            torch.save(state, file)
+            os.fsync(file.fileno())
+        if last.exists():
+            os.replace(last, folder / "checkpoint.previous.pt")
+        os.replace(new, last)
+        write_history(state["progress"]["history"], folder)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as either
+        new.unlink(missing_ok=True)
+        free = shutil.disk_usage(folder).free >> 20
+        raise TrainingError(f"cannot write a checkpoint to {folder} ({error}, {free} MiB free); "
+                            "the last one is intact, free some space and start again") from error  # fmt: skip
+
+
+def write_history(rows: list[dict], folder: Path) -> None:
+    pd.DataFrame(rows).to_csv(folder / "history.new", index=False)
+    os.replace(folder / "history.new", folder / "history.csv")
+
+
+def resume_together(trainer: MetaTrainer, folder: Path, identity: str) -> dict:
+    """Progress of the last checkpoint, the same on all ranks. The first reads alone: it may set files aside."""
+    progress = _resume(trainer, folder, identity) if is_first_rank() else None
+    step = sum_over_ranks(progress["step"] if progress else 0, next(trainer.ghn.parameters()).device)
+    progress = progress or _resume(trainer, folder, identity)
+    if progress["step"] != step:
+        raise TrainingError(f"a process would start after step {progress['step']}, the first after {step:.0f}: "
+                            f"{folder} must be one folder that all nodes see")  # fmt: skip
+    return progress
+
+
+def _resume(trainer: MetaTrainer, folder: Path, identity: str) -> dict:
+    start = {"step": 0, "position": 0, "skipped": [], "window": [], "history": []}
+    for name in "checkpoint.pt", "checkpoint.previous.pt":
+        try:
+            state = torch.load(folder / name, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            continue
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            say(f"{folder / name} is damaged ({error}): trying the one before it")
+            os.replace(folder / name, folder / "checkpoint.damaged.pt")  # or the next save would take it for good
+            continue
+        if state["identity"] != identity:
+            say("the checkpoint here is of another configuration or data: now checkpoint.old.pt, starting anew")
+            os.replace(folder / name, folder / "checkpoint.old.pt")
+            (folder / "checkpoint.previous.pt").unlink(missing_ok=True)
+            return start
+        trainer.load_state_dict(state)
+        say(f"resuming after step {state['progress']['step']}")
+        return state["progress"]
+    return start
+
+
+@contextmanager
+def only_writer(folder: Path):
+    try:
+        with filelock.FileLock(folder / "lock", timeout=0) if is_first_rank() else nullcontext():
+            yield
+    except filelock.Timeout as error:
+        raise TrainingError(f"another process is training in {folder}: wait for it or stop it") from error

@@ -1,0 +1,164 @@
+"""Trainings of hypernetworks as params.yaml describes them, in one or more processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import distributed
+
+from ghnlib.architectures.architecture import Architecture
+from ghnlib.config import GHNConfig, Recipe
+from ghnlib.data.images import Augment, ImageSet
+from ghnlib.data.sources import ImageSplits, augmentation_of, images_of
+from ghnlib.deepnets.dataset import DeepNets, architectures_of
+from ghnlib.hypernetwork.ghn import GHN
+from ghnlib.measuring.accuracy import predicted_accuracies
+from ghnlib.measuring.kept import map_kept
+from ghnlib.params import Count, Data, Section
+from ghnlib.params import DeepNets as DeepNetsSection
+from ghnlib.processes import stop_with
+from ghnlib.training.checkpointing import TrainingError
+from ghnlib.training.loop import train_ghn
+from ghnlib.training.ranks import is_first_rank, share_of_rank, sum_over_ranks
+
+KEPT_IN_MEMORY = 10_000
+"""Training architectures of which graphs and modules are kept; beyond, each is sampled when its turn comes."""
+
+
+class Job(Section):
+    """One training. ``classes``: indices of the classes to train on, None for all; ``ghn``: its number of classes is
+    that of the images."""
+
+    data: Data
+    deepnets: DeepNetsSection
+    seed: Count
+    classes: tuple[Count, ...] | None = None
+    ghn: GHNConfig
+    recipe: Recipe
+    folder: str
+
+
+def train_variant(job: Job) -> GHN:
+    """Train one hypernetwork, on every rank; the first writes it to ``job.folder/model``."""
+    images = images_of(job.data, job.seed)
+    if job.classes is not None:
+        images = images.subset(job.classes)
+    splits = [architectures_of(job.deepnets, split, images.side, len(images.classes), job.seed,
+                               widths=job.recipe.widths if split == "train" else None)
+              for split in ("train", "val")]  # fmt: skip
+    about = {
+        "classes": job.classes,
+        "data": job.data.model_dump(exclude={"shift", "flip", "test_per_class", "download"}),
+        "deepnets": job.deepnets.model_dump(include={"scale", "path", "train_pool"}),
+    }
+    return train_on(*splits, images, job.ghn, job.recipe, job.seed, job.folder, augmentation_of(job.data), about)
+
+
+def train_on(
+    pool: DeepNets,
+    val: DeepNets,
+    images: ImageSplits,
+    config: GHNConfig,
+    recipe: Recipe,
+    seed: int,
+    folder: str | Path,
+    augment: Augment,
+    about: Mapping[str, object] | None = None,
+) -> GHN:
+    """Train a hypernetwork on the architectures of ``pool``, validated on those of ``val``; it is written to
+    ``folder/model``. ``config``: the number of classes is that of the images. ``about``: see ``train_ghn``."""
+    train = list(pool) if len(pool) <= KEPT_IN_MEMORY else pool
+    unseen = list(val)
+    torch.manual_seed(seed)
+    ghn = GHN(replace(config, num_classes=len(images.classes))).to(_device())
+    train_images, val_images = images.train.to(_device()), images.val.to(_device())
+    train_ghn(
+        ghn, train, train_images, recipe, folder, seed, augment,
+        validate=lambda ghn: {"validation_accuracy": validation_accuracy(ghn, unseen, val_images)}, about=about,
+    )  # fmt: skip
+    if is_first_rank():
+        ghn.save_pretrained(Path(folder) / "model")
+    return ghn
+
+
+def validation_accuracy(ghn: GHN, architectures: Sequence[Architecture], images: ImageSet) -> float:
+    """Mean accuracy in percent with predicted parameters, the architectures shared out among ranks."""
+    mine = share_of_rank(architectures, cost=lambda architecture: len(architecture.graph))
+    scores = map_kept(predicted_accuracies, [(architecture,) for architecture in mine], (ghn, images))
+    total = np.nansum([score["accuracy"] for score in scores])  # what diverged counts as 0
+    return sum_over_ranks(total, _device()) / len(architectures)
+
+
+def train_in_processes(job: Job, devices: int) -> pd.DataFrame:
+    """Run ``train_variant`` in a process of its own, or in one for each core (or GPU), which share every meta-batch.
+
+    The training survives the caller: its checkpoints stay in ``job.folder``, and the same call resumes it. It writes
+    ``job.json`` there; with that file, several nodes that share the folder train together by
+    ``torchrun --nnodes=N --nproc-per-node=GPUS --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT -m ghnlib.training.jobs
+    FOLDER/job.json`` on each.
+
+    Returns:
+        The history of ``train_ghn``.
+
+    Raises:
+        TrainingError: a process failed; the message is the last error of its output.
+    """
+    folder = Path(job.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "job.json").write_text(job.model_dump_json(indent=1))
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"] if devices > 1 else []
+    command = [sys.executable, "-u", *launcher, "-m", "ghnlib.training.jobs", str(folder / "job.json")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GHNLIB_PARENT": str(os.getpid())}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        lines = []
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                lines.append(line)
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        reason = next((line for line in lines if re.match(r"\S*(\[rank\d\]: )?[\w.]*Error\b", line)), "see above")
+        raise TrainingError(f"training in {folder} stopped: {reason.strip()}")
+    return pd.read_csv(folder / "history.csv")
+
+
+def _device() -> torch.device:
+    """This rank's device. Raises TrainingError where a node has more ranks than GPUs."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if rank >= count:
+        raise TrainingError(f"there are {count} GPUs here, not {rank + 1} or more: lower train.devices")
+    return torch.device("cuda", rank)
+
+
+def _main(path: str) -> None:
+    if parent := os.environ.get("GHNLIB_PARENT"):
+        stop_with(int(parent))
+    job = Job.model_validate_json(Path(path).read_text())
+    torch.set_num_threads(1)
+    if _device().type == "cuda":
+        torch.cuda.set_device(_device())
+    if distributed.is_torchelastic_launched():
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        train_variant(job)
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

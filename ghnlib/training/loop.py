@@ -1,0 +1,167 @@
+"""The training of a hypernetwork: meta-batches, log, validation, checkpoints.
+
+Every random choice is a function of the seed and the step, so a checkpoint holds no random state: training
+continues exactly from any step, and on any number of processes up to the order of sums.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from ghnlib.architectures.architecture import Architecture
+from ghnlib.config import Recipe
+from ghnlib.data.images import Augment, ImageSet, mix
+from ghnlib.hypernetwork.ghn import GHN
+from ghnlib.processes import termination_noted
+from ghnlib.training.checkpointing import TrainingError, only_writer, resume_together, save, say, write_history
+from ghnlib.training.ranks import is_first_rank, sum_over_ranks
+from ghnlib.training.step import MetaTrainer
+
+NETWORKS_KEPT = 1024
+"""Modules in memory, about 1 MiB each at the papers' scale; those of larger pools are built anew: their turn is far."""
+RECENT = 1000
+"""Steps over which dropped networks are counted."""
+
+
+def sample_meta_batch(
+    architectures: Sequence[Architecture], recipe: Recipe, seed: int, position: int
+) -> tuple[list[Architecture], int]:
+    """The next meta-batch and the position after it: a pure function of its arguments.
+
+    Architectures, the first ``recipe.architectures``, are drawn without replacement within a pass, in a new order each
+    pass. Meta-batches with too many nodes are passed over, as in the papers.
+    """
+    count = len(architectures) if recipe.architectures is None else recipe.architectures
+    if not recipe.meta_batch <= count <= len(architectures):
+        raise TrainingError(
+            f"meta_batch={recipe.meta_batch} and architectures={recipe.architectures} need as many architectures, "
+            f"there are {len(architectures)}"
+        )
+    per_pass = count // recipe.meta_batch
+    for candidate in range(position, position + 1000):
+        order = _permutation(count, seed, candidate // per_pass)
+        start = candidate % per_pass * recipe.meta_batch
+        chosen = [architectures[i] for i in order[start : start + recipe.meta_batch]]
+        if recipe.meta_batch == 1 or sum(len(a.graph) for a in chosen) <= recipe.max_nodes * max(8, recipe.meta_batch):
+            return chosen, candidate + 1
+    raise TrainingError(
+        f"1000 meta-batches in a row have more than max_nodes={recipe.max_nodes} nodes a network: raise the limit"
+    )
+
+
+@lru_cache(maxsize=2)
+def _permutation(count: int, seed: int, pass_number: int) -> list[int]:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(mix(seed, 3, pass_number))).tolist()
+
+
+def train_ghn(
+    ghn: GHN,
+    architectures: Sequence[Architecture],
+    images: ImageSet,
+    recipe: Recipe,
+    folder: str | Path,
+    seed: int,
+    augment: Augment | None = None,
+    validate: Callable[[GHN], dict[str, float]] | None = None,
+    about: Mapping | None = None,
+) -> pd.DataFrame:
+    """Train a hypernetwork; started again after an interruption, it continues from its last checkpoint.
+
+    SIGTERM ends the step in hand, writes a checkpoint and exits with status 143.
+
+    Args:
+        ghn: initialised hypernetwork, trained in place.
+        folder: for ``checkpoint.pt`` (and the one before it; that of another training becomes ``checkpoint.old.pt``),
+            ``history.csv`` and ``throughput.csv`` (networks and images through them a second). All nodes must see it.
+        seed: decides the order of images and architectures, augmentation and dropout.
+        validate: called on every rank each ``recipe.validate_every`` steps; its values join the history.
+        about: what else the training is of, such as the images; with other values it starts anew.
+
+    Returns:
+        One row a log interval: step, means of what ``MetaTrainer.step`` returns, deviation of the gradient norm,
+        validation values.
+
+    Raises:
+        TrainingError: losses that are not finite have become the rule, a checkpoint cannot be written, another
+            process trains in ``folder``, or not all ranks see it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    pool = recipe.architectures or len(architectures)
+    trainer = MetaTrainer(ghn, recipe, max(1, len(images) // recipe.batch_size), pool * (pool <= NETWORKS_KEPT))
+    decisive = replace(recipe, log_every=1, validate_every=1)  # they change nothing but the history
+    parts = [asdict(ghn.config), asdict(decisive), asdict(augment or Augment()), seed, about]
+    identity = json.dumps(parts, sort_keys=True, default=repr)
+    with only_writer(folder):
+        progress = resume_together(trainer, folder, identity)
+        _loop(trainer, architectures, images, seed, augment, validate, folder, identity, progress)
+        if is_first_rank():  # again: the last process may have been killed between checkpoint and history
+            write_history(progress["history"], folder)
+    return pd.DataFrame(progress["history"])
+
+
+def _loop(trainer, architectures, images, seed, augment, validate, folder, identity, progress) -> None:
+    recipe, device = trainer.recipe, next(trainer.ghn.parameters()).device
+    batches = images.stream(recipe.batch_size, seed, progress["step"], augment)
+    hidden = None if is_first_rank() else True
+    with (
+        tqdm(total=recipe.steps, initial=progress["step"], disable=hidden, unit="step") as bar,
+        termination_noted() as terminated,
+    ):
+        since, started = progress["step"], time.monotonic()
+        while progress["step"] < recipe.steps:
+            step = progress["step"]
+            chosen, progress["position"] = sample_meta_batch(architectures, recipe, seed, progress["position"])
+            progress["window"].append(trainer.step(chosen, *next(batches), seed=mix(seed, 2, step)))
+            progress["skipped"] = [*progress["skipped"], progress["window"][-1]["skipped"]][-RECENT:]
+            progress["step"] = step = step + 1
+            bar.update()
+            _stop_if_diverged(progress["skipped"], recipe.meta_batch)
+            logged = step % recipe.log_every == 0 or step == recipe.steps
+            if logged:
+                _note_throughput(folder, since, step, time.monotonic() - started, recipe)
+                window = pd.DataFrame(progress["window"]).replace(math.inf, math.nan)  # of a step without an update
+                deviation = float(window["grad_norm"].std(ddof=0))
+                row = {"step": step, **window.mean().to_dict(), "grad_norm_deviation": deviation}
+                progress["window"] = []
+                if validate and (step % recipe.validate_every == 0 or step == recipe.steps):
+                    row |= validate(trainer.ghn)
+                progress["history"].append(row)
+                values = "  ".join(f"{name} {value:.3g}" for name, value in row.items() if name != "step")
+                say(f"step {step:>{len(str(recipe.steps))}}/{recipe.steps}  {values}")
+            stop = sum_over_ranks(terminated(), device)  # one that stopped alone would leave the others waiting
+            if (logged or stop) and is_first_rank():
+                save({**trainer.state_dict(), "progress": progress, "identity": identity}, folder)
+            if logged:
+                since, started = step, time.monotonic()
+            if stop:
+                sum_over_ranks(0, device)  # after one process has ended, torchrun ends the others: wait for the save
+                say(f"asked to stop: saved after step {step}; started again, it resumes")
+                raise SystemExit(143)
+
+
+def _stop_if_diverged(recent: Sequence[int], meta_batch: int) -> None:
+    skipped, total = sum(recent), len(recent) * meta_batch
+    if skipped > 20 and skipped > total / 50:
+        raise TrainingError(
+            f"{skipped} of the last {total} networks gave a loss or gradient that is not finite (limit: 1 in 50): "
+            "lower train.recipe.lr or train.recipe.clip, or keep weight_norm on"
+        )
+
+
+def _note_throughput(folder: Path, since: int, step: int, seconds: float, recipe: Recipe) -> None:
+    if is_first_rank():
+        networks = (step - since) * recipe.meta_batch / seconds
+        with (folder / "throughput.csv").open("a" if since else "w") as file:
+            file.write("" if since else "step,networks_per_second,images_per_second\n")
+            file.write(f"{step},{networks:.2f},{networks * recipe.batch_size:.2f}\n")

@@ -1,0 +1,277 @@
+"""The report on accuracy without training: what is counted, compared and trained, on few small networks."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from shared import ROOT
+
+from ghnlib import GHN
+from ghnlib.data.images import DataError
+from ghnlib.data.sources import ImageSplits, images_of
+from ghnlib.experiments import scaling, sizes
+from ghnlib.experiments.evaluate import (
+    Evaluation,
+    accuracy_table,
+    best_networks,
+    claims_without_training,
+    compare_batch_norm,
+    evaluate_networks,
+    evaluate_torchvision_networks,
+    leads,
+    means_by_split,
+    torchvision_table,
+)
+from ghnlib.experiments.initialisations import compare_initialisations
+from ghnlib.experiments.setup import Setup
+from ghnlib.measuring.accuracy import NOT_FINITE, predicted_accuracies
+from ghnlib.measuring.costs import flops, inference_flops, step_flops
+from ghnlib.params import Data, Evaluate, Train
+from ghnlib.params_file import read_merged, validate
+
+SMALL = {"hid": 16, "layers": 1, "heads": 2, "max_shape": [16, 16, 11, 11]}
+VARIANTS = {
+    "mlp": {"encoder": "mlp", "window": "corner"},
+    "ghn2": {"encoder": "gated_gnn", "window": "corner"},
+    "ghn3": {"encoder": "graphormer"},
+    "ghn3-wrong": {"encoder": "graphormer", "batching": "misaligned"},
+    "ghn3-short": {"encoder": "graphormer", "batching": "misaligned", "steps": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("evaluate")
+
+
+@pytest.fixture(scope="module")
+def untrained(folder):
+    """Hypernetworks mlp and ghn2 as they are made, with histories as if they had been trained."""
+    raw = read_merged(ROOT / "params.yaml", ROOT / "profiles" / "tiny.yaml")
+    train = Train.of({**raw["train"], "ghn": {**raw["train"]["ghn"], **SMALL}, "variants": VARIANTS})
+    sections = {"initialised_lrs": [1e20, 0.01], "learned_steps": 3, "train_batch_size": 50, "ood_networks": 1}
+    params, data = validate(raw), Data.of({**raw["data"], "image_size": 8})
+    images = images_of(data, params.seed)
+    setup = Setup("evaluate", params.profile, params.seed, folder / "kept", data=data, deepnets=params.deepnets,
+                  train=train, evaluate=Evaluate.of({**raw["evaluate"], **sections}))  # fmt: skip
+    vars(setup)["images"] = ImageSplits(
+        *(part.few_shot(10, seed=0) for part in (images.train, images.val, images.test))
+    )
+    vars(setup)["hypernetworks"] = hypernetworks = {}
+    for name, accuracy in (("mlp", 30.0), ("ghn2", 20.0)):
+        torch.manual_seed(0)
+        hypernetworks[name] = GHN(train.config(name))
+        rows = {"step": [2, 4, 6], "loss": [3.0, 2.0, 1.0], "grad_norm": [1.0, 3.0, 5.0], "grad_norm_deviation": [0.0, 0.0, 3.0],
+                "validation_accuracy": [math.nan, math.nan, accuracy]}  # fmt: skip
+        Path(folder, "models", name).mkdir(parents=True)
+        pd.DataFrame(rows).to_csv(folder / "models" / name / "history.csv", index=False)
+    return setup
+
+
+@pytest.fixture
+def setup(untrained, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    known = untrained.train.model_copy(
+        update={"variants": {name: untrained.train.variants[name] for name in ("mlp", "ghn2")}}
+    )
+    own = replace(untrained, train=known)
+    vars(own).update(images=untrained.images, hypernetworks=untrained.hypernetworks)
+    return own
+
+
+@pytest.fixture
+def splits(setup):
+    few = {split: [setup.split(split)[0]] for split in ("wide", "deep", "dense", "bnfree")}
+    return {"test": list(setup.split("test")), **few, "predefined": [setup.split("val")[1]]}
+
+
+@pytest.fixture
+def evaluation(setup, splits):
+    return evaluate_networks(setup, splits)  # kept after the first time
+
+
+def rows_of(accuracies, split="test", **more):
+    """Rows of one split, method -> accuracies."""
+    sizes = {
+        "nodes": range(10, 14),
+        "path": [1.0, 2.0, 3.0, 4.0],
+        "batch_norm": True,
+        "width": 16,
+        "depth": [4, 5, 6, 7],
+    }
+    parts = [
+        pd.DataFrame({"method": method, "split": split, "index": range(len(values)), "accuracy": values, "top5": 50.0, "error": "",
+                      **{name: value if np.isscalar(value) else list(value)[: len(values)] for name, value in {**sizes, **more}.items()}})
+        for method, values in accuracies.items()
+    ]  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_what_diverged_counts_as_0_and_what_failed_is_left_out():
+    rows = rows_of({"ghn2": [80.0, math.nan, math.nan], "random": [10.0, math.nan, 20.0]})
+    rows["error"] = ["", NOT_FINITE, "ValueError: too large", "", "", ""]
+    found = Evaluation(rows, ["ghn2"], ["ghn2"], "ghn2")
+    assert (len(found.missing), len(found.diverged)) == (3, 2)
+    assert found.test["ghn2"].dropna().tolist() == [80.0, 0.0] and found.test["random"].tolist() == [10.0, 0.0, 20.0]
+    assert leads(found)["ghn2 - random"][0::3] == (35.0, 2)
+    assert means_by_split(found.counted)["ghn2"]["test"]["n"] == 2
+    assert found.tidy["top1"].isna().sum() == 3
+
+
+def test_claims_are_leads_over_the_same_networks_and_of_batch_norm():
+    rows = pd.concat([rows_of({"ghn2": [50.0, 60.0, 70.0], "ghn3": [56.0, 64.0, 74.0], "SGD, 1 epoch": [60.0, 60.0]}),
+                      rows_of({"ghn2": [10.0, 12.0]}, "bnfree", batch_norm=False)], ignore_index=True)  # fmt: skip
+    claims = claims_without_training(Evaluation(rows, ["ghn2", "ghn3"], ["ghn2"], "ghn3"))
+    assert {name: round(claim.value, 9) for name, claim in claims.items()} == {
+        "without-training-ghn3-ghn2": round(14 / 3, 9),
+        "without-training-ghn3-epoch": 0.0,
+        "without-batch-norm": 49.0,
+    }
+    assert claims["without-training-ghn3-ghn2"].low > 0 and claims["without-training-ghn3-epoch"].n == 2
+
+
+def test_each_hypernetwork_is_evaluated_and_yardsticks_are_trained(setup, splits, evaluation, capsys):
+    rows = evaluation.rows.set_index(["method", "split", "index"])
+    assert evaluation.methods == ["random", "mlp", "ghn2", "SGD, 1 epoch", "SGD, 2 epochs"]
+    assert (evaluation.best, evaluation.compared) == ("mlp", ["mlp", "ghn2"])
+    counts = evaluation.rows.groupby(["method", "split"]).size()
+    assert counts["ghn2"].to_dict() == {"test": 3, "wide": 1, "deep": 1, "dense": 1, "bnfree": 1, "predefined": 1}
+    assert counts["random"].to_dict() == {"test": 2, "wide": 1, "deep": 1, "dense": 1, "bnfree": 1}
+    assert counts["SGD, 1 epoch"].equals(counts["random"])
+    expected = predicted_accuracies(splits["deep"][0], setup.hypernetworks["ghn2"], setup.images.test, 64)
+    assert rows.loc[("ghn2", "deep", 0), ["accuracy", "top5"]].to_dict() == expected
+    assert rows.loc[("ghn2", "deep", 0), "nodes"] == len(splits["deep"][0].graph)
+    assert not rows.loc[("mlp", "bnfree", 0), "batch_norm"]
+    assert list(evaluation.tidy) == ["method", "split", "index", "nodes", "path", "depth", "width", "parameters", "batch_norm", "top1",
+                                     "top5", "error"]  # fmt: skip
+    best = best_networks(evaluation, 2)
+    assert best["mlp"].tolist() == evaluation.test["mlp"].round(1).nlargest(2).tolist() and "random" in best
+
+
+def test_the_table_of_accuracies(evaluation):
+    table, values = accuracy_table(evaluation), evaluation.scores("mlp")
+    assert table["test"]["mlp"] == f"{values.mean():.1f} ± {values.std(ddof=0) / 3**0.5:.1f}"
+    assert table["best of test"]["mlp"] == round(values.max(), 1)
+    assert table["n test"].to_dict() == {"random": 2, "mlp": 3, "ghn2": 3, "SGD, 1 epoch": 2, "SGD, 2 epochs": 2}
+    assert table["top-5, test"].isna().to_dict() == {name: name not in ("mlp", "ghn2") for name in table.index}
+    assert table["ResNet-50"].isna()["random"] and table["ViT"].isna().all()
+
+
+def test_batch_norm_is_compared_on_the_first_networks_that_have_it(setup, splits, evaluation):
+    protocols = compare_batch_norm(setup, splits, evaluation)
+    assert list(protocols.table.index) == [
+        f"{name}, {split}" for name in ("mlp", "ghn2") for split in ("test", "wide", "deep", "dense")
+    ]
+    gain, chosen = protocols.gains["ghn2"]["test"], [i for i, a in enumerate(splits["test"]) if a.norm][:2]
+    statistics = setup.images.train, setup.evaluate.bn_batches, setup.seed
+    both = [[predicted_accuracies(splits["test"][i], setup.hypernetworks["ghn2"], setup.images.test, 64, s)["accuracy"] for i in chosen]
+            for s in (statistics, None)]  # fmt: skip
+    assert gain.value == pytest.approx(np.mean(both[0]) - np.mean(both[1])) and gain.n == 2
+    assert protocols.claims == {"training-statistics": gain}
+
+
+def test_initialisations_have_costs_in_training_steps_and_accuracies_before_and_after(setup, splits):
+    architectures = splits["test"][:2]
+    found = compare_initialisations(setup, "mlp", architectures, ("random", "gradinit", "ghn", "xavier"))
+    assert list(found.scores.columns) == [0, 2] and found.scores.stack().between(0, 100).all()
+    assert set(found.scores.index.get_level_values(0)) == {"random", "gradinit", "ghn"}
+    assert (
+        found.failed["initialisation"].tolist() == ["xavier"] * 2
+        and "unknown initialisation" in found.failed["error"].iloc[0]
+    )
+    assert (found.rows["lr"][found.rows["initialisation"] != "xavier"] == 0.01).all()  # the other diverges
+    assert found.costs["random"] == 0 and found.costs["ghn"] > 0
+    assert found.costs["gradinit"] > 3 * 2 / 3  # batches, a gradient on two thirds of each, and more
+    assert found.claims["few-steps-gradinit"] == found.after["gradinit"] and set(found.after) == {"random", "gradinit"}
+    ahead = found.scores[2].unstack(0)
+    assert found.after["random"].value == pytest.approx((ahead["ghn"] - ahead["random"]).mean())
+    assert found.means["ghn"]["0 steps"]["mean"] == pytest.approx(found.scores.loc["ghn", 0].mean())
+    assert found.table.loc["xavier"].isna().tolist() == [True, False, True, True]
+
+
+def test_initialisations_that_all_fail_stop_the_comparison(setup, splits):
+    with pytest.raises(DataError, match="unknown initialisation 'xavier'"):
+        compare_initialisations(setup, "mlp", splits["test"][:1], ("xavier",))
+
+
+def test_the_cost_of_a_training_is_that_of_its_steps_networks_and_images(setup, splits):
+    few = splits["test"][:2]
+    costs = scaling.training_costs(setup, few)
+    ghn = setup.hypernetworks["ghn2"]
+    predicting = sum(flops(lambda a=a: ghn([a.graph], predict_class_layers=True)) for a in few) / 2
+    networks = 8 * 3 * sum(map(inference_flops, few)) / 2
+    assert costs.loc["ghn2", "flops"] == pytest.approx(6 * 2 * (networks + 3 * predicting))
+    assert (costs.loc["ghn2", "grad_norm"], costs.loc["ghn2", "encoder"]) == (3.0, "gated_gnn")
+    assert costs.loc["mlp", "grad_norm_deviation"] == pytest.approx(((1 + 9 + 25 + 9) / 3 - 9) ** 0.5)
+    assert list(scaling.training_costs(setup, few[:1], ["mlp"]).index) == ["mlp"]
+    assert step_flops(few) == (step_flops(few[:1]) + step_flops(few[1:])) / 2
+
+
+def test_points_of_equal_models_and_steps_are_joined_where_meta_batches_differ():
+    costs = pd.DataFrame({"encoder": "gated_gnn", "hid": [16, 16, 16, 32, 32], "layers": 1, "steps": [3, 3, 9, 3, 3], "meta_batch": [1, 8, 1, 2, 2],
+                          "parameters": 1e6, "flops": 2e12, "grad_norm": [7.0, 2.0, 1.0, 1.0, 1.0], "grad_norm_deviation": 1.0,
+                          scaling.TOP1: 50.0}, index=["ghn2-m1", "ghn2-m8", "ghn2-long", "a", "b"])  # fmt: skip
+    points = scaling.scaling_points(costs)
+    assert points["line"].dropna().index.tolist() == ["ghn2-m1", "ghn2-m8"] and points["line"].nunique() == 1
+    assert points["TFLOPs of training"].tolist() == [2.0] * 5
+    assert scaling.claims_of_scaling(costs)["gradient-norm"][:1] == (5.0,)
+    assert scaling.claims_of_scaling(costs)["gradient-norm"].verdict == "not decided (no interval)"
+    assert scaling.claims_of_scaling(costs.drop("ghn2-m8")) == {}
+    by_batch = scaling.gradient_by_meta_batch(costs)["grad_norm"]
+    assert by_batch.to_dict() == {("gated_gnn", 3, 1): 7.0, ("gated_gnn", 3, 2): 1.0, ("gated_gnn", 3, 8): 2.0}
+
+
+def test_losses_are_those_of_models_with_several_meta_batches(setup):
+    points = pd.DataFrame({"model": ["x", "x"], "meta_batch": [8, 1]}, index=["mlp", "ghn2"])
+    losses = scaling.losses_by_meta_batch(setup, points)
+    assert (
+        losses["variant"].unique().tolist() == ["ghn2, m = 1", "mlp, m = 8"]
+        and losses["loss"].tolist() == [3.0, 2.0, 1.0] * 2
+    )
+    assert scaling.losses_by_meta_batch(setup, points.assign(meta_batch=1)).empty
+
+
+def test_batching_is_compared_where_it_alone_differs(untrained):
+    test = pd.DataFrame({name: [50.0, 60.0] for name in VARIANTS}) + [0, 0, 7, 0, 0]
+    found = scaling.batching_leads(untrained, test)
+    assert list(found) == ["ghn3 - ghn3-wrong"] and found["ghn3 - ghn3-wrong"].value == 7
+
+
+def test_error_and_size_are_correlated_by_method():
+    values = {"ghn2": [90.0, 80.0, 85.0, 60.0], "mlp": [1.0, 2.0, 3.0, 4.0]}
+    taus = sizes.error_and_size(rows_of(values))
+    assert taus["ghn2"].loc["path", "tau"] == pytest.approx(4 / 6) and taus["mlp"].loc["path", "tau"] == -1
+    assert {name: claim.value for name, claim in sizes.claims_of_size(taus).items()} == pytest.approx(
+        {"error-and-path": 4 / 6, "error-and-nodes": 4 / 6}
+    )
+    assert sizes.claims_of_size({"mlp": taus["mlp"]}) == {}
+    assert sizes.tau_table(taus).loc["mlp", "nodes"] == "-1.00 [nan, nan]"
+
+
+def test_panels_show_networks_with_and_without_batch_norm_apart():
+    rows = pd.concat([rows_of({"ghn2": [50.0, 60.0, 70.0, 80.0], "short": [1.0] * 4, "random": [9.0]}), rows_of({"ghn2": [40.0, 44.0]}, "deep"),
+                      rows_of({"ghn2": [10.0, 12.0]}, "bnfree", batch_norm=False), rows_of({"ghn2": [99.0]}, "predefined")], ignore_index=True)  # fmt: skip
+    found = Evaluation(rows, ["ghn2", "short"], ["ghn2"], "ghn2")
+    width, depth, nodes, bare = sizes.size_panels(found)
+    assert [len(p.rows) for p in (width, depth, nodes, bare)] == [5, 7, 7, 2]
+    assert set(depth.rows["method"]) == {"ghn2", "random"} and "predefined" not in set(nodes.rows["split"])
+    assert (nodes.rows.groupby("fifth")["nodes"].nunique() <= 2).all()
+    assert sizes.size_correlations(found)["depth without batch norm: cells"] == pytest.approx(1)
+    assert sizes.norm_gap(found).value == pytest.approx(np.mean([50, 60, 70, 80, 40, 44]) - 11)
+
+
+def test_torchvision_is_left_out_unless_it_is_asked_for(setup):
+    rows = evaluate_torchvision_networks(setup)
+    assert rows.empty and torchvision_table(rows, ["mlp", "ghn2"]).isna().all().all()
+    assert means_by_split(rows) == {}
+    known = pd.DataFrame({"network": ["resnet50", "alexnet", "swin_v2_t"], "accuracy": [4.0, 2.0, math.nan], "method": "ghn2",
+                          "split": ["PyTorch split", "PyTorch split", "newer"]})  # fmt: skip
+    table = torchvision_table(known, ["mlp", "ghn2"])
+    assert (
+        table.loc["ghn2"].to_dict() == {"PyTorch split": "3.00 ± 1.00 (n = 2)", "ResNet-50": 4.0}
+        and table.loc["mlp"].isna().all()
+    )

@@ -1,0 +1,238 @@
+"""The report on fine-tuning: budgets, what is tuned, trained and compared, on few small networks."""
+
+import math
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from shared import ROOT, digits, pool, tiny
+
+from ghnlib.data.sources import ImageSplits
+from ghnlib.experiments import finetune, resnet50
+from ghnlib.experiments.families import class_layers
+from ghnlib.experiments.finetune import Budgets, Trainings, wins
+from ghnlib.experiments.resnet50 import (
+    claims_of_resnet50,
+    compare_on_resnet50,
+    crossover,
+    crossover_in_words,
+    crossovers,
+)
+from ghnlib.experiments.setup import Setup
+from ghnlib.measuring.accuracy import evaluate_predictions
+from ghnlib.params import FineTune
+from ghnlib.params_file import read_merged, validate
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    """The tiny profile with few images of 8 pixels, hypernetworks untrained, a rate that diverges in its grid."""
+    raw = read_merged(ROOT / "params.yaml", ROOT / "profiles" / "tiny.yaml")
+    settings = {"batch_size": 10, "lrs": {"sgd": [1e20, 0.01], "adamw": []}, "budgets": [0.1, 1], "variants": ["ghn3"],
+                "families": ["small-resnet", "resnet49"], "networks": 2, "resnet50_steps": 20, "resnet50_variants": ["ghn2"],
+                "resnet50_lrs": {"sgd": [1e20, 0.01], "adam": [1e-3]}}  # fmt: skip
+    read = validate(raw)
+    setup = Setup("finetune", read.profile, read.seed, tmp_path_factory.mktemp("finetune"), data=read.data, deepnets=read.deepnets,
+                  train=read.train, finetune=FineTune.of({**raw["finetune"], **settings}))  # fmt: skip
+    images = digits(image_size=16)
+    vars(setup)["images"] = ImageSplits(*(part.few_shot(6, seed=0) for part in (images.train, images.val, images.test)))
+    vars(setup)["hypernetworks"] = {"ghn2": tiny("gated_gnn"), "ghn3": tiny()}
+    return setup
+
+
+@pytest.fixture(scope="module")
+def networks(setup):
+    return finetune.choose_networks(setup)
+
+
+@pytest.fixture(scope="module")
+def tuned(setup, networks):
+    return finetune.tune_settings(setup, networks)
+
+
+@pytest.fixture(scope="module")
+def trained(setup, networks, tuned):
+    return finetune.train_networks(setup, networks, tuned)
+
+
+def test_budgets_are_named_and_compared_with_those_of_the_papers():
+    budgets = Budgets((8, 80, 160), 80)
+    assert list(budgets.moments.values()) == ["0 steps", "4 steps", "8 steps", "1 epoch", "2 epochs"]
+    assert (budgets.tenth, budgets.one, budgets.in_epochs(40)) == ("8 steps", "1 epoch", "40 (0.5 epochs)")
+    assert [budgets.checkpoints(n) for n in budgets.steps] == [[0, 4, 8], [80], [80, 160]]
+    assert finetune.papers_of(budgets) == ["finetune/tenth-epoch", "finetune/epoch"]
+
+
+def test_without_an_epoch_the_longest_budget_stands_in_for_it():
+    budgets = Budgets((2, 30), 80)
+    assert list(budgets.moments.values()) == ["0 steps", "2 steps", "30 steps"]
+    assert (budgets.tenth, budgets.one, finetune.papers_of(budgets)) == (None, "30 steps", [])
+
+
+def test_networks_are_those_that_predictions_serve_best(setup, networks):
+    assert {family: len(chosen) for family, chosen in networks.chosen.items()} == {"DeepNets": 2, "small-resnet": 1}
+    candidates = list(setup.split("test"))
+    scores = evaluate_predictions(setup.hypernetworks["ghn3"], candidates, setup.images.val)["accuracy"]
+    worst = candidates[scores.argmin()]
+    assert networks.chosen["DeepNets"] == [candidates[i] for i in scores.nlargest(2).index]
+    assert len(candidates) == 3 and worst not in networks.chosen["DeepNets"]
+    assert networks.tuning["DeepNets"] == [setup.split("val")[0]]
+    assert list(networks.refused) == ["resnet49"] and "resnet49" in networks.refused["resnet49"]
+    assert class_layers(networks.chosen["small-resnet"][0].graph) == ["fc.weight", "fc.bias"]
+
+
+def test_each_side_is_tuned_for_each_budget(setup, tuned):
+    budgets = Budgets.of(setup)
+    assert list(tuned) == [(family, steps) for family in ("DeepNets", "small-resnet") for steps in (1, 6)]
+    assert list(tuned["DeepNets", 6]) == ["ghn3", "orthogonal", "random"]
+    assert tuned["DeepNets", 1]["random"] == {"optimizer": "sgd", "lr": 0.01, "weight_decay": 3e-4}
+    table = finetune.settings_table(tuned, budgets)
+    assert table.loc["DeepNets, 1 epoch", "random"] == "sgd, lr 0.01, weight decay 0.0003"
+
+
+def test_each_network_is_trained_from_each_side_at_each_budget(trained):
+    assert trained.moments == ["0 steps", "1 steps", "1 epoch"]
+    assert trained.per_network.groupby(["initialisation", "moment"]).size().eq(2).all()
+    assert set(trained.longest["step"]) == set(range(1, 7)) and set(trained.evaluated["step"]) == {0, 6}
+    assert trained.by_family().shape == (3, 3) and trained.by_family().loc[("small-resnet", "ghn3")].notna().all()
+    assert finetune.accuracy_table(trained).shape == (3, 3)
+    rows = trained.per_network.loc["ghn3", "1 epoch"]
+    assert trained.means()["ghn3"]["1 epoch"]["mean"] == pytest.approx(rows.mean())
+
+
+def trainings(rows, budgets=None, **values):
+    complete = {"family": "DeepNets", "error": "", "seed": 0, "step": 1, "budget": 1, "loss": 1.0}
+    return Trainings(rows.assign(**{**complete, **values}), budgets or Budgets((1, 10), 10), ("ghn2", "ghn3"))
+
+
+def test_claims_are_leads_over_the_same_networks():
+    moments = {"0 steps": [10, 20, 30], "1 steps": [50, 60, 70], "1 epoch": [80, 80, 80]}
+    found = trainings(
+        rows_of(random=moments, ghn3={"0 steps": [40, 50, 60], "1 steps": [40, 70, 73], "1 epoch": [79, 85, 87]})
+    )
+    claims = finetune.claims_of_leads(found) | finetune.claims_of_wins(found)
+    assert {name: (round(claim.value, 6), claim.n) for name, claim in claims.items()} == {
+        "few-steps": (1.0, 3), "one-epoch": (3.666667, 3), "full-training": (3.666667, 3), "wins-after-epoch": (0.166667, 3),
+    }  # fmt: skip
+    assert claims["few-steps"].low < 0 < claims["few-steps"].high and found.leads("ghn3")["0 steps"].value == 30
+
+
+def test_without_an_epoch_or_the_hypernetwork_there_is_no_claim_of_it():
+    rows = rows_of(random={"1 steps": [1], "9 steps": [2]}, ghn3={"1 steps": [3], "9 steps": [5]})
+    found = trainings(rows, Budgets((1, 9), 10))
+    assert {name: claim.value for name, claim in finetune.claims_of_leads(found).items()} == {
+        "few-steps": 2,
+        "full-training": 3,
+    }
+    assert not finetune.claims_of_wins(found)
+    assert list(finetune.wins_table(found, "ghn3").columns.levels[0]) == ["same budget", "random after 9 steps"]
+    others = replace(found, variants=("ghn2",))
+    assert not finetune.claims_of_leads(others) and not finetune.claims_of_wins(others)
+
+
+def test_what_diverged_counts_as_0_and_what_failed_is_left_out():
+    rows = rows_of(random={"1 steps": [50, 60]}, ghn3={"1 steps": [80, math.nan]})
+    failed = rows_of(ghn3={"1 steps": [math.nan]}).assign(network=2)
+    found = trainings(pd.concat([rows, failed]), error=[""] * len(rows) + ["ValueError: too large"] * len(failed))
+    assert found.means()["ghn3"]["1 steps"]["mean"] == pytest.approx((80.5 + 0) / 2)
+    assert len(found.failed) == 4 and "too large" in found.failed[-1]
+
+
+def test_published_wins_stand_beside_budgets_like_theirs():
+    moments = {"0 steps": [10], "1 steps": [50], "1 epoch": [80]}
+    table = finetune.wins_table(trainings(rows_of(random=moments, ghn3=moments)), "ghn3")
+    assert table.iloc[:, -1].tolist() == ["5%, 1.6, -16.4", "14%, 11.0, -12.0", "74%, 12.3, -4.2"]
+    assert table["random after 1 epoch", "mean loss"].tolist()[:2] == [-70, -30]
+
+
+def test_wins_are_counted_by_what_networks_are_made_of():
+    networks = (*pool(size=6), *pool("bnfree", 2))
+    moments = {"0 steps": [10] * 8}
+    found = trainings(rows_of(random=moments, ghn3={"0 steps": [20, 20, 0, 20, 20, 20, 0, 0]}))
+    table = finetune.wins_by_kind(found, networks, "ghn3")["0 steps"]
+    without = [i for i, network in enumerate(networks) if not any(node.op == "bn" for node in network.graph.nodes)]
+    assert table["no batch norm"] == f"{len(set(without) & {0, 1, 3, 4, 5})} of {len(without)}"
+    assert len(table) > 1 and all(cell.split(" of ")[1] != "0" for cell in table)
+
+
+def test_the_early_loss_is_compared_over_networks():
+    moments = {"1 epoch": [10, 10]}
+    found = trainings(rows_of(random=moments, ghn3=moments), budget=10, step=3)
+    rows = found.rows.assign(loss=[2.0, 2.0, 2.5, 2.5, 1.0, 1.0, 1.0, 1.0])
+    steps, lower = replace(found, rows=rows).early_loss("ghn3")
+    assert (steps, lower.value, lower.n) == (3, 1.25, 2)
+
+
+def rows_of(**accuracies):
+    rows = [
+        {"initialisation": name, "moment": moment, "network": network, "seed": seed, "accuracy": value + seed}
+        for name, moments in accuracies.items() for moment, values in moments.items()
+        for network, value in enumerate(values) for seed in (0, 1)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_wins_gains_and_losses():
+    results = rows_of(
+        random={"early": [10, 20, 30], "late": [50, 60, 70]}, ghn={"early": [40, 22, 29], "late": [40, 60, 66]}
+    )
+    early, late = wins(results, "ghn").loc["early"], wins(results, "ghn").loc["late"]
+    assert early.to_dict() == {"networks": 3, "wins": 2, "mean gain": 16, "mean loss": -1, "largest loss": -1}
+    assert (late["wins"], late["mean loss"], late["largest loss"]) == (0, -7, -10) and math.isnan(late["mean gain"])
+    assert wins(results, "ghn", against="late").loc["early", "mean loss"] == pytest.approx((-10 - 38 - 41) / 3)
+
+
+@pytest.mark.parametrize(
+    ("ghn", "step"), [([3, 2, 1], None), ([5, 5, 5], 0), ([3, 3, 3], 20), ([3, 2.9, math.nan], 30), ([5, 2, 9], 30)]
+)
+def test_crossover_is_where_random_initialisation_stays_ahead(ghn, step):
+    losses = {"random": [4, 3, 2], "ghn": ghn}
+    rows = [
+        {"initialisation": n, "step": s, "loss": v} for n, all_ in losses.items() for s, v in zip((10, 20, 30), all_)
+    ]
+    assert crossover(pd.DataFrame(rows), "ghn") == step
+    scores = [{**row, "accuracy": 100 - row["loss"], "loss": 1.0} for row in rows]
+    unseen = [{"initialisation": n, "step": 15, "accuracy": math.nan, "loss": 1.0} for n in losses]
+    assert crossover(pd.DataFrame(scores + unseen), "ghn", "accuracy") == step
+
+
+@pytest.mark.parametrize(("name", "step"), [("ghn", 0), ("random", None)])
+def test_a_side_that_diverged_in_all_runs_is_not_ahead(name, step):
+    losses = {"random": 4.0, "ghn": 5.0} | {name: math.nan}
+    rows = [{"initialisation": n, "step": s, "loss": v} for n, v in losses.items() for s in (10, 20)]
+    assert crossover(pd.DataFrame(rows), "ghn") == step
+
+
+def test_a_crossover_is_told_in_epochs():
+    budgets = Budgets((10,), 20)
+    words = [crossover_in_words(step, budgets) for step in (None, 0, 30)]
+    assert words == ["ahead to the end", "never ahead", "ahead until step 30 (1.5 epochs)"]
+
+
+def test_resnet50_is_compared_by_optimizer_at_its_best_rate(setup, monkeypatch):
+    monkeypatch.setattr(resnet50, "TorchvisionNetwork", lambda classes, side: pool(input_size=16)[0])
+    found = compare_on_resnet50(setup)
+    ends = found[found["step"] == 20].set_index(["initialisation", "optimizer"])["lr"]
+    assert ends.to_dict() == {
+        ("random", "sgd"): 0.01, ("random", "adam"): 1e-3, ("ghn2", "sgd"): 0.01, ("ghn2", "adam"): 1e-3,
+    }  # fmt: skip
+    assert found["accuracy"].notna().all() and len(found) == 4 * 11
+    assert found.loc[found["step"] > 0, "loss"].notna().all()
+    crossed = crossovers(found, ["ghn2"], "accuracy")
+    assert list(crossed) == ["ghn2, sgd", "ghn2, adam"]
+    assert crossed["ghn2, adam"] == crossover(found[found["optimizer"] == "adam"], "ghn2", "accuracy")
+
+
+def test_without_steps_of_resnet50_nothing_is_claimed_of_it(setup):
+    without = replace(setup, finetune=setup.finetune.model_copy(update={"resnet50_steps": 0}))
+    vars(without)["images"] = setup.images
+    assert compare_on_resnet50(without).empty and crossovers(compare_on_resnet50(without), ["ghn2"], "loss") == {}
+
+
+def test_a_crossover_that_never_came_is_infinitely_late():
+    claims = claims_of_resnet50({"ghn1, sgd": 5, "ghn2, sgd": None, "ghn2, adam": 7})
+    assert {name: claim.value for name, claim in claims.items()} == {
+        "resnet50-crossover/sgd": math.inf,
+        "resnet50-crossover/adam": 7,
+    }
+    assert all(claim.verdict == "not decided (no interval)" for claim in claims.values())

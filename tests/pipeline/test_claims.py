@@ -1,0 +1,139 @@
+"""Claims of the papers against what the stages recorded."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ghnlib.params_file import read_yaml, validate
+from ghnlib.pipeline.claims import claims_table, read_metrics, recorded_claims, scales, write_claims
+from ghnlib.pipeline.notebooks import NOTEBOOKS
+from ghnlib.reporting.publish import known_claims
+from ghnlib.reporting.statistics import Measured
+
+ROOT = Path(__file__).parents[2]
+SCALES = {stage: f"{stage}'s scale" for stage in NOTEBOOKS}
+COLUMNS = ["paper", "claim", "published", "ours", "low", "high", "scale", "verdict"]
+
+
+def recorded(**stages):
+    """Metrics that hold claims, after a round through JSON as the pipeline's have."""
+    claims = {stage: {"claims": {key: found._asdict() for key, found in of.items()}} for stage, of in stages.items()}
+    return json.loads(json.dumps(claims))
+
+
+METRICS = recorded(
+    transfer={
+        "new-classes/second": Measured(-10.0, -12.0, -8.0, 4),
+        "new-classes/first": Measured(10.0, 8.0, 12.0, 4),
+        "orth": Measured(1.0, -1.0, 3.0, 4),
+    },
+    evaluate={"without-training-ghn2-mlp": Measured(10.5376, 9.7198, 11.3554, 100)},
+    finetune={"resnet50-crossover/ghn2, adam": Measured(math.inf)},
+    analysis={"frechet-nearest": Measured(math.nan), "diversity-order": Measured(-0.000012345)},
+) | {"anytime": {"area": {}}}
+
+
+def test_rows_join_the_published_number_with_ours():
+    row = claims_table(METRICS, SCALES).set_index("claim").loc["points without training: GHN-2 over MLP"]
+    assert row.to_dict() == {
+        "paper": "PPUDA Table 3", "published": "24.7", "ours": 10.5, "low": 9.72, "high": 11.4,
+        "scale": "evaluate's scale, n = 100", "verdict": "held",
+    }  # fmt: skip
+
+
+def test_rows_stand_in_the_order_of_the_claims_whoever_recorded_first():
+    table = claims_table(METRICS, SCALES)
+    own = [claim.claim for claim in known_claims().values()]
+    assert list(table.columns) == COLUMNS
+    assert (
+        table["claim"]
+        .map(lambda text: next(i for i, claim in enumerate(own) if text.startswith(claim)))
+        .is_monotonic_increasing
+    )
+    assert len(table) == len(own) + 1, "a claim about two datasets has two rows"
+
+
+def test_several_of_a_kind_have_a_row_each_in_the_order_they_were_recorded():
+    rows = claims_table(METRICS, SCALES).set_index("claim")["verdict"]
+    rows = rows[rows.index.str.startswith("points on new classes: from GHN-3")]
+    assert list(rows.items()) == [
+        ("points on new classes: from GHN-3 over from random (paper: XL/m16), second", "not held"),
+        ("points on new classes: from GHN-3 over from random (paper: XL/m16), first", "held"),
+    ]
+
+
+def test_a_number_without_an_interval_decides_nothing():
+    rows = claims_table(METRICS, SCALES).set_index("claim")
+    never = rows.loc["step from which He initialisation is ahead of GHN-2 on ResNet-50, ghn2, adam"]
+    assert (never["ours"], never["verdict"]) == (math.inf, "not decided (no interval)")
+    assert never["scale"] == "finetune's scale", "without a number of networks"
+    small = rows.loc["diversity: smaller step of MLP, GHN-1, GHN-2"]
+    assert (small["ours"], small["verdict"]) == (-1.23e-5, "not decided (no interval)")
+
+
+def test_what_no_stage_could_measure_is_not_testable():
+    table = claims_table(METRICS, SCALES)
+    untested = table[table["ours"].isna()]
+    assert set(untested["verdict"]) == {"not testable at this scale"} and (untested["scale"] == "").all()
+    assert "Frechet distance from training for GHN-2: nearest shifted split over test" in set(untested["claim"])
+    assert len(table) - len(untested) == 6
+    assert claims_table({}, {})["paper"].tolist() == [claim.paper for claim in known_claims().values()]
+
+
+def test_a_claim_that_nobody_knows_is_an_error():
+    with pytest.raises(KeyError, match=r"claims\.yaml has no claim 'ghn9'"):
+        recorded_claims(recorded(evaluate={"ghn9/test": Measured(1.0)}))
+
+
+def test_a_claim_of_another_stage_is_an_error():
+    with pytest.raises(ValueError, match=r"evaluate has recorded 'orth/digits'.*of transfer"):
+        recorded_claims(recorded(evaluate={"orth/digits": Measured(1.0)}))
+
+
+def test_scales_name_images_steps_and_seeds_for_each_stage_with_claims():
+    found = scales(validate(read_yaml(ROOT / "params.yaml")))
+    assert set(found) == {claim.stage for claim in known_claims().values()}
+    assert found["finetune"] == "digits 16 px, small, GHN 1600 steps, then 0.1 or 1 or 2 epochs, seeds: 3"
+
+
+def test_scales_name_both_ends_of_several_lengths_of_training():
+    raw = read_yaml(ROOT / "params.yaml")
+    raw["data"] |= {"root": "data/cifar10-jpeg", "image_size": None}
+    raw["train"]["variants"]["mlp"]["steps"] = 200
+    raw["train"]["variants"]["ghn1"]["steps"] = 400
+    assert scales(validate(raw))["evaluate"] == "cifar10-jpeg, small, GHN 200 to 1600 steps, 1 seed"
+
+
+def test_metrics_are_those_of_the_stages_that_there_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("reports/digits/metrics").mkdir(parents=True)
+    for name in ("train-removed", "train-ghn3", "anytime", "evaluate", "architectures"):
+        Path(f"reports/digits/metrics/{name}.json").write_text(json.dumps({"of": name}))
+    found = read_metrics("digits", ["ghn2", "ghn3"])
+    assert list(found.items()) == [
+        (name, {"of": name}) for name in ("architectures", "train-ghn3", "evaluate", "anytime")
+    ]
+    stages = set(NOTEBOOKS) - {"train", "claims"}
+    for name in stages:
+        Path(f"reports/digits/metrics/{name}.json").write_text("{}")
+    assert set(read_metrics("digits", [])) == stages
+
+
+def test_written_claims_can_be_read_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = claims_table(METRICS, SCALES)
+    write_claims("digits", METRICS, table)
+    blank = dict.fromkeys(("ours", "low", "high"), "")
+    again = pd.read_csv("reports/digits/claims.csv", keep_default_na=False, na_values=blank)
+    pd.testing.assert_frame_equal(again, table)
+    assert list(json.loads(Path("reports/digits/metrics.json").read_text())) == list(METRICS)
+
+
+def test_claims_and_the_readme_need_no_torch():
+    code = "import sys, ghnlib.pipeline.claims, ghnlib.pipeline.readme; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

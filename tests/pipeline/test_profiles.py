@@ -1,0 +1,99 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ghnlib.params_file import ParamsError, read_yaml, validate
+from ghnlib.pipeline import profiles as pipeline
+
+ROOT = Path(__file__).parents[2]
+MEET = "touch {me}.there; for i in $(seq 300); do test -e {other}.there && exit 0; sleep 0.1; done; exit 1"
+
+
+@pytest.fixture(scope="module")
+def params():
+    return validate(read_yaml(ROOT / "params.yaml"))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A DVC folder whose stages are to be written by the test: name -> command."""
+    monkeypatch.setattr(pipeline.signal, "signal", lambda *_: None)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text(pipeline.CONFIG)
+
+    def write(commands, groups):
+        monkeypatch.setattr(pipeline, "independent_stages", lambda params: groups)
+        stages = "".join(f"  {name}: {{cmd: '{command}'}}\n" for name, command in commands.items())
+        (tmp_path / "dvc.yaml").write_text(f"stages:\n{stages}")
+        return tmp_path
+
+    return write
+
+
+def test_independent_stages_run_side_by_side(folder, params, capfd):
+    meet = {me: MEET.format(me=me, other=other) for me, other in ("ab", "ba")}
+    root = folder(meet | {"last": "echo done > last.out"}, (["a", "b"],))
+    assert pipeline.reproduce(root, params) == 0
+    assert (root / "last.out").exists()
+    assert "a | Running stage" in capfd.readouterr().out
+
+
+def test_after_a_failure_nothing_is_started(folder, params):
+    root = folder({"a": "exit 3", "b": "touch b.out"}, (["a"], ["b"]))
+    assert pipeline.reproduce(root, params) != 0
+    assert not (root / "b.out").exists()
+
+
+def test_independent_stages_are_stages_of_the_pipeline(params):
+    command = [sys.executable, "-m", "dvc", "stage", "list", "--name-only"]
+    known = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert {stage for group in pipeline.independent_stages(params) for stage in group} == set(known) - {"claims"}
+
+
+@pytest.mark.parametrize("names", [["tony"], ["tiny", "digits-long"]])
+def test_unknown_profiles_are_refused(names):
+    with pytest.raises(ParamsError, match="there are .*cifar10-small"):
+        pipeline.run_folder(ROOT, *names)
+
+
+def prepared(root, profile):
+    """The run folder of a profile in a tree like this one, and its parameters."""
+    for name in "ghnlib", "notebooks", "profiles", "params.yaml", "dvc.yaml", "requirements.lock":
+        (root / name).symlink_to(ROOT / name)
+    folder = pipeline.run_folder(root, profile)
+    folder.mkdir(parents=True)
+    pipeline.prepare(root, folder)
+    return folder, read_yaml(folder / "params.yaml")
+
+
+def test_released_files_are_seen_from_the_folder_of_a_profile(tmp_path):
+    root = tmp_path
+    (root / "profiles").mkdir()
+    (root / "profiles" / "released.yaml").write_text("profile: released\ndeepnets: {path: datasets/deepnets1m}\n")
+    (root / "params.yaml").symlink_to(ROOT / "params.yaml")
+    (root / "runs" / "released").mkdir(parents=True)
+    pipeline.prepare(root, root / "runs" / "released")
+    assert read_yaml(root / "runs" / "released" / "params.yaml")["deepnets"]["path"] == "../../datasets/deepnets1m"
+
+
+@pytest.mark.parametrize(
+    ("profile", "names"),
+    [
+        ("tiny-imagenet-transfer", ["tiny_imagenet", "cifar10", "fashion_mnist", "cifar10"]),
+        ("detection", ["tiny_imagenet", "penn_fudan"]),
+    ],
+)
+def test_every_dataset_of_a_profile_is_seen_from_its_folder(tmp_path, profile, names):
+    _, params = prepared(tmp_path, profile)
+    transfer, second = params["transfer"], params["analysis"]["second"] or {"root": None}
+    sections = params["data"], transfer["detection"], *transfer["targets"].values(), second
+    assert [s["root"] for s in sections if s["root"]] == [f"../../datasets/{name}" for name in names]
+
+
+def test_a_profile_gets_a_folder_with_merged_parameters_and_its_own_dvc(tmp_path):
+    folder, params = prepared(tmp_path, "cifar10-small")
+    assert params["profile"] == "cifar10-small" and params["data"]["root"] == "../../datasets/cifar10"
+    assert "no_scm = true" in (folder / ".dvc" / "config").read_text()
+    assert (folder / "ghnlib" / "pipeline" / "run.py").exists() and not (folder / "ghnlib").is_symlink()

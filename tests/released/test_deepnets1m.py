@@ -1,0 +1,151 @@
+"""Files of DeepNets-1M in the released format."""
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ghnlib import DeepNets
+from ghnlib.architectures.architecture import Architecture
+from ghnlib.architectures.genotypes import Genotype
+from ghnlib.released.deepnets1m import (
+    ARGUMENTS,
+    OfficialFile,
+    numbers_of_parameters,
+    parameter_name,
+    primitive_name,
+    repair_edges,
+)
+
+
+@pytest.fixture
+def official(tmp_path, write_official):
+    archs = [DeepNets("val", seed=9)[i] for i in range(6)]
+    path = tmp_path / "deepnets1m_eval.hdf5"
+    write_official(path, "val", archs)
+    return archs, path, tmp_path / "deepnets1m_eval_meta.json"
+
+
+def test_official_files_give_the_stored_architectures_and_graphs(official):
+    archs, path, _ = official
+    dataset = DeepNets("val", path=path)
+    assert len(dataset) == 6
+    for arch, read in zip(archs, dataset, strict=True):
+        assert (read.genotype, read.C, read.norm) == (arch.genotype, arch.C, arch.norm)
+        assert read.graph.nodes == arch.graph.nodes
+        assert np.array_equal(read.graph.edges, arch.graph.edges[np.lexsort(arch.graph.edges.T[::-1])])
+        assert read.graph.skipped.keys() == arch.graph.skipped.keys()
+        assert read.adapted(100).graph.nodes[-1].shape == (100,)
+        assert pickle.loads(pickle.dumps(read)).graph.nodes == read.graph.nodes
+
+
+def test_official_files_of_training_draw_widths(tmp_path, write_official):
+    some = (DeepNets("train", seed=9)[i] for i in range(100))
+    archs = [replace(arch, C=32, fc_dim=256) for arch in some if arch.C > 32]
+    path = tmp_path / "deepnets1m_train.hdf5"
+    write_official(path, "train", archs)
+    assert OfficialFile(path, "train").read(0).C == 32
+    first, again = ([a.C for a in DeepNets("train", seed=s, path=path)] for s in (0, 0))
+    assert first == again and len(set(first)) > 1
+
+
+def test_official_files_hold_several_splits(official, write_official):
+    archs, path, _ = official
+    deep = list(DeepNets("deep", size=2))
+    write_official(path, "deep", deep)
+    assert [a.genotype for a in DeepNets("deep", path=path)] == [a.genotype for a in deep]
+    assert [a.genotype for a in DeepNets("val", path=path)] == [a.genotype for a in archs]
+
+
+def test_official_files_can_be_read_by_workers(official):
+    _, path, _ = official
+    dataset = DeepNets("val", path=path)
+    dataset[0]
+    loader = torch.utils.data.DataLoader(dataset, num_workers=2, batch_size=2, collate_fn=list)
+    assert [a.C for batch in loader for a in batch] == [a.C for a in dataset]
+
+
+def test_damaged_official_files_are_explained(official):
+    _, path, meta = official
+    text = meta.read_text()
+    with pytest.raises(ValueError, match="no split 'test'"):
+        OfficialFile(path, "test")
+    meta.write_text(text.replace('"num_nodes": ', '"num_nodes": 9'))
+    with pytest.raises(ValueError, match="nodes"):
+        OfficialFile(path, "val").read(0)
+    meta.write_text(text.replace('"cifar10": ', '"cifar10": 9'))
+    with pytest.raises(ValueError, match="parameters, but"):
+        OfficialFile(path, "val").read(0)
+    meta.write_text(text.replace('"genotype"', '"genes"'))
+    with pytest.raises(ValueError, match="missing argument: 'genotype'"):
+        OfficialFile(path, "val").read(0)
+    meta.write_text(text.replace('"primitives_ext"', '"primitives"'))
+    with pytest.raises(ValueError, match="incomplete: 'val' has no 'primitives_ext'"):
+        OfficialFile(path, "val")
+    meta.write_text(text[:-50])
+    with pytest.raises(ValueError, match="damaged or incomplete"):
+        OfficialFile(path, "val")
+    meta.write_text(text)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match="damaged or incomplete"):
+        OfficialFile(path, "val").read(5)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        OfficialFile(path, "val")
+
+
+RECORDS = json.loads(Path(__file__).with_name("deepnets1m.json").read_text())
+"""Three networks as the released generator writes them: arguments; of each node primitive, cell, name."""
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_parameters_of_released_files_are_those_of_the_network(record):
+    net = record["net"]
+    genotype, norm = Genotype.from_lists(**net["genotype"]), "bn" if net["norm"] else None
+    arch = Architecture(genotype, norm=norm, **{key: net[key] for key in ARGUMENTS if key in net})
+    read = [(primitive_name(op), parameter_name(name, cell)) for op, cell, name in record["rows"]]
+    own = [(node.op, node.name) for node in arch.graph.nodes if node.name]  # of operations, files lack some
+    assert sorted((op, name) for op, name in read if name) == sorted(own)
+    assert numbers_of_parameters(arch) == net["num_params"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "name"),
+    [
+        ("_ops.3.1.weight", "cells.2._ops.3.op.1.weight"),
+        ("_ops.3.op.1.weight", "cells.2._ops.3.op.1.weight"),
+        ("_ops.0.to_qkv.weight", "cells.2._ops.0.attn.to_qkv.weight"),
+        ("_ops.0.to_out.0.", "cells.2._ops.0.attn.to_out.0.weight"),
+        ("_ops.0.ff.net.3.bias", "cells.2._ops.0.ff.net.3.bias"),
+        ("_ops.1.conv_2.weight", "cells.2._ops.1.conv_2.weight"),
+        ("preprocess0.op.1.weight", "cells.2.preprocess0.op.1.weight"),
+        ("cells.0.stem1.2.weight", "stem1.2.weight"),
+        ("pos_enc.weight", "pos_enc.weight"),
+        ("classifier.0.bias", "classifier.0.bias"),
+        ("sum", ""),
+        ("max_pool", ""),
+        ("", ""),
+    ],
+)
+def test_parameter_names_of_official_files(stored, name):
+    assert parameter_name(stored, 2) == name
+
+
+def test_primitive_names_of_official_files():
+    names = ["conv_1x1", "sep_conv_3x3", "dil_conv_5x5", "max_pool_3x3", "fc-b", "bn", "pos_enc"]
+    assert [primitive_name(n) for n in names] == ["conv", "sep_conv", "dil_conv", "max_pool", "bias", "bn", "pos_enc"]
+
+
+def test_repairs_of_official_edges():
+    net = {"norm": "bn", "stem_type": 1}
+    ops = ["input", "conv", "bn", "conv", "bn", "conv", "bn", "conv", "conv", "sum", "conv"]
+    chain = [[i, i + 1] for i in range(6)]
+    broken = chain + [[4, 7], [4, 10], [6, 8]]
+    assert repair_edges(broken, ops, net, False) == sorted(chain + [[4, 7], [6, 10], [6, 8]])
+    assert repair_edges(broken, ops, net, True) == sorted(broken)
+    several = [[0, 1], [1, 2], [0, 2], [1, 9], [2, 9]]
+    assert repair_edges(several, ops, {"norm": None, "stem_type": 0}, False) == [[0, 1], [0, 2], [1, 9], [2, 9]]

@@ -1,0 +1,115 @@
+"""Numbers with their intervals, and verdicts on claims."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from ghnlib.reporting import statistics
+from ghnlib.reporting.statistics import Measured
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(("measured", "verdict", "text"), [
+    (Measured(0.3, 0.125, 0.5, 9), "held", "held: +0.3 [0.125, 0.5]"),
+    (Measured(-3.0, -5.0, 0.0), "not held", "not held: -3 [-5, 0]"),
+    (Measured(1.0, 0.0, 2.0), "not decided", "not decided: +1 [0, 2]"),
+    (Measured(-1.0, -2.0, 0.1), "not decided", "not decided: -1 [-2, 0.1]"),
+    (Measured(5.0), "not decided (no interval)", "+5 (no interval)"),
+    (Measured(math.inf), "not decided (no interval)", "+inf (no interval)"),
+    (Measured(NAN), "not testable at this scale", "+nan (no interval)"),
+])  # fmt: skip
+def test_verdicts_follow_the_interval(measured, verdict, text):
+    assert measured.verdict == verdict and str(measured) == text
+
+
+def test_the_interval_of_a_difference_adds_those_of_both():
+    found = Measured(5.0, 2.0, 9.0, 10).over(Measured(1.0, -3.0, 4.0, 7))
+    assert found == (4.0, pytest.approx(4 - math.hypot(3, 3)), pytest.approx(4 + math.hypot(4, 4)), 7)
+    assert Measured(5.0, n=3).over(Measured(1.0, 0.0, 2.0)).verdict == "not decided (no interval)"
+
+
+def test_means_leave_out_networks_that_failed():
+    expected = {"n": 2, "mean": 2.0, "deviation": 1.0, "standard_error": pytest.approx(0.5**0.5)}
+    assert statistics.mean_and_error([1.0, NAN, 3.0]) == expected
+    assert statistics.mean_interval([1.0, NAN, 3.0]) == statistics.mean_interval([1.0, 3.0])
+
+
+def test_the_interval_of_a_mean_is_that_of_students_t():
+    found = statistics.mean_interval([1.0, 2.0, 4.0])
+    test = stats.ttest_1samp([1.0, 2.0, 4.0], 0).confidence_interval()
+    assert found == pytest.approx((7 / 3, test.low, test.high, 3))
+
+
+@pytest.mark.parametrize(("values", "value", "n"), [([-2.0], -2.0, 1), ([], NAN, 0), ([NAN], NAN, 0)])
+def test_a_mean_of_one_or_none_has_no_interval(values, value, n):
+    found = statistics.mean_interval(values)
+    assert found == pytest.approx((value, NAN, NAN, n), nan_ok=True)
+
+
+def test_pairs_of_which_one_is_missing_are_left_out():
+    pairs = [3.0, 5.0, NAN, 4.0], [1.0, 2.0, 3.0, NAN]
+    assert statistics.paired_interval(*pairs) == statistics.mean_interval([2.0, 3.0])
+    with pytest.raises(ValueError, match="broadcast"):
+        statistics.paired_interval([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+def test_the_share_of_wins_has_an_exact_interval():
+    assert statistics.share_above_half(5, 10).value == 0
+    assert statistics.share_above_half(55, 74).verdict == "held"
+    none = statistics.share_above_half(0, 3)
+    assert none == (-0.5, -0.5, pytest.approx(1 - 0.025 ** (1 / 3) - 0.5), 3)
+
+
+def test_a_single_value_has_no_standard_error():
+    assert statistics.with_standard_error(pd.Series([96.1, NAN])) == "96.1 (n = 1)"
+    assert statistics.with_standard_error(pd.Series([90.0, NAN, 92.0])) == "91.0 ± 0.7"
+
+
+def test_rank_correlations_leave_out_what_is_missing():
+    accuracy = [10.0, 20.0, 30.0, 40.0, 50.0]
+    scores = pd.DataFrame({"same": [1, 2, 3, 4, 5], "reversed": [5, 4, 3, 2, 1], "holes": [1, None, 3, None, 9]})
+    table = statistics.rank_correlations(scores, accuracy)
+    assert table["tau"].to_dict() == pytest.approx({"same": 1.0, "reversed": -1.0, "holes": 1.0})
+    assert table.loc["same", "r"] == pytest.approx(1.0)
+    assert table["n"].tolist() == [5, 5, 3]
+    best = statistics.rank_correlations(scores, accuracy, top=3)
+    assert best["n"].tolist() == [3, 3, 2] and math.isnan(best.loc["holes", "tau"])
+
+
+def test_the_interval_of_tau_is_that_of_its_normalised_value():
+    assert statistics.tau_interval(0.3, 40) == pytest.approx((0.0933, 0.482), abs=1e-3)
+    low, high = statistics.tau_interval(0.0, 40)
+    assert low == -high < 0
+    assert all(math.isnan(bound) for bound in statistics.tau_interval(0.5, 4))
+
+
+def test_a_tau_is_measured_with_its_interval():
+    scores = pd.DataFrame({"x": [1.0, 3.0, 2.0, 4.0, 5.0, 6.0]})
+    table = statistics.rank_correlations(scores, range(6))
+    found = statistics.of_row(table.loc["x"])
+    assert found == statistics.tau_of(table.loc["x", "tau"], 6) == (pytest.approx(13 / 15), found.low, found.high, 6)
+    assert found.low < found.value < found.high and type(found.n) is int
+
+
+def test_the_interval_of_tau_covers_its_expectation():
+    """Of normal pairs with correlation 0.6 the expected tau is 2 / pi arcsin(0.6)."""
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(300):
+        x, noise = rng.normal(size=(2, 30))
+        tau = statistics.rank_correlations(pd.DataFrame({"x": x}), 0.6 * x + 0.8 * noise).loc["x"]
+        covered += tau["low"] < 2 / math.pi * math.asin(0.6) < tau["high"]
+    assert 0.9 < covered / 300 < 0.99
+
+
+def test_a_surrogate_is_compared_with_random_choice():
+    accuracy = np.arange(10.0)
+    found = statistics.top_against_random(accuracy, accuracy, k=2, seed=0)
+    assert (found["top"], found["random"], found["lead"]) == (8.5, 4.5, 4.0)
+    assert 0 <= found["low"] < found["lead"] < found["high"] <= 8
+    assert statistics.top_against_random(-accuracy, accuracy, k=2, seed=0)["high"] <= 0
+    everyone = statistics.top_against_random(accuracy, accuracy, k=10, seed=0)
+    assert everyone["low"] == everyone["high"] == 0

@@ -1,0 +1,490 @@
+"""The meta-training loop: gradients, schedules, resumption, failures."""
+
+import math
+import multiprocessing
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import filelock
+import pandas as pd
+import psutil
+import pytest
+import torch
+import torch.nn.functional as F
+from shared import digits, params, pool
+
+from ghnlib import GHN, DeepNets
+from ghnlib.config import Recipe
+from ghnlib.data.images import Augment
+from ghnlib.training import jobs, loop, step
+from ghnlib.training.checkpointing import TrainingError
+from ghnlib.training.jobs import Job, train_in_processes, train_variant
+from ghnlib.training.loop import sample_meta_batch, train_ghn
+from ghnlib.training.ranks import share_of_rank
+from ghnlib.training.step import MetaTrainer
+
+JOBS = "ghnlib.training.jobs"
+SHORT = Recipe(steps=12, batch_size=8, meta_batch=2, log_every=3, validate_every=6)
+
+
+def architectures():
+    return list(pool("train", 12))
+
+
+def new_ghn():
+    torch.manual_seed(0)
+    return GHN({"hid": 16, "layers": 1, "heads": 2, "max_shape": (16, 16, 11, 11)})
+
+
+def train(folder, recipe=SHORT, ghn=None, validate=None):
+    ghn = ghn or new_ghn()
+    history = train_ghn(ghn, architectures(), digits().train, recipe, folder, 0, Augment(1), validate)
+    return ghn, history
+
+
+def assert_same_weights(a, b, **tolerance):
+    torch.testing.assert_close(a.state_dict(), b.state_dict(), **{"rtol": 0, "atol": 0} | tolerance)
+
+
+@pytest.mark.parametrize("penalty", ["norm", "squared"])
+@pytest.mark.parametrize("together", [4, 2])
+def test_two_phases_give_the_gradients_of_the_joint_backward_pass(together, penalty, monkeypatch):
+    monkeypatch.setattr(step, "PREDICTED_TOGETHER", together)
+    recipe = Recipe(meta_batch=3, gamma=1e-3, penalty=penalty, dropout=False, clip=1e9, lr=1e-12)
+    images, labels = next(digits().train.batches(8))
+    trainer = MetaTrainer(new_ghn(), recipe, 1)
+    trainer.step(architectures()[:3], images, labels, seed=0)
+    joint = new_ghn()
+    loss = 0
+    for architecture, parameters in zip(architectures()[:3], joint.predict([a.graph for a in architectures()[:3]])):
+        net = architecture.build(device="meta").eval()
+        logits = torch.func.functional_call(net, parameters, (images,))
+        power = {"norm": 1, "squared": 2}[penalty]
+        loss = loss + F.cross_entropy(logits, labels) + 1e-3 * sum(p.norm() ** power for p in parameters.values())
+    (loss / 3).backward()
+    for (name, ours), (_, expected) in zip(trainer.ghn.named_parameters(), joint.named_parameters(), strict=True):
+        # Sums are taken in another order: to be compared with the largest entry, small ones are differences.
+        rounding = 1e-6 + 1e-5 * float(expected.grad.abs().max())
+        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-4, atol=rounding, msg=name)
+
+
+def test_bfloat16_is_for_the_networks_alone():
+    images, labels = next(digits().train.batches(8))
+    results, gradients = [], []
+    for precision in "float32", "bfloat16":
+        trainer = MetaTrainer(new_ghn(), Recipe(meta_batch=3, precision=precision, dropout=False, clip=1e9), 1)
+        results.append(trainer.step(architectures()[:3], images, labels, seed=0))
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.ghn.parameters() if p.grad is not None]))
+        assert all(p.dtype == torch.float32 for p in trainer.ghn.parameters())
+    assert results[0]["parameter_norm"] == results[1]["parameter_norm"]
+    assert results[0]["loss"] != results[1]["loss"] == pytest.approx(results[0]["loss"], rel=0.02)
+    assert F.cosine_similarity(*gradients, dim=0) > 0.95
+
+
+def test_same_seed_same_weights_and_history(tmp_path):
+    a, first = train(tmp_path / "a")
+    b, second = train(tmp_path / "b")
+    assert_same_weights(a, b)
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+    assert (tmp_path / "a" / "history.csv").read_bytes() == (tmp_path / "b" / "history.csv").read_bytes()
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_training_resumes_exactly(tmp_path):
+    whole, history = train(tmp_path / "whole", validate=lambda ghn: {"value": 1.0})
+    calls = []
+
+    def fail_once(ghn):
+        calls.append(1)
+        if len(calls) == 2:
+            raise Interrupted
+        return {"value": 1.0}
+
+    with pytest.raises(Interrupted):
+        train(tmp_path / "part", validate=fail_once)
+    resumed, resumed_history = train(tmp_path / "part", validate=lambda ghn: {"value": 1.0})
+    assert_same_weights(whole, resumed)
+    pd.testing.assert_frame_equal(history, resumed_history, check_exact=True)
+
+
+def test_the_checkpoint_of_another_configuration_is_set_aside(tmp_path, capsys):
+    train(tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    other, _ = train(tmp_path, Recipe(steps=3, batch_size=8, meta_batch=2, log_every=3, lr=1e-4))
+    assert "starting anew" in capsys.readouterr().out
+    assert (tmp_path / "checkpoint.old.pt").read_bytes() == before
+    fresh, _ = train(tmp_path / "fresh", Recipe(steps=3, batch_size=8, meta_batch=2, log_every=3, lr=1e-4))
+    assert_same_weights(other, fresh)
+
+
+def test_other_intervals_continue_a_training(tmp_path, capsys):
+    whole, _ = train(tmp_path / "whole")
+    train(tmp_path / "part", validate=None)
+    resumed, _ = train(tmp_path / "part", replace(SHORT, log_every=1, validate_every=1))
+    assert "resuming after step 12" in capsys.readouterr().out
+    assert_same_weights(whole, resumed)
+
+
+JOB = {
+    "data": {"source": "digits", "root": None, "image_size": 16, "val_share": 0.2, "test_share": 0.2, "test_per_class": None,
+             "shift": 1, "flip": False, "download": False},
+    "deepnets": {"scale": "small", "path": None, "train_pool": 12, "val": 3, "test": 1, "ood": 1}, "seed": 0, "classes": None,
+    "ghn": {"hid": 16, "layers": 1, "heads": 2, "max_shape": [16, 16, 11, 11]},
+    "recipe": {"steps": 6, "batch_size": 8, "meta_batch": 2, "log_every": 2, "validate_every": 6, "optimizer": "adamw"},
+}  # fmt: skip
+
+
+def job(folder, recipe=None, **sections):
+    """The training of ``JOB`` in a folder, with changes of its recipe or sections."""
+    return Job.of(JOB | {"recipe": JOB["recipe"] | (recipe or {}), "folder": str(folder)} | sections)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("deepnets", "train_pool", 11), ("data", "val_share", 0.3), (None, "classes", [0, 1, 2])],
+)
+def test_a_training_on_other_architectures_or_images_starts_anew(tmp_path, capsys, section, key, value):
+    train_variant(job(tmp_path))
+    shorter = {"val": 2} if section == "deepnets" else {"test_per_class": 5}
+    same = {name: JOB[name] | shorter for name in [section] if name}
+    train_variant(job(tmp_path, **same))
+    assert "resuming after step 6" in capsys.readouterr().out
+    other = {section: JOB[section] | {key: value}} if section else {key: value}
+    train_variant(job(tmp_path, **other))
+    assert "starting anew" in capsys.readouterr().out
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    recipe = {"steps": 3, "log_every": 1, "meta_batch": 3, "lr": 1e-5}
+    folders = [tmp_path / n for n in "12"]
+    one = train_in_processes(job(folders[0], recipe), 1)
+    (tmp_path / "job.json").write_text(job(folders[1], recipe).model_dump_json())
+    nodes = ["--nnodes=1", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *nodes,
+        "-m",
+        "ghnlib.training.jobs",
+        tmp_path / "job.json",
+    ]
+    subprocess.run(torchrun, check=True)
+    pd.testing.assert_frame_equal(one, pd.read_csv(folders[1] / "history.csv"), rtol=1e-3)
+    # Sums are taken in another order, and Adam's first steps are signs of gradients, which may be rounding errors.
+    weights = [torch.cat([p.flatten() for p in GHN.from_pretrained(f / "model").parameters()]) for f in folders]
+    assert torch.isclose(*weights, rtol=0, atol=1e-6).float().mean() > 0.97
+
+
+def rank(monkeypatch, number, count=2):
+    for name, value in ("is_initialized", True), ("get_rank", number), ("get_world_size", count):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_ranks_share_networks_of_about_equal_cost(monkeypatch, count):
+    ratios, balanced = [], []
+    for seed in range(50):
+        costs = [int(random.Random(f"{seed} {i}").lognormvariate(5, 0.6)) for i in range(8)]
+        parts = []
+        for number in range(count):
+            rank(monkeypatch, number, count)
+            parts.append(share_of_rank(range(8), costs.__getitem__))
+        assert sorted(sum(parts, [])) == list(range(8)) and all(part == sorted(part) for part in parts)
+        assert max(map(len, parts)) <= math.ceil(8 / count)
+        strided = [sorted(costs, reverse=True)[number::count] for number in range(count)]
+        ratios.append(max(map(sum, strided)) / sum(costs) * count)
+        balanced.append(max(sum(costs[i] for i in part) for part in parts) / sum(costs) * count)
+    assert sum(balanced) / 50 - 1 < (sum(ratios) / 50 - 1) / 2
+
+
+def test_ranks_that_see_different_folders_do_not_train(tmp_path, monkeypatch):
+    rank(monkeypatch, 1)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda number: number.add_(9))  # of the first rank
+    with pytest.raises(TrainingError, match="after step 0, the first after 9: .* one folder"):
+        train(tmp_path)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(TrainingError, match="2 GPUs.*train.devices"):
+        jobs._device()
+
+
+def test_a_misaligned_meta_batch_is_predicted_at_once_in_its_order(monkeypatch):
+    read = []
+    for batching in "aligned", "misaligned":
+        torch.manual_seed(0)
+        ghn = GHN({"hid": 16, "layers": 1, "heads": 2, "max_shape": (16, 16, 11, 11), "batching": batching})
+        trainer = MetaTrainer(ghn, Recipe(meta_batch=5), 1)
+        forward = ghn.forward
+        monkeypatch.setattr(ghn, "forward", lambda graphs, forward=forward: read.append(graphs) or forward(graphs))
+        trainer.step(architectures()[:5], *next(digits().train.batches(8)), seed=0)
+    assert [len(graphs) for graphs in read] == [4, 1, 5] and read[2] == [a.graph for a in architectures()[:5]]
+
+
+def test_a_killed_training_resumes_with_the_same_result(tmp_path):
+    recipe = {"steps": 40, "validate_every": 40}
+    whole = train_in_processes(job(tmp_path / "whole", recipe), 1)
+    killed = job(tmp_path / "killed", recipe)
+    code = f"from ghnlib.training.jobs import *; train_in_processes(Job.of({killed.model_dump(mode='json')}), 1)"
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.DEVNULL)
+    checkpoint = tmp_path / "killed" / "checkpoint.pt"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    resumed = train_in_processes(killed, 1)
+    pd.testing.assert_frame_equal(whole, resumed, check_exact=True)
+
+
+def test_resumed_on_another_number_of_processes(tmp_path, monkeypatch):
+    recipe = {"log_every": 1, "validate_every": 3, "lr": 1e-4}
+    train_variant(job(tmp_path / "whole", recipe))
+    whole = pd.read_csv(tmp_path / "whole" / "history.csv")
+    part = job(tmp_path / "part", recipe)
+
+    def interrupt(*_):
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "validation_accuracy", interrupt)
+        with pytest.raises(Interrupted):
+            train_variant(part)
+    assert torch.load(tmp_path / "part" / "checkpoint.pt")["progress"]["step"] == 2
+    resumed = train_in_processes(part, 2)
+    # The same networks and images in the same order; sums over networks are taken in another one.
+    pd.testing.assert_frame_equal(whole[["loss", "parameter_norm"]], resumed[["loss", "parameter_norm"]], rtol=1e-3)
+
+
+DURABLE = Recipe(steps=40, batch_size=8, meta_batch=2, log_every=2, validate_every=40)
+
+
+def train_in_child(folder):
+    torch.set_num_threads(1)
+    train(folder, DURABLE)
+
+
+def started_child(folder):
+    child = multiprocessing.get_context("fork").Process(target=train_in_child, args=(folder,))
+    child.start()
+    return child
+
+
+def test_killed_at_random_moments_it_continues_bit_for_bit(tmp_path):
+    started = time.monotonic()
+    train_in_child(tmp_path / "whole")
+    seconds = time.monotonic() - started
+    folder, kills, moments = tmp_path / "killed", 0, random.Random(0)
+    while kills < 6:
+        child = started_child(folder)
+        child.join(moments.uniform(0, seconds / 2))
+        if not child.is_alive():
+            break
+        child.kill()
+        child.join()
+        kills += 1
+    assert kills > 1
+    train_in_child(folder)
+    assert (folder / "history.csv").read_bytes() == (tmp_path / "whole" / "history.csv").read_bytes()
+    a, b = (torch.load(f / "checkpoint.pt") for f in (folder, tmp_path / "whole"))
+    torch.testing.assert_close([a["ghn"], a["optimizer"]["state"]], [b["ghn"], b["optimizer"]["state"]], rtol=0, atol=0)
+    assert a["progress"] == b["progress"]
+    assert a["schedule"] == b["schedule"]
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_killed_while_it_writes_a_checkpoint(tmp_path, monkeypatch, moment):
+    """The six moments between the effects of the second save: before, between and after its renames."""
+    whole, _ = train(tmp_path / "whole")
+    folder, effects = tmp_path / "killed", []
+
+    def deadly(function):
+        def call(*arguments, **options):
+            effects.append(function)
+            if len(effects) == 6 + moment:  # the first save has five: it has no last checkpoint to rename
+                raise Interrupted
+            return function(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for module, name in ((torch, "save"), (os, "fsync"), (os, "replace"), (pd.DataFrame, "to_csv")):
+            patch.setattr(module, name, deadly(getattr(module, name)))
+        with pytest.raises(Interrupted):
+            train(folder)
+    resumed, _ = train(folder)
+    assert_same_weights(whole, resumed)
+    assert (folder / "history.csv").read_bytes() == (tmp_path / "whole" / "history.csv").read_bytes()
+
+
+def test_sigterm_saves_and_exits_143(tmp_path):
+    train_in_child(tmp_path / "whole")
+    child = started_child(tmp_path / "part")
+    while not (tmp_path / "part" / "checkpoint.pt").exists():
+        time.sleep(0.01)
+    child.terminate()
+    child.join()
+    assert child.exitcode == 143
+    assert 2 <= torch.load(tmp_path / "part" / "checkpoint.pt")["progress"]["step"] < DURABLE.steps
+    train_in_child(tmp_path / "part")
+    assert (tmp_path / "part" / "history.csv").read_bytes() == (tmp_path / "whole" / "history.csv").read_bytes()
+
+
+def ranks_that_save(caller):
+    """Ranks started by a process that have a handler of SIGTERM: they end a step and save before they stop."""
+    commands = {child.pid: child.cmdline() for child in psutil.Process(caller).children(recursive=True)}
+    ranks = [pid for pid, words in commands.items() if JOBS in words and "torch.distributed.run" not in words]
+    caught = [re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[1] for pid in ranks]
+    return sum(int(signals, 16) >> (signal.SIGTERM - 1) & 1 for signals in caught)
+
+
+def test_processes_save_when_their_caller_is_killed(tmp_path):
+    """No log line is due before the end: the checkpoint is the one that SIGTERM asked for."""
+    endless = job(tmp_path, {"steps": 10_000, "log_every": 10_000}).model_dump(mode="json")
+    code = f"from {JOBS} import *; train_in_processes(Job.of({endless}), 2)"
+    caller, deadline = subprocess.Popen([sys.executable, "-c", code]), time.monotonic() + 120
+    try:
+        while ranks_that_save(caller.pid) < 2:
+            assert caller.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        assert not (tmp_path / "checkpoint.pt").exists()
+    finally:
+        caller.kill()
+        caller.wait()
+    with filelock.FileLock(tmp_path / "lock", timeout=30):
+        assert 0 < torch.load(tmp_path / "checkpoint.pt")["progress"]["step"] < 10_000
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
+    whole, history = train(tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    resumed, again = train(tmp_path)
+    output = capsys.readouterr().out
+    assert "damaged" in output and "resuming after step 9" in output
+    assert_same_weights(whole, resumed)
+    pd.testing.assert_frame_equal(history, again, check_exact=True)
+    for name, last in ("checkpoint.pt", 12), ("checkpoint.previous.pt", 9):  # not the damaged one
+        assert torch.load(tmp_path / name)["progress"]["step"] == last
+    assert len(pd.read_csv(tmp_path / "throughput.csv")) == 5
+
+
+def test_a_second_writer_is_kept_out(tmp_path):
+    def second(ghn):
+        train(tmp_path)
+        return {}
+
+    with pytest.raises(TrainingError, match="another process"):
+        train(tmp_path, validate=second)
+
+
+def test_losses_that_are_not_finite_stop_the_training(tmp_path):
+    ghn = new_ghn()
+    ghn.weight_decoder.conv2.bias.data.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="not finite"):
+        train(tmp_path, Recipe(steps=50, batch_size=8, meta_batch=2), ghn)
+
+
+def test_losses_that_stop_being_finite_are_noticed_late_in_training():
+    loop._stop_if_diverged([0] * 980 + [2] * 20, 2)
+    with pytest.raises(TrainingError, match="42 of the last 2000"):
+        loop._stop_if_diverged([0] * 979 + [2] * 21, 2)
+
+
+def test_a_step_without_an_update_leaves_the_mean_gradient_norm_finite(tmp_path, monkeypatch):
+    update, norms = MetaTrainer.step, iter([math.inf, 1.0, 3.0])
+    monkeypatch.setattr(MetaTrainer, "step", lambda *a, **k: update(*a, **k) | {"grad_norm": next(norms)})
+    _, history = train(tmp_path, replace(SHORT, steps=3))
+    assert history["grad_norm"].tolist() == [2.0] and history["grad_norm_deviation"].tolist() == [1.0]
+
+
+def test_one_bad_network_is_dropped_and_counted(monkeypatch):
+    trainer = MetaTrainer(new_ghn(), SHORT, 1)
+    run = trainer._run_child
+    bad = architectures()[0]
+    monkeypatch.setattr(trainer, "_run_child", lambda a, *rest: (float("nan"), 0.0, 0.0) if a is bad else run(a, *rest))
+    images, labels = next(digits().train.batches(8))
+    before = [p.detach().clone() for p in trainer.ghn.parameters()]
+    result = trainer.step(architectures()[:2], images, labels, seed=0)
+    assert result["skipped"] == 1 and result["loss"] > 0
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.ghn.parameters()))
+
+
+def test_without_any_finite_network_there_is_no_loss_and_no_update(monkeypatch):
+    trainer = MetaTrainer(new_ghn(), SHORT, 1)
+    monkeypatch.setattr(trainer, "_run_child", lambda *_: (float("inf"), 0.0, 0.0))
+    before = [p.detach().clone() for p in trainer.ghn.parameters()]
+    result = trainer.step(architectures()[:2], *next(digits().train.batches(8)), seed=0)
+    assert result["skipped"] == 2 and math.isnan(result["loss"])
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.ghn.parameters()))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
+    recipe = Recipe(steps=3, batch_size=8, meta_batch=2, log_every=3)
+    train(tmp_path, recipe)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(TrainingError, match="cannot write a checkpoint"):
+            train(tmp_path, replace(recipe, lr=1e-5))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "checkpoint.old.pt").read_bytes() == before  # of another learning rate
+    assert not (tmp_path / "checkpoint.new").exists()
+
+
+def test_meta_batches_are_drawn_without_replacement_and_within_the_node_limit():
+    recipe = Recipe(meta_batch=3)
+    drawn, position = [], 0
+    for _ in range(len(architectures()) // 3):
+        chosen, position = sample_meta_batch(architectures(), recipe, 0, position)
+        drawn += chosen
+    assert {id(a) for a in drawn} == {id(a) for a in architectures()}
+    limit = max(len(a.graph) for a in architectures()) // 3  # a limit for meta-batches of eight holds for smaller ones
+    assert sample_meta_batch(architectures(), Recipe(meta_batch=2, max_nodes=limit), 0, 0)[1] == 1
+    with pytest.raises(TrainingError, match="max_nodes=1 "):
+        sample_meta_batch(architectures(), Recipe(meta_batch=3, max_nodes=1), 0, 0)
+    with pytest.raises(TrainingError, match="meta_batch=99"):
+        sample_meta_batch(architectures(), Recipe(meta_batch=99), 0, 0)
+
+
+def test_recipes_of_the_papers():
+    names = [("cifar10", "ghn1"), ("cifar10", "ghn2"), ("imagenet", "ghn3")]
+    ghn1, ghn2, ghn3 = recipes = [params(profile).train.recipe_of(name) for profile, name in names]
+    epochs = (0, 199, 200, 250)
+    assert [1e-3 * ghn2.rate_factor(703 * e, 703) for e in epochs] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5])
+    assert (ghn2.optimizer, ghn2.weight_decay, ghn2.batch_size, ghn2.gamma) == ("adam", 1e-5, 64, 0)
+    assert (ghn1.meta_batch, ghn2.meta_batch, ghn3.meta_batch) == (1, 8, 8)
+    rates = [4e-4 * ghn3.rate_factor(9600 * e, 9600) for e in range(7)]
+    assert rates == pytest.approx([1e-5, 1.075e-4, 2.05e-4, 3.025e-4, 3.998e-4, 4e-4, 3.998e-4], rel=1e-3)
+    assert (ghn3.optimizer, ghn3.weight_decay, ghn3.batch_size, ghn3.gamma) == ("adamw", 1e-2, 128, 3e-5)
+    assert ghn3.label_smoothing == 0.1 and all(recipe.clip == 5 for recipe in recipes)
+    assert ghn2.max_nodes * ghn2.meta_batch == ghn3.max_nodes * ghn3.meta_batch == 2200
+
+
+def test_training_can_be_limited_to_the_first_architectures():
+    pool = DeepNets("train", space="small", size=12)
+    recipe = Recipe(meta_batch=2, architectures=4)
+    first, drawn, position = set(list(pool)[:4]), set(), 0
+    for _ in range(4):
+        chosen, position = sample_meta_batch(pool, recipe, 0, position)
+        drawn |= set(chosen)
+    assert drawn == first
+    for wrong in (1, 13):
+        with pytest.raises(TrainingError, match=f"architectures={wrong}.*there are 12"):
+            sample_meta_batch(pool, replace(recipe, architectures=wrong), 0, 0)

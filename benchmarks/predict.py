@@ -75,16 +75,17 @@ def encoder_floor(ghn: GHN, graph: Graph) -> None:
             for linear in (layer.qkv, layer.out, layer.feed_forward[0], layer.feed_forward[2]):
                 product(n, linear.weight)
         return
+    mlps = list(filter(None, (encoder.mlp, encoder.mlp_ve)))
     for forward in (True, False):
         product(n, encoder.gru.weight_hh)
         later = n
         for size in np.bincount(_levels([graph], forward)).tolist():
             product(size, encoder.gru.weight_ih)
-            for mlp in (encoder.mlp, encoder.mlp_ve):
+            for mlp in mlps:
                 product(size, mlp[0].weight)
                 product(size, mlp[2].weight)
             later -= size
-            product(later, torch.zeros(d, 2 * size))  # from this level to all later ones
+            product(later, torch.zeros(d, len(mlps) * size))  # from this level to all later ones
 
 
 def decoder_floor(ghn: GHN, graph: Graph) -> None:
@@ -158,7 +159,9 @@ def measure(ghn: GHN, model: str, repeats: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["resnet50", "vit_b_16", "swin_t"])
-    parser.add_argument("--hypernetworks", nargs="+", default=["ghn2", "ghn3-t"], choices=sorted({*PRESETS} - {"mlp"}))
+    parser.add_argument(
+        "--hypernetworks", nargs="+", default=["ghn2", "ghn3-t"], choices=sorted({*PRESETS} - {"mlp", "ghn"})
+    )
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
     print("network        hypernetwork     trace    floor  predict  ratio    slice      all   ms  memory")

@@ -59,6 +59,19 @@ class Residual(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Reading(nn.Module):
+    """A network whose constructor reads its weights."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+        self.head = nn.Linear(144, num_classes)
+        self.scale = self.head.weight.abs().max().item()
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
 def swept(encoder, x, graph, directions=("forward", "backward"), message=None):
     """The sweeps of a gated GNN written node by node; ``message``: to the inputs in the forward sweep."""
     h, distances = list(x), truncated_distances(graph, encoder.config.cutoff)

@@ -1,10 +1,12 @@
-"""Torchvision's networks behind the interface of architectures."""
+"""Torchvision's networks behind the interface of architectures, networks by their importable names."""
 
 import pytest
 import torch
 from torch import nn
+from torchvision import models
 
-from ghnlib.architectures.vision import TorchvisionNetwork
+from ghnlib.architectures.vision import TorchvisionNetwork, network_by_name, without_skips
+from ghnlib.graphs.graph import Graph
 
 
 @pytest.mark.parametrize(
@@ -32,3 +34,21 @@ def test_first_filters_are_cut_to_their_centre():
     whole = TorchvisionNetwork(10, 64, "resnet18").build(device="cpu").conv1.weight
     torch.manual_seed(0)
     assert torch.equal(TorchvisionNetwork(10, 32, "resnet18").build(device="cpu").conv1.weight, whole[:, :, 2:5, 2:5])
+
+
+def test_networks_are_built_without_weights_where_that_works():
+    assert all(p.is_meta for p in network_by_name("torchvision.models.regnet_y_400mf", 10).parameters())
+    assert not any(p.is_meta for p in network_by_name("shared.Reading", 10).parameters())
+
+
+@pytest.mark.parametrize("name", ["torchvision.models.nothing", "nothing.at.all", "resnet18"])
+def test_a_name_that_is_none_is_said(name):
+    with pytest.raises(ValueError, match=f"{name}.*importable name"):
+        network_by_name(name, 10)
+
+
+def test_a_resnet_without_skips_adds_nothing():
+    with torch.device("meta"):
+        net = without_skips(models.resnet50())
+    ops = [node.op for node in Graph.from_module(net, (3, 64, 64)).nodes]
+    assert (ops.count("sum"), ops.count("conv"), ops.count("bn")) == (0, 50, 49)  # the classifier is a convolution too

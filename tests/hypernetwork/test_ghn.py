@@ -227,9 +227,9 @@ def test_initialize_refuses_networks_without_storage():
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"encoder": "lstm"}, "mlp, gated_gnn, graphormer"), ({"hid": 30}, "multiple of 4"), ({"heads": 3}, "multiple of heads"),
-    ({"max_shape": (8, 8, 3, 5)}, "max_shape"), ({"layers": 0}, "at least 1"),
-    ({"fan": "both"}, "fan='both' is not one of in, out"), ({"encoder": "gated_gnn", "directions": "none"}, "directions='none'"),
+    ({"encoder": "lstm"}, "'mlp', 'gated_gnn' or 'graphormer'"), ({"hid": 30}, "multiple of 4"), ({"heads": 3}, "multiple of heads"),
+    ({"max_shape": (8, 8, 3, 5)}, "max_shape"), ({"layers": 0}, "greater than 0"),
+    ({"fan": "both"}, "'in' or 'out'"), ({"encoder": "gated_gnn", "directions": "none"}, "directions='none'"),
     ({"directions": "synchronous"}, "directions='synchronous' is not for the graphormer"),
 ])  # fmt: skip
 def test_impossible_configurations_are_named(changes, message):

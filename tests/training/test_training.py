@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import filelock
@@ -168,7 +169,7 @@ def test_a_training_on_other_architectures_or_images_starts_anew(tmp_path, capsy
 def test_two_processes_take_the_steps_of_one(tmp_path):
     recipe = {"steps": 3, "log_every": 1, "meta_batch": 3, "lr": 1e-5}
     folders = [tmp_path / n for n in "12"]
-    one = train_in_processes(job(folders[0], recipe), 1)
+    train_variant(job(folders[0], recipe))
     (tmp_path / "job.json").write_text(job(folders[1], recipe).model_dump_json())
     nodes = ["--nnodes=1", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     torchrun = [
@@ -181,8 +182,11 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
         tmp_path / "job.json",
     ]
     subprocess.run(torchrun, check=True)
-    pd.testing.assert_frame_equal(one, pd.read_csv(folders[1] / "history.csv"), rtol=1e-3)
+    one, two = (pd.read_csv(folder / "history.csv") for folder in folders)
+    pd.testing.assert_frame_equal(one[:1], two[:1], rtol=1e-3)
     # Sums are taken in another order, and Adam's first steps are signs of gradients, which may be rounding errors.
+    pd.testing.assert_frame_equal(one.drop(columns="grad_norm"), two.drop(columns="grad_norm"), rtol=1e-3)
+    assert two["grad_norm"].tolist() == pytest.approx(one["grad_norm"].tolist(), rel=0.05)
     weights = [torch.cat([p.flatten() for p in GHN.from_pretrained(f / "model").parameters()]) for f in folders]
     assert torch.isclose(*weights, rtol=0, atol=1e-6).float().mean() > 0.97
 
@@ -224,31 +228,50 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         jobs._device()
 
 
-def test_a_misaligned_meta_batch_is_predicted_at_once_in_its_order(monkeypatch):
-    read = []
-    for batching in "aligned", "misaligned":
-        torch.manual_seed(0)
-        ghn = GHN({"hid": 16, "layers": 1, "heads": 2, "max_shape": (16, 16, 11, 11), "batching": batching})
-        trainer = MetaTrainer(ghn, Recipe(meta_batch=5), 1)
-        forward = ghn.forward
-        monkeypatch.setattr(ghn, "forward", lambda graphs, forward=forward: read.append(graphs) or forward(graphs))
-        trainer.step(architectures()[:5], *next(digits().train.batches(8)), seed=0)
-    assert [len(graphs) for graphs in read] == [4, 1, 5] and read[2] == [a.graph for a in architectures()[:5]]
+@pytest.mark.parametrize("batching", ["aligned", "misaligned"])
+def test_networks_are_trained_with_what_is_predicted_of_their_whole_meta_batch(batching):
+    """Aligned, a prediction is the same whatever is predicted beside it; misaligned it is not."""
+    torch.manual_seed(0)
+    ghn = GHN({"hid": 16, "layers": 1, "heads": 2, "max_shape": (16, 16, 11, 11), "batching": batching})
+    graphs = [architecture.graph for architecture in architectures()[:5]]
+
+    def norm(*parts):
+        predictions = [prediction for part in parts for prediction in ghn.predict(part)]
+        return sum(float(p.detach().norm()) for prediction in predictions for p in prediction.values()) / len(graphs)
+
+    whole, in_parts = norm(graphs), norm(graphs[:4], graphs[4:])
+    assert (whole == pytest.approx(in_parts, rel=1e-5)) == (batching == "aligned")
+    found = MetaTrainer(ghn, Recipe(meta_batch=5), 1).step(
+        architectures()[:5], *next(digits().train.batches(8)), seed=0
+    )
+    assert found["parameter_norm"] == pytest.approx(whole, rel=1e-5)
+
+
+def forked(function, *arguments):
+    """A process that calls a function, started without importing anything anew."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def train_in_own_session(of):
+    os.setsid()
+    train_in_processes(of, 1)
 
 
 def test_a_killed_training_resumes_with_the_same_result(tmp_path):
     recipe = {"steps": 40, "validate_every": 40}
-    whole = train_in_processes(job(tmp_path / "whole", recipe), 1)
+    torch.set_num_threads(1)  # as in processes of their own
+    train_variant(job(tmp_path / "whole", recipe))
     killed = job(tmp_path / "killed", recipe)
-    code = f"from ghnlib.training.jobs import *; train_in_processes(Job.of({killed.model_dump(mode='json')}), 1)"
-    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.DEVNULL)
-    checkpoint = tmp_path / "killed" / "checkpoint.pt"
-    while not checkpoint.exists() and process.poll() is None:
+    caller = forked(train_in_own_session, killed)
+    while not (tmp_path / "killed" / "checkpoint.pt").exists() and caller.is_alive():
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    os.killpg(caller.pid, signal.SIGKILL)
+    caller.join()
+    assert torch.load(tmp_path / "killed" / "checkpoint.pt")["progress"]["step"] < 40
     resumed = train_in_processes(killed, 1)
-    pd.testing.assert_frame_equal(whole, resumed, check_exact=True)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "whole" / "history.csv"), resumed, check_exact=True)
 
 
 def test_resumed_on_another_number_of_processes(tmp_path, monkeypatch):
@@ -278,26 +301,26 @@ def train_in_child(folder):
     train(folder, DURABLE)
 
 
-def started_child(folder):
-    child = multiprocessing.get_context("fork").Process(target=train_in_child, args=(folder,))
-    child.start()
-    return child
+def until_saved(path, before, child):
+    """Wait for a checkpoint that is not the one before; returns its file number."""
+    while child.is_alive() and (not path.exists() or path.stat().st_ino == before):
+        time.sleep(0.002)
+    return path.stat().st_ino
 
 
 def test_killed_at_random_moments_it_continues_bit_for_bit(tmp_path):
     started = time.monotonic()
     train_in_child(tmp_path / "whole")
     seconds = time.monotonic() - started
-    folder, kills, moments = tmp_path / "killed", 0, random.Random(0)
-    while kills < 6:
-        child = started_child(folder)
-        child.join(moments.uniform(0, seconds / 2))
-        if not child.is_alive():
-            break
+    folder, last, moments = tmp_path / "killed", None, random.Random(0)
+    for _ in range(6):  # each some time within the two steps after its first checkpoint, of 20 to come
+        child = forked(train_in_child, folder)
+        last = until_saved(folder / "checkpoint.pt", last, child)
+        child.join(moments.uniform(0, seconds / 20))
+        assert child.is_alive()
         child.kill()
         child.join()
-        kills += 1
-    assert kills > 1
+    assert 0 < torch.load(folder / "checkpoint.pt")["progress"]["step"] < DURABLE.steps
     train_in_child(folder)
     assert (folder / "history.csv").read_bytes() == (tmp_path / "whole" / "history.csv").read_bytes()
     a, b = (torch.load(f / "checkpoint.pt") for f in (folder, tmp_path / "whole"))
@@ -306,16 +329,16 @@ def test_killed_at_random_moments_it_continues_bit_for_bit(tmp_path):
     assert a["schedule"] == b["schedule"]
 
 
-@pytest.mark.parametrize("moment", range(6))
-def test_killed_while_it_writes_a_checkpoint(tmp_path, monkeypatch, moment):
-    """The six moments between the effects of the second save: before, between and after its renames."""
-    whole, _ = train(tmp_path / "whole")
-    folder, effects = tmp_path / "killed", []
+def interrupted_at(moment, folder, monkeypatch):
+    """Train until ``moment`` effects on the disk of the second save have come, counting from 0; returns whether that
+    was before the third save."""
+    saves, effects = [], []
 
     def deadly(function):
         def call(*arguments, **options):
-            effects.append(function)
-            if len(effects) == 6 + moment:  # the first save has five: it has no last checkpoint to rename
+            saves.extend([function] if function.__name__ == "save" else [])
+            effects.extend([function] if len(saves) == 2 else [])
+            if len(effects) > moment or len(saves) > 2:
                 raise Interrupted
             return function(*arguments, **options)
 
@@ -326,14 +349,26 @@ def test_killed_while_it_writes_a_checkpoint(tmp_path, monkeypatch, moment):
             patch.setattr(module, name, deadly(getattr(module, name)))
         with pytest.raises(Interrupted):
             train(folder)
-    resumed, _ = train(folder)
-    assert_same_weights(whole, resumed)
-    assert (folder / "history.csv").read_bytes() == (tmp_path / "whole" / "history.csv").read_bytes()
+    return len(saves) == 2
+
+
+def test_killed_while_it_writes_a_checkpoint(tmp_path, monkeypatch):
+    """At each moment between two effects on the disk, such as before, between and after the renames."""
+    whole, _ = train(tmp_path / "whole")
+    for moment in count():
+        folder = tmp_path / str(moment)
+        writing = interrupted_at(moment, folder, monkeypatch)
+        resumed, _ = train(folder)
+        assert_same_weights(whole, resumed)
+        assert (folder / "history.csv").read_bytes() == (tmp_path / "whole" / "history.csv").read_bytes()
+        if not writing:
+            break
+    assert moment >= 4
 
 
 def test_sigterm_saves_and_exits_143(tmp_path):
     train_in_child(tmp_path / "whole")
-    child = started_child(tmp_path / "part")
+    child = forked(train_in_child, tmp_path / "part")
     while not (tmp_path / "part" / "checkpoint.pt").exists():
         time.sleep(0.01)
     child.terminate()
@@ -354,17 +389,16 @@ def ranks_that_save(caller):
 
 def test_processes_save_when_their_caller_is_killed(tmp_path):
     """No log line is due before the end: the checkpoint is the one that SIGTERM asked for."""
-    endless = job(tmp_path, {"steps": 10_000, "log_every": 10_000}).model_dump(mode="json")
-    code = f"from {JOBS} import *; train_in_processes(Job.of({endless}), 2)"
-    caller, deadline = subprocess.Popen([sys.executable, "-c", code]), time.monotonic() + 120
+    caller = forked(train_in_processes, job(tmp_path, {"steps": 10_000, "log_every": 10_000}), 2)
+    deadline = time.monotonic() + 120
     try:
         while ranks_that_save(caller.pid) < 2:
-            assert caller.poll() is None and time.monotonic() < deadline
+            assert caller.is_alive() and time.monotonic() < deadline
             time.sleep(0.05)
         assert not (tmp_path / "checkpoint.pt").exists()
     finally:
         caller.kill()
-        caller.wait()
+        caller.join()
     with filelock.FileLock(tmp_path / "lock", timeout=30):
         assert 0 < torch.load(tmp_path / "checkpoint.pt")["progress"]["step"] < 10_000
 

@@ -1,4 +1,4 @@
-"""Properties of networks, their prediction, distances of embeddings, each against its definition."""
+"""Properties of networks and their prediction, each against its definition."""
 
 import math
 
@@ -6,66 +6,72 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision.models import resnet50
+from shared import digits, params, pool
 
-from ghnlib import DeepNets, properties
-from ghnlib.architectures.vision import without_skips
-from ghnlib.data.sources import ImageSplits, load_images
+from ghnlib.data.sources import ImageSplits
+from ghnlib.experiments import properties
 from ghnlib.experiments.diagnostics import first_weight
 from ghnlib.experiments.properties import (
     NeuralPredictor,
     NoisyImages,
     _joined,
-    frechet_distance,
     predict_from_graphs,
     predict_property,
     steps_to,
+    train_and_measure,
 )
+from ghnlib.experiments.setup import Setup
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Node
-from ghnlib.training.networks import TrainingRecipe
+from ghnlib.params import Regression
 
-IMAGES = load_images("digits", seed=0, image_size=16)
-FEW = ImageSplits(*(part.few_shot(4, seed=0) for part in (IMAGES.train, IMAGES.val, IMAGES.test)))
-ANALYSIS = {"checkpoints": [1], "noise": 0.3, "converged": 50.0, "seconds": True, "networks": 1}
-GRID = {"C": [1, 10], "gamma": ["scale"], "epsilon": [0.1]}
+GRID = Regression(C=(1.0, 10.0), gamma=("scale",), epsilon=(0.1,))
 
 
-def architectures(count):
-    return list(DeepNets("val", space="small", input_size=16, size=count))
+def images():
+    return digits(seed=0, image_size=16)
 
 
 def test_networks_are_measured_once_and_an_interrupted_call_goes_on(tmp_path, monkeypatch):
-    arguments = {"recipe": TrainingRecipe(2, 0.02), "analysis": ANALYSIS, "processes": 1}
-    measured = []
-    train = properties.train_network
+    tiny = params("tiny")
+    changes = {"property_steps": 2, "checkpoints": (1,), "networks": 1, "seconds": True}
+    few = ImageSplits(*(part.few_shot(4, seed=0) for part in (images().train, images().val, images().test)))
+    analysis, measured, train = tiny.analysis.model_copy(update=changes), [], properties.train_network
     monkeypatch.setattr(properties, "train_network", lambda *rest: measured.append(rest) or train(*rest))
-    few, *_ = properties.train_and_measure(architectures(2), FEW, seed=0, folder=tmp_path, **arguments)
-    assert len(measured) == 2
-    table, before, after = properties.train_and_measure(architectures(3), FEW, seed=0, folder=tmp_path, **arguments)
-    assert len(measured) == 3
-    assert table[:2].equals(few)
-    properties.train_and_measure(architectures(1), FEW, seed=1, folder=tmp_path, **arguments)
+
+    def found(count, seed=0):
+        setup = Setup("analysis", "tiny", seed, folder=tmp_path, data=tiny.data, analysis=analysis)
+        return train_and_measure(setup, pool(size=count, input_size=16), few)
+
+    first, trained = found(2).table, found(3)
+    assert len(measured) == 3 and trained.table[:2].equals(first)
+    found(1, seed=1)
     assert len(measured) == 4  # another seed is another network
-    assert {*properties.PROPERTIES, "test accuracy", "parameters", "accuracy, 1 steps", "index"} == set(table)
-    assert (table["seconds"] > 0).all()
-    assert len(before) == len(after) == 1
-    assert not torch.equal(first_weight(before[0]), first_weight(after[0]))
+    expected = {*properties.PROPERTIES, "test accuracy", "parameters", "accuracy, 1 steps", "index"}
+    assert expected == set(trained.table) and (trained.table["seconds"] > 0).all() and trained.sound.all()
+    assert len(trained.before) == len(trained.after) == 1
+    assert not torch.equal(first_weight(trained.before[0]), first_weight(trained.after[0]))
+
+
+def test_a_property_that_all_networks_share_is_left_out():
+    table = properties.pd.DataFrame({"accuracy": [1.0, 1.0], "FLOPs": [2.0, 3.0], "convergence": [5.0, 5.0]})
+    trained = properties.Trained([], table, [], [], None)
+    assert trained.measured == ["accuracy", "FLOPs", "convergence"] and trained.properties == ["accuracy", "FLOPs"]
 
 
 def test_noise_is_the_same_at_each_pass_and_stays_within_the_images():
-    noisy = NoisyImages(IMAGES.val, 0.3, seed=0)
+    noisy = NoisyImages(images().val, 0.3, seed=0)
     one, again = ([x for x, _ in noisy.batches(64)] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, again))
-    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGES.val.mean, IMAGES.val.std))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (images().val.mean, images().val.std))
     pixels = torch.cat(one) * std + mean
     assert pixels.min() >= -1e-6 and pixels.max() <= 1 + 1e-6
-    clean = torch.cat([x for x, _ in IMAGES.val.batches(64)]) * std + mean
+    clean = torch.cat([x for x, _ in images().val.batches(64)]) * std + mean
     inner = (clean > 0.4) & (clean < 0.6)  # where hardly anything is clipped
     assert (pixels - clean)[inner].std() == pytest.approx(0.3, rel=0.15)
-    (exact, labels), *_ = NoisyImages(IMAGES.val, 0.0, seed=0).batches(64)
-    torch.testing.assert_close(exact, next(IMAGES.val.batches(64))[0], atol=1e-5, rtol=0)
-    assert torch.equal(labels, IMAGES.val.labels[:64])
+    (exact, labels), *_ = NoisyImages(images().val, 0.0, seed=0).batches(64)
+    torch.testing.assert_close(exact, next(images().val.batches(64))[0], atol=1e-5, rtol=0)
+    assert torch.equal(labels, images().val.labels[:64])
 
 
 @pytest.mark.parametrize(
@@ -118,24 +124,7 @@ def test_the_neural_predictor_averages_neighbours_within_each_graph():
 
 
 def test_a_property_of_real_graphs_is_predicted_and_noise_is_not():
-    graphs = [architecture.graph for architecture in architectures(40)]
+    graphs = [architecture.graph for architecture in pool(size=40, input_size=16)]
     found = predict_from_graphs(graphs, np.log10([len(graph) for graph in graphs]))
     assert found["low"] > 0.3 and found["n"] == 40
     assert predict_from_graphs(graphs, np.random.default_rng(0).normal(size=40))["low"] < 0.1
-
-
-def test_a_resnet_without_skips_adds_nothing():
-    with torch.device("meta"):
-        net = without_skips(resnet50())
-    ops = [node.op for node in Graph.from_module(net, (3, 64, 64)).nodes]
-    assert (ops.count("sum"), ops.count("conv"), ops.count("bn")) == (0, 50, 49)  # the classifier is a convolution too
-
-
-def test_frechet_distance_of_gaussians_is_that_of_their_moments():
-    rng = np.random.default_rng(0)
-    a = rng.normal(size=(400, 2))
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
-    assert frechet_distance(a, a + [3.0, 4.0]) == pytest.approx(25)
-    decorrelated = (a - a.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(a.T))).T  # exactly unit covariance
-    assert frechet_distance(decorrelated, 3 * decorrelated) == pytest.approx(2 * (3 - 1) ** 2)
-    assert math.isnan(frechet_distance(a, a[:1]))

@@ -1,10 +1,11 @@
-"""The values that the released code gives, where they are at hand."""
+"""One thread for tests and what they start; the values that the released code gives, where they are at hand."""
 
 import os
 from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # more are slower for small tensors, many times where cores are shared
 GIVEN = os.environ.get("GHNLIB_REFERENCE")
 REFERENCE = Path(GIVEN or Path(__file__).parents[2] / "shared" / "reference")
 

@@ -138,10 +138,16 @@ def test_schedules_of_the_learning_rate(schedule, factors):
     assert [SCHEDULES[schedule](done / 3) for done in range(3)] == pytest.approx(factors)
 
 
-def test_smoothed_labels_change_the_loss():
-    run = lambda smoothing: Run(pool()[0], TrainingRecipe(2, 0.01, label_smoothing=smoothing), 0)
-    plain, smooth = (run_all([run(s)], digits().train, on_validation())["loss"].iloc[-1] for s in (0.0, 0.5))
-    assert plain != smooth
+def test_smoothed_labels_mix_the_label_with_all_classes():
+    def first_loss(smoothing):
+        run = Run(pool()[0], TrainingRecipe(1, 0.01, label_smoothing=smoothing), 0)
+        return run_all([run], digits().train, on_validation())["loss"].iloc[-1]
+
+    x, y = next(digits().train.stream(32, 0))
+    logs = initial_network(Run(pool()[0], TrainingRecipe(1, 0.01), 0)).train()(x).detach().log_softmax(1)
+    own = float(-logs[range(len(y)), y].mean())
+    assert first_loss(0.0) == pytest.approx(own, rel=1e-5)
+    assert first_loss(0.3) == pytest.approx(0.7 * own - 0.3 * float(logs.mean()), rel=1e-5)
 
 
 def test_batch_norm_statistics_are_averages_over_training_batches():

@@ -64,11 +64,6 @@ def main() -> int:
     return 0
 
 
-def section_of(text: str) -> str:
-    """The results section of a README, between its two marks."""
-    return text.split(START)[1].split(END)[0].strip()
-
-
 def results(root: Path) -> str:
     """The results section: a part for each profile with metrics under ``root``, by its parameters there."""
     parts = (_part(root, profile, section) for profile, section in SECTIONS.items())

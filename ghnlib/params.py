@@ -120,9 +120,15 @@ class Hypernetworks(Section):
 
 
 class Train(Hypernetworks):
-    """The hypernetworks of the report."""
+    """The hypernetworks of the report, each trained once for each of the ``seeds``."""
 
+    seeds: Seeds
     devices: Positive
+
+    @property
+    def trainings(self) -> dict[str, tuple[str, int]]:
+        """Name of each training, "ghn3-0", the end of its stage's name -> variant and seed."""
+        return {f"{name}-{seed}": (name, seed) for name in self.variants for seed in self.seeds}
 
 
 class Evaluate(Section):

@@ -31,7 +31,7 @@ class Setup:
 
     Attributes:
         stage: of the pipeline. profile, seed, processes and the sections: see params.yaml.
-        variant: the hypernetwork that the stage ``train`` trains.
+        variant, training_seed: the hypernetwork that the stage ``train`` trains, and with which seed.
         folder: where finished parts of the computation are kept.
         by_hand: run in Jupyter, not by the pipeline: then nothing that a stage depends on is written.
     """
@@ -42,6 +42,7 @@ class Setup:
     folder: Path
     processes: int = 1
     variant: str = ""
+    training_seed: int | None = None
     by_hand: bool = False
     data: params.Data | None = None
     deepnets: params.DeepNets | None = None
@@ -75,10 +76,10 @@ class Setup:
         os.chdir(root)
         read = validate(read_yaml("params.yaml"))
         own = {name: getattr(read, name) for name in values if hasattr(read, name)}
-        variant = values.get("variant") or ""
-        folder = kept_folder(read.profile, stage, variant)
+        variant, seed = values.get("variant") or "", values.get("training_seed")
+        folder = kept_folder(read.profile, stage, training_name(variant, seed))
         print(f"Run by hand with the values of {root / 'params.yaml'}: results are shown, files stay as they are.")
-        return cls(stage, read.profile, folder=folder, variant=variant, by_hand=True, **own)
+        return cls(stage, read.profile, folder=folder, variant=variant, training_seed=seed, by_hand=True, **own)
 
     @cached_property
     def images(self) -> ImageSplits:
@@ -105,13 +106,22 @@ class Setup:
         return architectures_of(self.deepnets, name, images.side, len(images.classes), self.seed, size)
 
     @cached_property
-    def hypernetworks(self) -> dict[str, GHN]:
-        """The trained ones of all variants, by name."""
-        return {name: GHN.from_pretrained(f"models/{name}") for name in self.train.variants}
+    def hypernetworks(self) -> dict[str, dict[int, GHN]]:
+        """The trained ones: variant -> seed of its training -> hypernetwork."""
+        found: dict[str, dict[int, GHN]] = {}
+        for name, (variant, seed) in self.train.trainings.items():
+            found.setdefault(variant, {})[seed] = GHN.from_pretrained(f"models/{name}")
+        return found
 
     def history(self, variant: str) -> pd.DataFrame:
-        """What the training of a variant has logged, see ``train_ghn``."""
-        return pd.read_csv(f"models/{variant}/history.csv")
+        """What the trainings of a variant have logged, see ``train_ghn``, one below the other; a column ``seed``."""
+        logs = {seed: pd.read_csv(f"models/{training_name(variant, seed)}/history.csv") for seed in self.train.seeds}
+        return pd.concat([log.assign(seed=seed) for seed, log in logs.items()], ignore_index=True)
+
+    @property
+    def name(self) -> str:
+        """Of the metrics and of the folder of what is kept: "evaluate", "train-ghn3-0"."""
+        return "-".join(filter(None, (self.stage, training_name(self.variant, self.training_seed))))
 
     def publish(
         self,
@@ -126,7 +136,7 @@ class Setup:
         """
         if self.by_hand:
             return
-        path = Path("reports", self.profile, "metrics", f"{'-'.join(filter(None, (self.stage, self.variant)))}.json")
+        path = Path("reports", self.profile, "metrics", f"{self.name}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         found = {"claims": {name: measured._asdict() for name, measured in claims.items()}} if claims else {}
         path.write_text(json.dumps(_without_nan({**metrics, **found}), indent=1, allow_nan=False) + "\n")
@@ -143,9 +153,14 @@ class Setup:
         figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
 
 
-def kept_folder(profile: str, stage: str, variant: str = "") -> Path:
-    """Where a stage keeps what it has computed."""
-    return Path(".training", profile, "-".join(filter(None, (stage, variant))))
+def kept_folder(profile: str, stage: str, training: str = "") -> Path:
+    """Where a stage keeps what it has computed; ``training``: name of a training."""
+    return Path(".training", profile, "-".join(filter(None, (stage, training))))
+
+
+def training_name(variant: str, seed: int | None) -> str:
+    """As in ``Train.trainings``; empty where there is no variant."""
+    return f"{variant}-{seed}" if variant else ""
 
 
 def _typed(name: str, value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from ghnlib.experiments.setup import Setup
+from ghnlib.experiments.setup import Setup, training_name
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.training.jobs import Job, train_in_processes
 
@@ -33,24 +33,25 @@ class Training(NamedTuple):
 def job_of(setup: Setup) -> Job:
     """The training of the setup's variant."""
     train, name = setup.train, setup.variant
-    return Job(data=setup.data, deepnets=setup.deepnets, seed=setup.seed, ghn=train.config(name),
-               recipe=train.recipe_of(name), folder=str(setup.folder))  # fmt: skip
+    return Job(data=setup.data, deepnets=setup.deepnets, seed=setup.seed, training_seed=setup.training_seed,
+               ghn=train.config(name), recipe=train.recipe_of(name), folder=str(setup.folder))  # fmt: skip
 
 
 def train_variant(setup: Setup) -> Training:
-    """Train the setup's variant, or resume that; the outcome is moved to models/VARIANT.
+    """Train the setup's variant, or resume that; the outcome is moved to models/VARIANT-SEED.
 
     By hand, a hypernetwork that the pipeline has trained is shown instead; one that it has not is trained in the
     stage's folder, from which the pipeline resumes.
     """
-    target = Path("models", setup.variant)
+    name = training_name(setup.variant, setup.training_seed)
+    target = Path("models", name)
     if not setup.by_hand:
         train_in_processes(job_of(setup), setup.train.devices)
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(setup.folder / "model", target)
         shutil.copy(setup.folder / "history.csv", target)
     elif target.exists():
-        print(f"{target} is there: it is shown, not trained. `dvc repro --force train@{setup.variant}` trains it anew.")
+        print(f"{target} is there: it is shown, not trained. `dvc repro --force train@{name}` trains it anew.")
     else:
         train_in_processes(job_of(setup), setup.train.devices)
         target = setup.folder / "model"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from math import inf, isnan, nan
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from ghnlib.reporting.publish import claim_of, known_claims
 from ghnlib.reporting.statistics import Measured
 
 
-def read_metrics(profile: str, variants: Sequence[str]) -> dict[str, Any]:
+def read_metrics(profile: str, trainings: Iterable[str]) -> dict[str, Any]:
     """What each stage measured, by stage: those of reports/PROFILE/metrics that the pipeline has now."""
-    names = (label(stage, variant) for stage in NOTEBOOKS for variant in (variants if stage == "train" else [""]))
+    names = (label(stage, name) for stage in NOTEBOOKS for name in (trainings if stage == "train" else [""]))
     files = {name: Path("reports", profile, "metrics", f"{name}.json") for name in names}
     return {name: json.loads(path.read_text()) for name, path in files.items() if path.exists()}
 
@@ -83,7 +83,7 @@ def _id(key: str) -> str:
 
 def _row(key: str, ours: Measured, scales: Mapping[str, str]) -> dict[str, Any]:
     paper, claim, published, stage = claim_of(key)
-    count = f", n = {ours.n}" if ours.n else ""
+    count = f", {ours.count}" if ours.count else ""
     value, low, high = (float(f"{x:.3g}") for x in ours[:3])
     return {
         "paper": paper, "claim": claim, "published": published, "ours": value, "low": low, "high": high,

@@ -34,9 +34,9 @@ class NotebookError(Exception):
     """A notebook that the pipeline cannot run; the message says why."""
 
 
-def label(stage: str, variant: str = "") -> str:
-    """Name of a stage's metrics and run folder: "evaluate", "train-ghn3"."""
-    return f"{stage}-{variant}" if variant else stage
+def label(stage: str, training: str = "") -> str:
+    """Name of a stage's metrics: "evaluate", "train-ghn3-0"."""
+    return f"{stage}-{training}" if training else stage
 
 
 def read(path: Path) -> NotebookNode:

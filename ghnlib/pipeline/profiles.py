@@ -117,7 +117,7 @@ def reproduce(folder: Path, params: Params) -> int:
 
 def independent_stages(params: Params) -> tuple[list[str], ...]:
     """Names of the long stages, in groups: those of one group do not need each other, the longest begin."""
-    trained = [f"train@{name}" for name in params.train.variants]
+    trained = [f"train@{name}" for name in params.train.trainings]
     return ["sources"], ["transfer", *trained, "anytime", "architectures"], ["finetune", "evaluate", "analysis"]
 
 

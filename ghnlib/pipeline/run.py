@@ -1,4 +1,4 @@
-"""Runs one stage of the pipeline: ``python -m ghnlib.pipeline.run STAGE[@variant]``.
+"""Runs one stage of the pipeline: ``python -m ghnlib.pipeline.run STAGE[@VARIANT-SEED]``.
 
 A stage is a notebook executed with the validated parameters of params.yaml. The executed notebook goes to
 reports/PROFILE/, its HTML to site/PROFILE/. ``sources`` is the first stage.
@@ -32,6 +32,7 @@ from ipykernel.kernelspec import write_kernel_spec
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
+from ghnlib.experiments.setup import kept_folder
 from ghnlib.params import Params
 from ghnlib.params_file import ParamsError, read_yaml, validate
 from ghnlib.pipeline import notebooks
@@ -53,9 +54,9 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if "DVC_STAGE" in os.environ:
         stop_with(os.getppid())  # nobody would record what a runner makes after DVC has gone
-    stage, _, variant = (arguments[0] if len(arguments) == 1 else "").partition("@")
+    stage, _, training = (arguments[0] if len(arguments) == 1 else "").partition("@")
     try:
-        _run(stage, variant, _read_params())
+        _run(stage, training, _read_params())
     except (ParamsError, NotebookError, StageError) as error:
         return _fail(stage, str(error), 1 if isinstance(error, StageError) else 2)
     except OSError as error:
@@ -72,16 +73,16 @@ def _fail(stage: str, message: str, status: int) -> int:
     return status
 
 
-def _run(stage: str, variant: str, params: Params) -> None:
+def _run(stage: str, training: str, params: Params) -> None:
     if stage == "sources":
         write_sources()
     elif stage not in NOTEBOOKS:
         raise ParamsError(f"no stage named {stage!r}; there are sources, {', '.join(NOTEBOOKS)}")
-    elif (stage == "train") != bool(variant) or (variant and variant not in params.train.variants):
-        names = ", ".join(f"train@{name}" for name in params.train.variants)
-        raise ParamsError(f"no stage named {stage}{'@' * bool(variant)}{variant}; a variant is trained by {names}")
+    elif (stage == "train") != bool(training) or (training and training not in params.train.trainings):
+        names = ", ".join(f"train@{name}" for name in params.train.trainings)
+        raise ParamsError(f"no stage named {stage}{'@' * bool(training)}{training}; hypernetworks are trained by {names}")
     else:
-        run_notebook(stage, variant, params)
+        run_notebook(stage, training, params)
 
 
 def _read_params() -> Params:
@@ -99,18 +100,19 @@ def write_sources() -> None:
         notebooks.write(notebooks.clean(notebooks.read(Path("notebooks", f"{name}.ipynb"))), SOURCES / f"{name}.ipynb")
 
 
-def available(stage: str, variant: str, params: Params) -> dict[str, Any]:
+def available(stage: str, training: str, params: Params) -> dict[str, Any]:
     """Everything a notebook may ask for in its parameters cell, as plain values."""
     values = params.model_dump(mode="json", exclude_unset=True)
-    folder = Path(".training", params.profile, label(stage, variant))
-    if variant:
-        values["train"]["variants"] = {variant: values["train"]["variants"][variant]}
-    return {**values, "variant": variant, "folder": str(folder)}
+    variant, seed = params.train.trainings.get(training, ("", None))
+    if training:
+        values["train"] |= {"variants": {variant: values["train"]["variants"][variant]}, "seeds": [seed]}
+    folder = kept_folder(params.profile, stage, training)
+    return {**values, "variant": variant, "training_seed": seed, "folder": str(folder)}
 
 
-def parameters_for(stage: str, variant: str, params: Params, source: Path) -> dict[str, Any]:
+def parameters_for(stage: str, training: str, params: Params, source: Path) -> dict[str, Any]:
     """The values of the names in the notebook's parameters cell, as plain Python."""
-    values = available(stage, variant, params)
+    values = available(stage, training, params)
     names = papermill.inspect_notebook(str(source))
     unknown = sorted(set(names) - set(values))
     missing = sorted({"profile", "seed", stage if stage in values else "seed"} - set(names))
@@ -122,14 +124,14 @@ def parameters_for(stage: str, variant: str, params: Params, source: Path) -> di
     return {name: values[name] for name in names}
 
 
-def run_notebook(stage: str, variant: str, params: Params) -> None:
+def run_notebook(stage: str, training: str, params: Params) -> None:
     """Execute a stage's notebook; its report replaces the earlier one only if it succeeds."""
     root, started = Path.cwd(), time.monotonic()
     source = SOURCES / f"{NOTEBOOKS[stage]}.ipynb"
-    name = label(NOTEBOOKS[stage], variant)
+    name = label(NOTEBOOKS[stage], training)
     site, reports = Path("site", params.profile), Path("reports", params.profile)
-    values = parameters_for(stage, variant, params, source)
-    _forget_other_code(Path(available(stage, variant, params)["folder"]))
+    values = parameters_for(stage, training, params, source)
+    _forget_other_code(kept_folder(params.profile, stage, training))
     for folder in site, reports / "metrics":
         folder.mkdir(parents=True, exist_ok=True)
     executed = _execute(source, site / f"{name}.ipynb", values)
@@ -138,7 +140,7 @@ def run_notebook(stage: str, variant: str, params: Params) -> None:
     notebooks.write(report, reports / f"{name}.ipynb")
     links = {path.stem: path.name for path in sorted(site.glob("*.html"))}  # all of a run: ``make report``
     notebooks.write_text(page(report, name, seconds, links), site / f"{name}.html")
-    _record_seconds(reports / "timing.json", label(stage, variant), seconds)
+    _record_seconds(reports / "timing.json", label(stage, training), seconds)
 
 
 def _forget_other_code(folder: Path) -> None:

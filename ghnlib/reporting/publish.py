@@ -153,12 +153,12 @@ def _card(claim: Claim, found: Measured) -> str:
     return CARD.format(
         box=BOX, look=look_of(verdict), verdict=verdict, note=f"<br><small>({note}</small>" if note else "",
         claim=escape(claim.claim), paper=escape(claim.paper), published=escape(claim.published),
-        count=f"ours, n = {found.n}" if found.n else "ours", ours=_number(found, "<b>{}</b>"),
+        count=f"ours, {found.count}" if found.count else "ours", ours=_number(found, "<b>{}</b>"),
     )  # fmt: skip
 
 
 def _as_text(claim: Claim, found: Measured) -> str:
-    count = f", n = {found.n}" if found.n else ""
+    count = f", {found.count}" if found.count else ""
     return (
         f"{look_of(found.verdict).sign} {found.verdict}: {claim.claim}\n"
         f"    {claim.paper}: {claim.published}; ours: {_number(found)}{count}"

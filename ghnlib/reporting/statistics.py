@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import hypot, isnan, nan
 from typing import NamedTuple
 
@@ -12,12 +12,18 @@ from scipy import stats
 
 
 class Measured(NamedTuple):
-    """A number, the bounds of its interval (NaN if there is none), over how many networks, runs or seeds."""
+    """A number and the bounds of its interval (NaN if there is none).
+
+    Attributes:
+        n: over how many networks or runs.
+        trainings: over how many trainings of the hypernetworks that it is a statement about; None: about none.
+    """
 
     value: float
     low: float = nan
     high: float = nan
     n: int | None = None
+    trainings: int | None = None
 
     def over(self, other: Measured) -> Measured:
         """The difference, its interval that of independent estimates (MOVER, Zou 2007): wide if they share networks."""
@@ -27,10 +33,19 @@ class Measured(NamedTuple):
         return Measured(value, low, high, min((n for n in (self.n, other.n) if n), default=None))
 
     @property
+    def count(self) -> str:
+        """``n = 100, 3 trainings``, of these what there is."""
+        trainings = f"{self.trainings} training{'s' * (self.trainings > 1)}" if self.trainings else ""
+        return ", ".join(filter(None, (f"n = {self.n}" if self.n else "", trainings)))
+
+    @property
     def verdict(self) -> str:
-        """Held or not held where the interval lies on one side of 0, else not decided: a sign alone decides nothing."""
+        """Held or not held where the interval lies on one side of 0, else not decided: a sign alone decides nothing,
+        nor does one training of a hypernetwork."""
         if isnan(self.value):
             return "not testable at this scale"
+        if self.trainings == 1:
+            return "not decided (one training)"
         if isnan(self.low):
             return "not decided (no interval)"
         return "held" if self.low > 0 else "not held" if self.high <= 0 else "not decided"
@@ -62,6 +77,30 @@ def mean_interval(values: Iterable[float]) -> Measured:
 def paired_interval(a: Sequence[float], b: Sequence[float]) -> Measured:
     """``mean_interval`` of a - b over paired observations; NaN: not observed."""
     return mean_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
+
+
+def over_trainings(found: Sequence[Measured]) -> Measured:
+    """What was measured with each training of a hypernetwork (another seed), as a statement about its training.
+
+    The mean; the half-width of its interval is the root of the sum of two squares, of Student's t interval over the
+    trainings' values and of the mean half-width of their own intervals, over networks or runs. So it is wide where
+    trainings differ, and where networks do.
+    """
+    values = [each.value for each in found]
+    over_seeds = mean_interval(values)
+    if len(found) == 1 or isnan(over_seeds.value):
+        return found[0]._replace(trainings=len(found))
+    mean, half = over_seeds.value, over_seeds.high - over_seeds.value
+    own = [each for each in found if not isnan(each.low)]
+    below, above = (sum(widths) / max(1, len(own)) for widths in
+                    ([each.value - each.low for each in own], [each.high - each.value for each in own]))  # fmt: skip
+    n = min((each.n for each in found if each.n), default=None)
+    return Measured(mean, mean - hypot(half, below), mean + hypot(half, above), n, over_seeds.n)
+
+
+def claims_over_trainings(found: Sequence[Mapping[str, Measured]]) -> dict[str, Measured]:
+    """``over_trainings`` of each claim that every training has."""
+    return {key: over_trainings([each[key] for each in found]) for key in found[0] if all(key in f for f in found)}
 
 
 def share_above_half(wins: int, n: int) -> Measured:
@@ -129,6 +168,22 @@ def top_against_random(score: Sequence[float], accuracy: Sequence[float], k: int
     low, high = top - np.quantile(drawn, (0.975, 0.025))
     mean = accuracy.mean()
     return {"n": k, "top": top, "random": mean, "lead": top - mean, "low": float(low), "high": float(high)}
+
+
+def tables_over_trainings(tables: Sequence[pd.DataFrame], digits: int = 1) -> pd.DataFrame:
+    """``mean ± deviation`` over trainings of equal tables, one a training; the mean alone of a single one."""
+    stacked = pd.concat(tables, keys=range(len(tables))).astype(float)
+    levels = list(range(1, stacked.index.nlevels))
+    words = lambda values: with_deviation(values, digits)
+    return stacked.groupby(level=levels, sort=False).agg(words)
+
+
+def with_deviation(values: Iterable[float], digits: int = 1) -> str:
+    """``mean ± deviation`` (of a sample, over n - 1) of the values that are not NaN; blank without one."""
+    values = pd.Series(list(values), dtype=float).dropna()
+    if values.empty:
+        return ""
+    return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
 
 
 def with_standard_error(values: pd.Series) -> str:

@@ -35,12 +35,13 @@ KEPT_IN_MEMORY = 10_000
 
 
 class Job(Section):
-    """One training. ``classes``: indices of the classes to train on, None for all; ``ghn``: its number of classes is
+    """One training. ``seed``: of splits of images and of architectures, ``training_seed`` of the rest; ``classes``: indices of the classes to train on, None for all; ``ghn``: its number of classes is
     that of the images."""
 
     data: Data
     deepnets: DeepNetsSection
     seed: Count
+    training_seed: Count
     classes: tuple[Count, ...] | None = None
     ghn: GHNConfig
     recipe: Recipe
@@ -60,7 +61,7 @@ def train_variant(job: Job) -> GHN:
         "data": job.data.model_dump(exclude={"shift", "flip", "test_per_class", "download"}),
         "deepnets": job.deepnets.model_dump(include={"scale", "path", "train_pool"}),
     }
-    return train_on(*splits, images, job.ghn, job.recipe, job.seed, job.folder, augmentation_of(job.data), about)
+    return train_on(*splits, images, job.ghn, job.recipe, job.training_seed, job.folder, augmentation_of(job.data), about)
 
 
 def train_on(

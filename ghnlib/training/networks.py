@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise, product
+from itertools import cycle, pairwise, product
 from pathlib import Path
 
 import pandas as pd
@@ -258,7 +258,7 @@ def initial_runs(
     architectures: Sequence[Architecture],
     recipe: TrainingRecipe,
     seeds: Sequence[int],
-    hypernetworks: Mapping[str, GHN],
+    hypernetworks: Mapping[str, Sequence[GHN]],
     tuned: Mapping[str, Mapping[str, object]] | None = None,
     class_layers: bool = True,
     given: Mapping[str, Sequence[dict[str, Tensor]]] | None = None,
@@ -268,7 +268,8 @@ def initial_runs(
     """Runs of each architecture and seed from random, orthogonal and predicted parameters, these with GHN-3's noise.
 
     Args:
-        hypernetworks: by name.
+        hypernetworks: by name, of each its trainings: the i-th seed's runs start from what the i-th predicts, or in
+            turn if there are more seeds.
         tuned: fields of the recipe that differ, by initialisation, as ``tune`` finds them.
         class_layers: whether classification layers are predicted; if not, they are random.
         given: further initialisations by name: parameters of the first architectures, by name.
@@ -281,19 +282,21 @@ def initial_runs(
     Raises:
         DataError: classification layers are to be predicted for another number of classes than a hypernetwork's.
     """
-    predicted = {name: _predict(name, ghn, architectures, class_layers) for name, ghn in hypernetworks.items()}
-    given = given or {}
-    sides = [(name, name, [None] * len(architectures)) for name in ("random", "orthogonal")]
+    predicted = {name: [_predict(name, ghn, architectures, class_layers) for ghn in trainings]
+                 for name, trainings in hypernetworks.items()}  # fmt: skip
+    given = {name: [starts] for name, starts in (given or {}).items()}
+    sides = [(name, name, [[None] * len(architectures)]) for name in ("random", "orthogonal")]
     sides += [(name, "ghn-noise", starts) for name, starts in predicted.items()]
     sides += [(name, "ghn", starts) for name, starts in given.items()]
     sides += [(f"{name}-orth", "ghn-orth", (predicted | given)[name]) for name in post_processed]
     runs = []
-    for name, initialisation, starts in sides:
+    for name, initialisation, trainings in sides:
         own = replace(recipe, **tuned[name]) if tuned else recipe
-        for network, (architecture, start) in enumerate(zip(architectures, starts)):
-            sources = Sources(parameters=start, orth_from=orth_from)
+        for network, (architecture, *starts) in enumerate(zip(architectures, *trainings)):
+            sources = [Sources(parameters=start, orth_from=orth_from) for start in starts]
             labels = {"initialisation": name, "network": network}
-            runs += [Run(architecture, own, seed, initialisation, sources, labels) for seed in seeds]
+            runs += [Run(architecture, own, seed, initialisation, source, labels)
+                     for seed, source in zip(seeds, cycle(sources))]  # fmt: skip
     return runs
 
 

@@ -20,12 +20,15 @@ from ghnlib.reporting.statistics import (
     Measured,
     mean_and_error,
     mean_interval,
+    over_trainings,
     paired_interval,
+    with_deviation,
     with_standard_error,
 )
 from ghnlib.training.networks import Accuracy, Run, TrainingRecipe, run_all
 
-KEYS = ["method", "split", "index"]
+NETWORK = ["method", "split", "index"]
+KEYS = ["method", "seed", "split", "index"]
 PAIRS = {
     "ghn3 - mlp": "",  # no paper compares these two
     "ghn3 - ghn2": "without-training-ghn3-ghn2",
@@ -42,10 +45,11 @@ class Evaluation:
     """Test accuracy of networks by method: hypernetworks by their variant, "random", "SGD, 1 epoch", ...
 
     Attributes:
-        rows: one a method and architecture: ``method``, ``split``, ``index``, ``accuracy`` and ``top5`` (percent),
-            ``error``, and what ``describe`` says of the architecture.
+        rows: one a method, seed (of the hypernetwork's training; of others the only one) and architecture: ``method``,
+            ``seed``, ``split``, ``index``, ``accuracy`` and ``top5`` (percent), ``error``, and what ``describe`` says
+            of the architecture.
         variants: all hypernetworks. compared: those that figures show, trained for as many steps as the first, or more.
-        best: the hypernetwork with the highest accuracy on validation images.
+        best: the hypernetwork with the highest accuracy on validation images, on average over its trainings.
     """
 
     rows: pd.DataFrame
@@ -78,8 +82,10 @@ class Evaluation:
 
     @cached_property
     def sampled(self) -> pd.DataFrame:
-        """The counted rows of all splits but "predefined"."""
-        return self.counted[self.counted["split"] != "predefined"]
+        """The counted rows of all splits but "predefined", of each architecture one: mean scores over trainings."""
+        rows = self.counted[self.counted["split"] != "predefined"]
+        networks = rows.groupby(NETWORK, sort=False)
+        return networks.first().assign(**networks[["accuracy", "top5"]].mean()).reset_index()
 
     @property
     def shown(self) -> pd.DataFrame:
@@ -88,8 +94,17 @@ class Evaluation:
 
     @cached_property
     def test(self) -> pd.DataFrame:
-        """Accuracy on the split "test": rows are architectures by index, columns methods."""
+        """Accuracy on the split "test", mean over trainings: rows are architectures by index, columns methods."""
+        return self._table(self.sampled[self.sampled["split"] == "test"])
+
+    @cached_property
+    def tests(self) -> list[pd.DataFrame]:
+        """The same of each training: of all hypernetworks those with one seed, of other methods the only values."""
         rows = self.counted[self.counted["split"] == "test"]
+        predicted = rows["method"].isin(self.variants)
+        return [self._table(rows[~predicted | (rows["seed"] == seed)]) for seed in rows["seed"][predicted].unique()]
+
+    def _table(self, rows: pd.DataFrame) -> pd.DataFrame:
         table = rows.pivot_table(index="index", columns="method", values="accuracy")
         return table[[name for name in self.methods if name in table]]
 
@@ -104,10 +119,10 @@ class Evaluation:
         """Those that figures show: random parameters, compared hypernetworks, trained networks."""
         return [name for name in self.methods if name in self.compared or name not in self.variants]
 
-    def scores(self, method: str, split: str = "test") -> pd.Series:
-        """Accuracies (percent) of a method on a split."""
-        rows = self.counted
-        return rows.loc[(rows["method"] == method) & (rows["split"] == split), "accuracy"]
+    def scores(self, method: str, split: str = "test") -> list[pd.Series]:
+        """Accuracies (percent) of a method on a split, of each of its trainings."""
+        rows = self.counted[(self.counted["method"] == method) & (self.counted["split"] == split)]
+        return [of_training["accuracy"] for _, of_training in rows.groupby("seed", sort=False)]
 
 
 def evaluation_splits(setup: Setup) -> dict[str, list[Architecture]]:
@@ -122,12 +137,13 @@ def evaluate_networks(setup: Setup, splits: Mapping[str, Sequence[Architecture]]
     rows = pd.concat([predicted, train_from_random(setup, splits)]).merge(described, on=["split", "index"])
     steps = {name: setup.train.recipe_of(name).steps for name in setup.train.variants}
     compared = [name for name in steps if steps[name] >= next(iter(steps.values()))]
-    best = max(steps, key=lambda name: validation_accuracy(setup, name)["validation_accuracy"].iloc[-1])
+    final = {name: validation_accuracy(setup, name).groupby("seed")["validation_accuracy"].last() for name in steps}
+    best = max(steps, key=lambda name: final[name].mean())
     return Evaluation(rows, list(steps), compared, best)
 
 
 def validation_accuracy(setup: Setup, variant: str) -> pd.DataFrame:
-    """The rows of a training's history that have a ``validation_accuracy``."""
+    """The rows of a variant's histories that have a ``validation_accuracy``."""
     return setup.history(variant).dropna(subset="validation_accuracy")
 
 
@@ -143,16 +159,17 @@ def predict_and_evaluate(
         statistics: of batch norm, see ``evaluate_predictions``.
 
     Returns:
-        Rows ``method`` (the variant), ``split``, ``index``, ``accuracy``, ``top5``, ``error``.
+        Rows ``method`` (the variant), ``seed``, ``split``, ``index``, ``accuracy``, ``top5``, ``error``.
     """
-    places = pd.DataFrame([(split, i) for split, members in chosen.items() for i in members], columns=KEYS[1:])
+    places = pd.DataFrame([(split, i) for split, members in chosen.items() for i in members], columns=KEYS[2:])
     networks = [architecture for members in chosen.values() for architecture in members.values()]
     batch_size, parts = setup.evaluate.batch_size, []
-    for variant, ghn in setup.hypernetworks.items():
+    for variant, trainings in setup.hypernetworks.items():
         images, processes, folder = setup.images.test, setup.processes, setup.folder
-        rows = evaluate_predictions(ghn, networks, images, batch_size, processes, folder, statistics)
-        parts.append(places.join(rows.drop(columns="index")).assign(method=variant))
-        print(f"{variant}: {len(networks)} architectures evaluated", flush=True)
+        for seed, ghn in trainings.items():
+            rows = evaluate_predictions(ghn, networks, images, batch_size, processes, folder, statistics)
+            parts.append(places.join(rows.drop(columns="index")).assign(method=variant, seed=seed))
+        print(f"{variant}: {len(networks)} architectures evaluated, {len(trainings)} trainings", flush=True)
     return pd.concat(parts, ignore_index=True)
 
 
@@ -163,7 +180,8 @@ def train_from_random(setup: Setup, splits: Mapping[str, Sequence[Architecture]]
         splits: of each but "predefined" the first architectures are trained, as many as ``setup.evaluate`` says.
 
     Returns:
-        One row a network: ``method``, ``split``, ``index``, ``accuracy`` (percent; NaN if it diverged), ``error``.
+        One row a network: ``method``, ``seed``, ``split``, ``index``, ``accuracy`` (percent; NaN if it diverged),
+        ``error``.
     """
     section, images = setup.evaluate, setup.images
     epoch = len(images.train) // section.train_batch_size
@@ -176,37 +194,44 @@ def train_from_random(setup: Setup, splits: Mapping[str, Sequence[Architecture]]
         recipe = TrainingRecipe(epochs * epoch, section.lr, section.train_batch_size, augment=setup.augment)
         for split, architectures in splits.items():
             few = architectures[: {"test": count, "predefined": 0}.get(split, section.ood_networks)]
-            labels = [{"method": name, "split": split, "index": i} for i in range(len(few))]
+            labels = [{"method": name, "seed": setup.seed, "split": split, "index": i} for i in range(len(few))]
             runs += [Run(a, recipe, setup.seed, labels=label) for a, label in zip(few, labels)]
     results = run_all(runs, images.train, Accuracy(images.test), processes=setup.processes, folder=setup.folder)
     return results[[*KEYS, "accuracy", "error"]]
 
 
 def accuracy_table(evaluation: Evaluation) -> pd.DataFrame:
-    """One row a method: accuracies (percent) by split, mean ± standard error over architectures, and of each predefined
-    network; of the test split also deviation, best and top-5; numbers of architectures."""
-    of_test = evaluation.counted[evaluation.counted["split"] == "test"].groupby("method")
-    cells = evaluation.sampled.groupby(["method", "split"])["accuracy"].agg(with_standard_error)
-    table = cells.unstack().reindex(evaluation.methods)[["test", *OUT_OF_DISTRIBUTION]]
-    for i, name in enumerate(("ResNet-50", "ViT")):
-        rows = evaluation.counted[(evaluation.counted["split"] == "predefined") & (evaluation.counted["index"] == i)]
-        table[name] = rows.set_index("method")["accuracy"].round(1)
+    """One row a method: accuracies (percent) by split and of each predefined network, of hypernetworks mean ± deviation
+    over trainings, of others mean ± standard error over architectures; of the test split also deviation over
+    architectures, best and top-5; numbers of architectures."""
+    of_test = evaluation.sampled[evaluation.sampled["split"] == "test"].groupby("method")
+    places = evaluation.counted["split"].mask(evaluation.counted["split"] == "predefined", evaluation.counted["index"])
+    groups = evaluation.counted.assign(split=places).groupby(["method", "split"], sort=False)
+    cells = {place: _cell(rows, "accuracy", place[0] in evaluation.variants) for place, rows in groups}
+    table = pd.Series(cells).unstack().reindex(evaluation.methods).rename(columns={0: "ResNet-50", 1: "ViT"})
+    table = table.reindex(columns=["test", *OUT_OF_DISTRIBUTION, "ResNet-50", "ViT"])
     table["deviation, test"] = of_test["accuracy"].std(ddof=0).round(1)
     table["best of test"] = of_test["accuracy"].max().round(1)
-    top5 = of_test["top5"].agg(with_standard_error)
-    table["top-5, test"] = top5[of_test["top5"].count() > 0]
+    top5 = {method: _cell(rows, "top5", True) for (method, split), rows in groups if split == "test"}
+    table["top-5, test"] = pd.Series(top5)[of_test["top5"].count() > 0]
     table["n test"] = of_test.size()
-    table["n others"] = evaluation.counted[evaluation.counted["split"] == "wide"].groupby("method").size()
+    table["n others"] = evaluation.sampled[evaluation.sampled["split"] == "wide"].groupby("method").size()
     return table.rename_axis(index=None, columns=None)
 
 
+def _cell(rows: pd.DataFrame, score: str, predicted: bool) -> str:
+    """Mean ± deviation over trainings of what is predicted, else mean ± standard error."""
+    return with_deviation(rows.groupby("seed")[score].mean()) if predicted else with_standard_error(rows[score])
+
+
 def leads(evaluation: Evaluation) -> dict[str, Measured]:
-    """Points by which the first method of each of ``PAIRS`` is ahead of the second on test architectures."""
-    test, found = evaluation.test, {}
+    """Points by which the first method of each of ``PAIRS`` is ahead of the second on test architectures, paired by
+    architecture and by seed of training."""
+    found = {}
     for pair in PAIRS:
         a, b = pair.split(" - ")
-        if {a, b} <= set(test):
-            found[pair] = paired_interval(test[a], test[b])
+        if {a, b} <= set(evaluation.test):
+            found[pair] = over_trainings([paired_interval(test[a], test[b]) for test in evaluation.tests])
     return found
 
 
@@ -214,8 +239,9 @@ def claims_without_training(evaluation: Evaluation) -> dict[str, Measured]:
     """Of PPUDA Table 3 and GHN-3 Table 11."""
     found = {PAIRS[pair]: lead for pair, lead in leads(evaluation).items() if PAIRS[pair]}
     with_norm, without = evaluation.scores("ghn2"), evaluation.scores("ghn2", "bnfree")
-    if len(with_norm) and len(without):
-        found["without-batch-norm"] = mean_interval(with_norm).over(mean_interval(without))
+    if with_norm and without:
+        losses = [mean_interval(a).over(mean_interval(b)) for a, b in zip(with_norm, without)]
+        found["without-batch-norm"] = over_trainings(losses)
     return found
 
 
@@ -245,8 +271,12 @@ def compare_batch_norm(setup: Setup, splits: Mapping[str, Sequence[Architecture]
     other = predict_and_evaluate(setup, few, statistics).rename(columns={"accuracy": of_training})
     rows = evaluation.counted.rename(columns={"accuracy": of_batch})[[*KEYS, of_batch]]
     groups = rows.merge(other[[*KEYS, of_training]]).groupby(["method", "split"], sort=False)
-    found = {where: paired_interval(pairs[of_training], pairs[of_batch]) for where, pairs in groups}
-    table = groups[[of_batch, of_training]].agg(with_standard_error).assign(difference=pd.Series(found).map(str))
+    found = {
+        where: over_trainings([paired_interval(own[of_training], own[of_batch]) for _, own in pairs.groupby("seed")])
+        for where, pairs in groups
+    }
+    cells = {where: [_cell(pairs, column, True) for column in (of_batch, of_training)] for where, pairs in groups}
+    table = pd.DataFrame(cells, index=[of_batch, of_training]).T.assign(difference=pd.Series(found).map(str))
     gains: dict[str, dict[str, Measured]] = {variant: {} for variant in evaluation.variants}
     for (variant, split), gain in found.items():
         gains[variant][split] = gain
@@ -256,7 +286,7 @@ def compare_batch_norm(setup: Setup, splits: Mapping[str, Sequence[Architecture]
 def best_networks(evaluation: Evaluation, count: int = 5) -> pd.DataFrame:
     """The test architectures that the best hypernetwork serves best, by index: what they are, accuracy by method."""
     rows = evaluation.rows[(evaluation.rows["split"] == "test") & (evaluation.rows["method"] == evaluation.best)]
-    described = rows.set_index("index")[["nodes", "path", "depth", "width", "parameters", "batch_norm"]]
+    described = rows.groupby("index")[["nodes", "path", "depth", "width", "parameters", "batch_norm"]].first()
     top = evaluation.test[evaluation.best].nlargest(count).index
     return described.loc[top].join(evaluation.test.round(1))
 
@@ -265,30 +295,37 @@ def evaluate_torchvision_networks(setup: Setup) -> pd.DataFrame:
     """torchvision's classifiers with parameters of each hypernetwork (GHN-3 section 5.1), if ``evaluate`` asks for it.
 
     Returns:
-        Rows ``network``, ``accuracy``, ``top5``, ``error``, ``method`` (the variant), ``split`` ("PyTorch split" or
-        "newer"); none if it does not.
+        Rows ``network``, ``accuracy``, ``top5``, ``error``, ``method`` (the variant), ``seed``, ``split`` ("PyTorch
+        split" or "newer"); none if it does not.
     """
-    parts = [pd.DataFrame(columns=["network", "accuracy", "top5", "error", "method", "split"])]
+    parts = [pd.DataFrame(columns=["network", "accuracy", "top5", "error", "method", "seed", "split"])]
     if setup.evaluate.torchvision:
         names, images, batch_size = torchvision_classifiers(), setup.images.test, setup.evaluate.batch_size
-        for variant, ghn in setup.hypernetworks.items():
+        for variant, seed in setup.train.trainings.values():
+            ghn = setup.hypernetworks[variant][seed]
             rows = evaluate_torchvision(ghn, names, images, batch_size, setup.processes, setup.folder)
             split = np.where(rows["network"].isin(NEWER), "newer", "PyTorch split")
-            parts.append(rows.assign(method=variant, split=split))
+            parts.append(rows.assign(method=variant, seed=seed, split=split))
     return pd.concat(parts[1:] or parts)
 
 
 def torchvision_table(rows: pd.DataFrame, variants: Sequence[str]) -> pd.DataFrame:
-    """Accuracy of torchvision's networks, a row a variant: mean ± deviation by split, and of ResNet-50."""
+    """Accuracy of torchvision's networks, mean over trainings, a row a variant: mean ± deviation over the networks of
+    each split, and of ResNet-50."""
     words = lambda values: f"{values.mean():.2f} ± {values.std(ddof=0):.2f} (n = {values.count()})"
-    by_split = rows.dropna(subset="accuracy").groupby(["method", "split"])["accuracy"].agg(words).unstack()
-    of_resnet = rows[rows["network"] == "resnet50"].set_index("method")["accuracy"].round(2)
+    means = rows.dropna(subset="accuracy").groupby(["method", "split", "network"], as_index=False)["accuracy"].mean()
+    by_split = means.groupby(["method", "split"])["accuracy"].agg(words).unstack()
+    of_resnet = means[means["network"] == "resnet50"].set_index("method")["accuracy"].round(2)
     return by_split.assign(**{"ResNet-50": of_resnet}).reindex(variants).rename_axis(index=None, columns=None)
 
 
 def means_by_split(rows: pd.DataFrame, score: str = "accuracy") -> dict[str, dict[str, dict[str, float]]]:
-    """Method -> split -> ``mean_and_error`` of a score over the networks that have one."""
+    """Method -> split -> ``mean_and_error`` over networks of a score, its mean over trainings; ``trainings``: their
+    number; ``over_trainings``: deviation of their means (of a sample), if there are several."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for (method, split), part in rows.dropna(subset=score).groupby(["method", "split"], sort=False):
-        found.setdefault(method, {})[split] = mean_and_error(part[score])
+        means = part.groupby("seed")[score].mean()
+        of_networks = mean_and_error(part.groupby([c for c in ("index", "network") if c in part])[score].mean())
+        of_trainings = {"trainings": len(means), "over_trainings": float(means.std())}
+        found.setdefault(method, {})[split] = of_networks | of_trainings
     return found

@@ -14,7 +14,7 @@ from ghnlib.data.images import mix
 from ghnlib.experiments.setup import Setup
 from ghnlib.measuring.costs import flops, step_flops
 from ghnlib.measuring.kept import rows_kept
-from ghnlib.reporting.statistics import Measured, mean_and_error, paired_interval, with_standard_error
+from ghnlib.reporting.statistics import Measured, mean_and_error, over_trainings, paired_interval, with_standard_error
 from ghnlib.training.initialization import INITIALIZATIONS, Sources
 from ghnlib.training.networks import Accuracy, Run, TrainingRecipe, best_settings, initial_network, run_all
 
@@ -31,8 +31,8 @@ class Comparison:
     """Networks trained from each initialisation, at the rate that is best for it.
 
     Attributes:
-        rows: of ``run_all``, with ``initialisation``, ``network``, ``lr``, ``step`` (0 and the last), ``accuracy``
-            (percent, test images) and ``error``.
+        rows: of ``run_all``, with ``initialisation``, ``training`` (seed of the hypernetwork that predicts; of others
+            the first), ``network``, ``lr``, ``step`` (0 and the last), ``accuracy`` (percent, test images), ``error``.
         costs: by initialisation, in training steps.
     """
 
@@ -41,10 +41,10 @@ class Comparison:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """Accuracies: rows are initialisations and networks, columns steps; what diverged has 0, what failed is left
-        out."""
+        """Accuracies: rows are initialisations, trainings and networks, columns steps; what diverged has 0, what failed
+        is left out."""
         counted = self.rows[self.rows["error"] == ""].fillna({"accuracy": 0.0})
-        return counted.pivot(index=["initialisation", "network"], columns="step", values="accuracy")
+        return counted.pivot(index=["initialisation", "training", "network"], columns="step", values="accuracy")
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -52,9 +52,15 @@ class Comparison:
         return self.rows.loc[self.rows["error"] != "", ["initialisation", "network", "error"]]
 
     def lead(self, step: int, others: Iterable[str]) -> dict[str, Measured]:
-        """Points by which networks with predicted parameters are ahead of each other initialisation at a step."""
-        scores = self.scores[step].unstack(0)
-        return {name: paired_interval(scores["ghn"], scores[name]) for name in others if {"ghn", name} <= set(scores)}
+        """Points by which networks with predicted parameters are ahead of another initialisation at a step, paired by
+        network and, where both are predicted, by training."""
+        scores, found = self.scores[step].unstack(), {}
+        for name in others:
+            if {"ghn", name} <= set(scores.index.get_level_values(0)):
+                other = scores.loc[name].reindex(scores.loc["ghn"].index).ffill()
+                pairs = zip(scores.loc["ghn"].to_numpy(), other.to_numpy())
+                found[name] = over_trainings([paired_interval(*pair) for pair in pairs])
+        return found
 
     @property
     def after(self) -> dict[str, Measured]:
@@ -73,7 +79,8 @@ class Comparison:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row an initialisation: cost, rate, accuracy at each step, mean ± standard error over networks."""
+        """One row an initialisation: cost, rate, accuracy at each step, mean ± standard error over networks and
+        trainings."""
         rates = self.rows.groupby("initialisation", sort=False)["lr"].first()
         table = pd.DataFrame({"cost in training steps": self.costs.round(2), "lr": rates}).reindex(rates.index)
         for step, values in self.scores.items():
@@ -97,7 +104,7 @@ def compare_initialisations(
     Each takes the learning rate with the best accuracy on validation images for the first validation architecture.
 
     Args:
-        variant: the hypernetwork that predicts.
+        variant: the hypernetwork that predicts, with each of its trainings.
 
     Raises:
         DataError: no training could be run.
@@ -105,26 +112,38 @@ def compare_initialisations(
     names, section, images = list(names), setup.evaluate, setup.images
     tuning, *others = islice(setup.split("val"), PEERS)
     peers, batch_size = [a.graph for a in (tuning, *others)], section.train_batch_size
-    sources = Sources(setup.seed, setup.hypernetworks[variant], peers=peers, images=images.train,
-                      steps=section.learned_steps, batch_size=batch_size)  # fmt: skip
+    trainings = {
+        seed: Sources(
+            setup.seed, ghn, peers=peers, images=images.train, steps=section.learned_steps, batch_size=batch_size
+        )
+        for seed, ghn in setup.hypernetworks[variant].items()
+    }
+    cases = [(name, seed) for name in names for seed in list(trainings)[: None if _predicts(name) else 1]]
     recipe = TrainingRecipe(section.initialised_steps, 1.0, batch_size, augment=setup.augment)
     options = {"processes": setup.processes, "folder": setup.folder}
     at_rate = [replace(recipe, lr=lr) for lr in section.initialised_lrs]
-    runs = [_run(name, -1, tuning, own, sources) for name in names for own in at_rate]
+    runs = [_run(name, seed, -1, tuning, own, trainings[seed]) for name, seed in cases for own in at_rate]
     tuned = best_settings(run_all(runs, images.train, Accuracy(images.val), **options), "initialisation", ["lr"])
-    runs = [_run(name, i, architecture, replace(recipe, **tuned[name]), sources)
-            for name in names for i, architecture in enumerate(architectures)]  # fmt: skip
+    runs = [_run(name, seed, i, architecture, replace(recipe, **tuned[name]), trainings[seed])
+            for name, seed in cases for i, architecture in enumerate(architectures)]  # fmt: skip
     rows = run_all(runs, images.train, Accuracy(images.test), (0,), **options)
     counted = min(architectures, key=lambda a: len(a.graph))
-    common = (_run("random", 0, counted, recipe, sources),)
+    common = (_run("random", 0, 0, counted, recipe, next(iter(trainings.values()))),)
     tasks = [({"initialisation": name}, (name,)) for name in names]
     costs = rows_kept(initialisation_cost, tasks, common, **options).set_index("initialisation")
     return Comparison(rows, costs["cost"])
 
 
-def _run(name: str, network: int, architecture: Architecture, recipe: TrainingRecipe, sources: Sources) -> Run:
+def _predicts(name: str) -> bool:
+    """Whether an initialisation depends on the hypernetwork."""
+    return name in INITIALIZATIONS and bool({"prediction", "ghn"} & set(INITIALIZATIONS[name][1]))
+
+
+def _run(
+    name: str, training: int, network: int, architecture: Architecture, recipe: TrainingRecipe, sources: Sources
+) -> Run:
     own = replace(sources, graph=architecture.graph)
-    labels = {"initialisation": name, "network": network}
+    labels = {"initialisation": name, "training": training, "network": network}
     return Run(architecture, recipe, mix(sources.seed, network + 1), name, own, labels)
 
 

@@ -3,9 +3,9 @@ without training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import product
+from itertools import permutations
 from typing import Any
 
 import pandas as pd
@@ -14,7 +14,7 @@ from ghnlib.architectures.architecture import Architecture
 from ghnlib.experiments.setup import Setup
 from ghnlib.graphs.graph import Graph
 from ghnlib.measuring.costs import flops, step_flops
-from ghnlib.reporting.statistics import Measured, paired_interval
+from ghnlib.reporting.statistics import Measured, over_trainings, paired_interval
 
 TOP1 = "top-1, test (%)"
 """The column of costs with mean accuracy on test architectures, where there is one."""
@@ -30,8 +30,8 @@ def training_costs(
         variants: None: all.
 
     Returns:
-        One row a variant: ``encoder``, ``hid``, ``layers``, ``steps``, ``meta_batch``, ``parameters``, ``flops`` of its
-        training, mean and deviation over all steps of the norm of its gradient before clipping.
+        One row a variant: ``encoder``, ``hid``, ``layers``, ``steps``, ``meta_batch``, ``parameters``, ``flops`` of a
+        training, mean and deviation over all steps of the norm of the gradient before clipping, means over trainings.
     """
     of_image, graphs = step_flops(architectures), [architecture.graph for architecture in architectures]
     names = setup.train.variants if variants is None else variants
@@ -39,7 +39,8 @@ def training_costs(
 
 
 def _training_cost(setup: Setup, variant: str, graphs: Sequence[Graph], of_image: float) -> dict[str, Any]:
-    ghn, recipe, history = setup.hypernetworks[variant], setup.train.recipe_of(variant), setup.history(variant)
+    ghn, *_ = setup.hypernetworks[variant].values()
+    recipe, history = setup.train.recipe_of(variant), setup.history(variant)
     predicting = flops(lambda: [ghn([graph], predict_class_layers=True) for graph in graphs])
     of_network = recipe.batch_size * of_image + 3 * predicting / len(graphs)
     mean = history["grad_norm"].mean()
@@ -57,11 +58,56 @@ def _training_cost(setup: Setup, variant: str, graphs: Sequence[Graph], of_image
     }
 
 
-def claims_of_scaling(costs: pd.DataFrame) -> dict[str, Measured]:
-    """Of PPUDA Fig. 9, where its two meta-batches were trained; one training each, so that there is no interval."""
-    norms = costs["grad_norm"]
-    compared = {"ghn2-m1", "ghn2-m8"} <= set(costs.index)
-    return {"gradient-norm": Measured(float(norms["ghn2-m1"] - norms["ghn2-m8"]))} if compared else {}
+ONE_CHANGE = {
+    "batching": ("batching",),
+    "penalty": ("gamma", "penalty"),
+    "larger-hypernetwork": ("hid", "layers"),
+    "larger-meta-batch": ("meta_batch",),
+    "meta-batch-equal-networks": ("meta_batch", "steps"),
+}
+"""Claim -> the options in which two variants differ, and in no others."""
+
+
+def claims_of_changes(setup: Setup, tests: Sequence[pd.DataFrame]) -> dict[str, Measured]:
+    """Points on test architectures of variants that a claim prefers over those that differ in ``ONE_CHANGE`` alone:
+    correct batches, a penalty, larger hypernetworks, larger meta-batches at equal steps, and at equal networks.
+
+    Args:
+        tests: accuracies of each training, see ``Evaluation.tests``.
+
+    Returns:
+        "CLAIM/A over B" -> points, paired by architecture and by seed of training.
+    """
+    train, found = setup.train, {}
+    options = {name: asdict(train.config(name)) | asdict(train.recipe_of(name)) for name in train.variants}
+    for claim, keys in ONE_CHANGE.items():
+        for a, b in permutations(options, 2):
+            changed = {key for key in options[a] if options[a][key] != options[b][key]} - {"validate_every"}
+            if changed and changed <= set(keys) and _preferred(claim, options[a], options[b], changed):
+                leads = [paired_interval(test[a], test[b]) for test in tests]
+                found[f"{claim}/{a} over {b}"] = over_trainings(leads)
+    return found
+
+
+def _preferred(claim: str, a: Mapping[str, Any], b: Mapping[str, Any], changed: set[str]) -> bool:
+    """Whether a paper's claim is that the first is better."""
+    larger = all(a[key] >= b[key] for key in changed if key not in ("batching", "penalty", "steps"))
+    if claim == "batching":
+        return a["batching"] == "aligned"
+    if claim == "penalty":
+        return changed == {"gamma"} and not b["gamma"]
+    if claim == "meta-batch-equal-networks":
+        equal = a["meta_batch"] * a["steps"] == b["meta_batch"] * b["steps"]
+        return larger and equal and changed == {"meta_batch", "steps"}
+    return larger
+
+
+def claims_of_scaling(setup: Setup) -> dict[str, Measured]:
+    """Of PPUDA Fig. 9, where its two meta-batches were trained."""
+    if not {"ghn2-m1", "ghn2-m8"} <= set(setup.train.variants):
+        return {}
+    small, large = (setup.history(name).groupby("seed")["grad_norm"].mean() for name in ("ghn2-m1", "ghn2-m8"))
+    return {"gradient-norm": over_trainings([Measured(float(lead)) for lead in small - large])}
 
 
 def scaling_points(costs: pd.DataFrame) -> pd.DataFrame:
@@ -90,21 +136,6 @@ def losses_by_meta_batch(setup: Setup, points: pd.DataFrame) -> pd.DataFrame:
     several = points.groupby("model").filter(lambda rows: rows["meta_batch"].nunique() > 1)
     parts = [pd.DataFrame(columns=["model", "variant", "step", "loss"])]
     for variant, row in several.sort_values("meta_batch").iterrows():
-        history = setup.history(variant)[["step", "loss"]]
+        history = setup.history(variant).groupby("step", as_index=False)["loss"].mean()
         parts.append(history.assign(model=row["model"], variant=f"{variant}, m = {row['meta_batch']}"))
     return pd.concat(parts[1:] or parts, ignore_index=True)
-
-
-def batching_leads(setup: Setup, test: pd.DataFrame) -> dict[str, Measured]:
-    """Points of a variant on the architectures of ``test`` over one that differs from it in misaligned batching alone,
-    by "A - B"."""
-    train = setup.train
-    configs = {name: asdict(train.config(name)) for name in train.variants}
-    aligned = [name for name in configs if configs[name]["batching"] == "aligned"]
-    pairs = [
-        (name, other)
-        for name, other in product(aligned, configs)
-        if configs[other] == configs[name] | {"batching": "misaligned"}
-        and train.recipe_of(other) == train.recipe_of(name)
-    ]
-    return {f"{name} - {other}": paired_interval(test[name], test[other]) for name, other in pairs}

@@ -1,33 +1,13 @@
-"""Accuracy without training against the size of networks (PPUDA Figs. 6 f, g and 10), a part of the report on it."""
+"""Accuracy without training against the size of networks (PPUDA Fig. 10), a part of the report on it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import pandas as pd
 
 from ghnlib.experiments.evaluate import Evaluation
-from ghnlib.reporting.statistics import Measured, mean_interval, of_row, rank_correlations
-
-
-def error_and_size(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Kendall's tau of error and size over rows of an ``Evaluation``, by method: rows ``path`` and ``nodes`` of
-    ``rank_correlations`` (PPUDA Fig. 6 f, g)."""
-    groups = rows.groupby("method", sort=False)
-    return {name: rank_correlations(own[["path", "nodes"]], 100 - own["accuracy"]) for name, own in groups}
-
-
-def tau_table(taus: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """``error_and_size`` with intervals in words, a row a method."""
-    words = lambda row: f"{row['tau']:+.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-    return pd.DataFrame({name: own.apply(words, axis=1) for name, own in taus.items()}).T
-
-
-def claims_of_size(taus: Mapping[str, pd.DataFrame]) -> dict[str, Measured]:
-    """Of PPUDA Fig. 6 f, g, from ``error_and_size``."""
-    of_ghn2 = taus.get("ghn2")
-    return {} if of_ghn2 is None else {f"error-and-{size}": of_row(row) for size, row in of_ghn2.iterrows()}
+from ghnlib.reporting.statistics import Measured, mean_interval, over_trainings
 
 
 class Panel(NamedTuple):
@@ -62,6 +42,9 @@ def size_correlations(evaluation: Evaluation) -> pd.Series:
 def norm_gap(evaluation: Evaluation) -> Measured:
     """Points by which the best hypernetwork's predictions are better for networks with batch norm than for those
     without, over all splits (PPUDA Fig. 10)."""
-    rows = evaluation.sampled[evaluation.sampled["method"] == evaluation.best]
-    with_norm, without = rows[rows["batch_norm"]], rows[~rows["batch_norm"]]
-    return mean_interval(with_norm["accuracy"]).over(mean_interval(without["accuracy"]))
+    rows = evaluation.counted[
+        (evaluation.counted["method"] == evaluation.best) & (evaluation.counted["split"] != "predefined")
+    ]
+    parts = ([mean_interval(own.loc[own["batch_norm"] == normed, "accuracy"]) for normed in (True, False)]
+             for _, own in rows.groupby("seed"))  # fmt: skip
+    return over_trainings([with_norm.over(without) for with_norm, without in parts])

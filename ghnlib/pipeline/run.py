@@ -80,7 +80,9 @@ def _run(stage: str, training: str, params: Params) -> None:
         raise ParamsError(f"no stage named {stage!r}; there are sources, {', '.join(NOTEBOOKS)}")
     elif (stage == "train") != bool(training) or (training and training not in params.train.trainings):
         names = ", ".join(f"train@{name}" for name in params.train.trainings)
-        raise ParamsError(f"no stage named {stage}{'@' * bool(training)}{training}; hypernetworks are trained by {names}")
+        raise ParamsError(
+            f"no stage named {stage}{'@' * bool(training)}{training}; hypernetworks are trained by {names}"
+        )
     else:
         run_notebook(stage, training, params)
 

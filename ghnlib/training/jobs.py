@@ -35,8 +35,8 @@ KEPT_IN_MEMORY = 10_000
 
 
 class Job(Section):
-    """One training. ``seed``: of splits of images and of architectures, ``training_seed`` of the rest; ``classes``: indices of the classes to train on, None for all; ``ghn``: its number of classes is
-    that of the images."""
+    """One training. ``seed``: of splits of images and of architectures, ``training_seed``: of the rest; ``classes``:
+    indices of the classes to train on, None for all; ``ghn``: its number of classes is that of the images."""
 
     data: Data
     deepnets: DeepNetsSection
@@ -57,11 +57,13 @@ def train_variant(job: Job) -> GHN:
                                widths=job.recipe.widths if split == "train" else None)
               for split in ("train", "val")]  # fmt: skip
     about = {
+        "seed": job.seed,
         "classes": job.classes,
         "data": job.data.model_dump(exclude={"shift", "flip", "test_per_class", "download"}),
         "deepnets": job.deepnets.model_dump(include={"scale", "path", "train_pool"}),
     }
-    return train_on(*splits, images, job.ghn, job.recipe, job.training_seed, job.folder, augmentation_of(job.data), about)
+    augment = augmentation_of(job.data)
+    return train_on(*splits, images, job.ghn, job.recipe, job.training_seed, job.folder, augment, about)
 
 
 def train_on(

@@ -29,14 +29,15 @@ def scales(params: Params) -> dict[str, str]:
     images = Path(data.root or data.source).name + (f" {data.image_size} px" if data.image_size else "")
     space = f"{images}, {params.deepnets.scale}"
     steps = sorted({params.train.recipe_of(name).steps for name in params.train.variants})
-    ghn = f"{space}, GHN {' to '.join(map(str, dict.fromkeys((steps[0], steps[-1]))))} steps"
+    seeds = f"{len(params.train.seeds)} training seed(s)"
+    ghn = f"{space}, GHN {' to '.join(map(str, dict.fromkeys((steps[0], steps[-1]))))} steps, {seeds}"
     budgets = " or ".join(f"{epochs:g}" for epochs in tuning.budgets)
     return {
-        "evaluate": f"{ghn}, 1 seed",
+        "evaluate": ghn,
         "finetune": f"{ghn}, then {budgets} epochs, seeds: {len(tuning.seeds)}",
         "transfer": f"{space}, GHN {transfer.train_steps} steps, then {transfer.steps} on {transfer.per_class} "
         f"images a class, seeds: {len(transfer.seeds)}",
-        "analysis": f"{ghn}, networks {params.analysis.property_steps} steps, 1 seed",
+        "analysis": f"{ghn}, networks {params.analysis.property_steps} steps",
         "anytime": f"{images}, {anytime.blocks.cells} blocks, GHN {anytime.recipe.steps} steps, networks "
         f"{anytime.blocks.steps} or {anytime.exits.steps}, 1 seed",
     }

@@ -81,6 +81,8 @@ def _part(root: Path, profile: str, section: Section) -> list[str]:
         paragraphs += TOLD[name].tell(metrics, params)
         figures = section.figures if name == "evaluate" else ()
         paragraphs += [f"![{CAPTIONS[figure]}](reports/{profile}/figures/{figure}.png)" for figure in figures]
+    if any(name.startswith("train-") for name in metrics) and _trainings(metrics, params) == 1:
+        return [*paragraphs, "Hypernetworks were trained once each, so that no claim about them is decided here."]
     return [*paragraphs, _claims(folder)]
 
 
@@ -93,7 +95,7 @@ def params_of(root: Path, profile: str) -> Params:
 def _claims(folder: Path) -> str:
     """How the claims of claims.csv stand, and which are contradicted."""
     rows = list(csv.DictReader((folder / "claims.csv").read_text(encoding="utf-8").splitlines()))
-    counts = Counter(row["verdict"].removesuffix(" (no interval)") for row in rows)
+    counts = Counter(row["verdict"].partition(" (")[0] for row in rows)
     told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
     against = "; ".join(f"{row['claim']} ({row['paper']})" for row in rows if row["verdict"] == "not held")
     adverse = sum(row["verdict"].startswith("not decided") and float(row["ours"]) <= 0 for row in rows)
@@ -104,29 +106,37 @@ def _claims(folder: Path) -> str:
 
 
 def _without_training(metrics: Mapping[str, Any], params: Params) -> list[str]:
-    found, trained = metrics["evaluate"], _steps(metrics)
+    found, trained = metrics["evaluate"], _steps(metrics, params)
     steps = max(trained.values())
     cifar10, imagenet = published("evaluate/cifar10"), published("evaluate/imagenet")
     rows = [
-        [method, *(_mean(of_split.get(split)) for split in SPLITS), str(of_split["test"]["n"]),
+        [method, *(_mean(of_split.get(split), method in trained) for split in SPLITS), str(of_split["test"]["n"]),
          cifar10.get(method, ""), imagenet.get(method, "")]
         for method, of_split in found["accuracy"].items()
         if trained.get(method, steps) == steps  # the figure of sizes tells what was trained for less
     ]  # fmt: skip
-    few = params.data.test_per_class
+    few, several = params.data.test_per_class, _trainings(metrics, params)
+    seeds = f"mean ± deviation over {several} training seeds" if several > 1 else "one training"
     images = f" on {few} test images of each class" if few else ""
     text = (
-        f"Top-1 accuracy (%) of unseen architectures **without any training of them**{images}, mean ± standard error "
-        f"over architectures ({_sizes(found['accuracy'], trained)}); hypernetworks trained for {steps:,} steps, one "
-        f"seed, two CPU cores; chance is {found['chance']:.0f}%."
+        f"Top-1 accuracy (%) of unseen architectures **without any training of them**{images}: of hypernetworks, "
+        f"trained for {steps:,} steps, {seeds}; of random parameters "
+        f"and SGD mean ± standard error over architectures ({_sizes(found['accuracy'], trained)}). Chance is "
+        f"{found['chance']:.0f}%."
     )
     table = _table(["parameters", *SPLITS, "n test", "paper, CIFAR-10", "paper, ImageNet"], rows)
-    return [text, table, *_batching(found.get("batching", {}))]
+    return [text, table]
 
 
-def _steps(metrics: Mapping[str, Any]) -> dict[str, int]:
-    """Steps that the hypernetworks were trained for, by variant."""
-    return {name.removeprefix("train-"): value["steps"] for name, value in metrics.items() if name.startswith("train-")}
+def _steps(metrics: Mapping[str, Any], params: Params) -> dict[str, int]:
+    """Steps that the hypernetworks were trained for, by variant. Earlier reports had one training of each."""
+    trained = {name.removeprefix("train-"): value for name, value in metrics.items() if name.startswith("train-")}
+    return {params.train.trainings.get(name, (name, 0))[0]: value["steps"] for name, value in trained.items()}
+
+
+def _trainings(metrics: Mapping[str, Any], params: Params) -> int:
+    """How many trainings there are of a hypernetwork."""
+    return sum(name.startswith("train-") for name in metrics) // max(1, len(_steps(metrics, params)))
 
 
 def _sizes(accuracy: Mapping[str, Any], trained: Iterable[str]) -> str:
@@ -135,14 +145,6 @@ def _sizes(accuracy: Mapping[str, Any], trained: Iterable[str]) -> str:
     others = accuracy["random"].get("wide", {}).get("n")
     fewer = f"; random and SGD: {others} of each split but test" if others else ""
     return ", ".join(f"{some[split]['n']} {split}" for split in SPLITS) + fewer
-
-
-def _batching(pairs: Mapping[str, Any]) -> list[str]:
-    return [
-        f"Correct batches of graphs against those of the released code, at equal steps: {pair} "
-        f"{found.get('value', found.get('mean')):.1f} points [{found['low']:.1f}, {found['high']:.1f}]."
-        for pair, found in pairs.items()
-    ]
 
 
 def _fine_tuned(metrics: Mapping[str, Any], params: Params) -> list[str]:
@@ -213,9 +215,12 @@ def _count(accuracy: Mapping[str, Any]) -> int:
     return next(iter(next(iter(accuracy.values())).values()))["n"]
 
 
-def _mean(value: Mapping[str, float] | None) -> str:
+def _mean(value: Mapping[str, float] | None, predicted: bool = False) -> str:
     if value is None:
         return ""
+    if predicted:
+        spread = value.get("over_trainings")
+        return f"{value['mean']:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
     return f"{value['mean']:.1f} ± {value['standard_error']:.1f}" if value["n"] > 1 else f"{value['mean']:.1f} (n = 1)"
 
 

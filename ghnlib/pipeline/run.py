@@ -32,7 +32,6 @@ from ipykernel.kernelspec import write_kernel_spec
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from ghnlib.experiments.setup import kept_folder
 from ghnlib.params import Params
 from ghnlib.params_file import ParamsError, read_yaml, validate
 from ghnlib.pipeline import notebooks
@@ -108,7 +107,7 @@ def available(stage: str, training: str, params: Params) -> dict[str, Any]:
     variant, seed = params.train.trainings.get(training, ("", None))
     if training:
         values["train"] |= {"variants": {variant: values["train"]["variants"][variant]}, "seeds": [seed]}
-    folder = kept_folder(params.profile, stage, training)
+    folder = Path(".training", params.profile, label(stage, training))
     return {**values, "variant": variant, "training_seed": seed, "folder": str(folder)}
 
 
@@ -133,7 +132,7 @@ def run_notebook(stage: str, training: str, params: Params) -> None:
     name = label(NOTEBOOKS[stage], training)
     site, reports = Path("site", params.profile), Path("reports", params.profile)
     values = parameters_for(stage, training, params, source)
-    _forget_other_code(kept_folder(params.profile, stage, training))
+    _forget_other_code(Path(available(stage, training, params)["folder"]))
     for folder in site, reports / "metrics":
         folder.mkdir(parents=True, exist_ok=True)
     executed = _execute(source, site / f"{name}.ipynb", values)

@@ -40,8 +40,9 @@ tr { border-bottom: 1px solid #ddd }
 <ul>{% for name, address in links.items() if name != "index" %}
 <li><a href="{{ address }}">{{ name }}</a></li>{% endfor %}</ul>
 <h2>Claims of the papers</h2>
-<p>{{ verdicts }}. Each claim is that a number is above 0: the 95 % interval of ours over networks (one training seed)
-decides; the published number comes from other images, sizes and lengths.</p>{{ claims }}
+<p>{{ verdicts }}. Each claim is that a number is above 0: the 95 % interval of ours decides, over networks and, for
+what is said about hypernetworks, training seeds; the published number comes from other images, sizes and
+lengths.</p>{{ claims }}
 <h2>Time</h2>{{ timing or "Shown after a run on this machine." }}</body></html>"""
 
 

@@ -98,7 +98,10 @@ def test_a_claim_of_another_stage_is_an_error():
 def test_scales_name_images_steps_and_seeds_for_each_stage_with_claims():
     found = scales(validate(read_yaml(ROOT / "params.yaml")))
     assert set(found) == {claim.stage for claim in known_claims().values()}
-    assert found["finetune"] == "digits 16 px, small, GHN 1600 steps, then 0.1 or 1 or 2 epochs, seeds: 3"
+    assert (
+        found["finetune"]
+        == "digits 16 px, small, GHN 1600 steps, 3 training seed(s), then 0.1 or 1 or 2 epochs, seeds: 3"
+    )
 
 
 def test_scales_name_both_ends_of_several_lengths_of_training():
@@ -106,7 +109,7 @@ def test_scales_name_both_ends_of_several_lengths_of_training():
     raw["data"] |= {"root": "data/cifar10-jpeg", "image_size": None}
     raw["train"]["variants"]["mlp"]["steps"] = 200
     raw["train"]["variants"]["ghn1"]["steps"] = 400
-    assert scales(validate(raw))["evaluate"] == "cifar10-jpeg, small, GHN 200 to 1600 steps, 1 seed"
+    assert scales(validate(raw))["evaluate"] == "cifar10-jpeg, small, GHN 200 to 1600 steps, 3 training seed(s)"
 
 
 def test_metrics_are_those_of_the_stages_that_there_are(tmp_path, monkeypatch):

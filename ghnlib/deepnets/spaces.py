@@ -56,7 +56,8 @@ class DesignSpace:
         max_params: at ``width``, 10 classes, for images of each of the sizes ``limit_inputs``, the smallest first.
         width, fc_dim: C and hidden units. width_rule: None (all networks have ``width``), or for training a key of
             WIDTH_RULES, with the grids ``widths`` and ``fc_dims``.
-        min_params: networks are widened in steps of 16 channels until they have that many parameters; 0: they are not.
+        min_params: networks are widened in steps of ``width_step`` channels until they have that many parameters; 0:
+            they are not.
         width_factor: on C in the end, for (small, ImageNet) images.
         variations: split -> the fields that differ in it.
     """
@@ -84,6 +85,7 @@ class DesignSpace:
     widths: tuple[int, ...] = tuple(range(32, 129, 16))
     fc_dims: tuple[int, ...] = tuple(range(64, 513, 64))
     min_params: int = 0
+    width_step: int = 16
     width_factor: tuple[int, int] = (1, 1)
     num_classes: int = 10
     input_size: int = 32
@@ -138,7 +140,7 @@ class DesignSpace:
         """The architecture with the C and fc_dim of its split, and the other ``arguments`` of its network."""
         input_size, changes = arguments["input_size"], {}
         if self.min_params:
-            changes["C"] = width_of_size(arch, self.min_params)
+            changes["C"] = width_of_size(arch, self.min_params, self.width_step)
         if self.width_rule:
             changes = draw_width(arch, self, draws, input_size)
         C = changes.get("C", arch.C) * self.width_factor[input_size >= IMAGENET_FORM]
@@ -160,22 +162,31 @@ PAPER = DesignSpace(
         "search": {"cells": (6, 20), "steps": (1, 3, 6), "thresholds": (10,), "no_norm": 0.0, "preproc": (0.8, 0.2)},
     }
 )
+_RARE = ("none", "cse", "msa")
+_COMMON = tuple(name for name in OPERATIONS if name not in _RARE)
+_EVALUATED_SMALL = {"min_params": 30_000}
+
 SMALL = DesignSpace(
-    cells=(4, 6),
+    cells=(2, 4),
     steps=(1, 2, 2),
-    operations=tuple(name for name in OPERATIONS if name not in ("none", "msa", "cse")),
-    no_norm=0.05,  # the range of cells is all "few": the share without norm stays that of the paper
+    operations=_COMMON * 4 + ("none", "none", "cse", "cse", "msa"),  # one in ten of the rare: more is too slow to learn
+    no_norm=0.25,
     stem_pool=1.0,
-    max_params=1_000_000,
+    max_params=150_000,
     limit_inputs=(16,),
-    width=16,
-    fc_dim=64,
+    width=8,
+    widths=(8, 16, 24, 32),
+    fc_dims=(32, 64, 96, 128),
+    width_step=8,
     input_size=16,
     variations={
-        "wide": {"width_factor": (2, 2)},
-        "deep": {"cells": (8, 12), "max_params": 10_000_000},
-        "dense": {"steps": (2, 5, 5), "max_params": 10_000_000},
-        "bnfree": _WITHOUT_NORM,
+        "train": {"width_rule": "narrow"},
+        "val": _EVALUATED_SMALL,
+        "test": _EVALUATED_SMALL,
+        "wide": {**_EVALUATED_SMALL, "width_factor": (2, 2)},
+        "deep": {**_EVALUATED_SMALL, "cells": (5, 8), "max_params": 10_000_000},
+        "dense": {**_EVALUATED_SMALL, "steps": (2, 5, 5), "max_params": 10_000_000},
+        "bnfree": {**_EVALUATED_SMALL, **_WITHOUT_NORM},
         "search": {"steps": (1, 3, 3), "no_norm": 0.0, "preproc": (0.8, 0.2)},
     },
 )
@@ -238,10 +249,10 @@ def is_wanted(genotype: Genotype) -> bool:
 # Widths --------------------------------------------------------------------------------------------------------------
 
 
-def width_of_size(arch: Architecture, min_params: int) -> int:
-    """The smallest C, in steps of 16 channels from the architecture's, with at least ``min_params`` parameters."""
+def width_of_size(arch: Architecture, min_params: int, step: int = 16) -> int:
+    """The smallest C, in steps of channels from the architecture's, with at least ``min_params`` parameters."""
     while arch.num_params < min_params:
-        arch = replace(arch, C=arch.C + 16)
+        arch = replace(arch, C=arch.C + step)
     return arch.C
 
 

@@ -46,6 +46,21 @@ def split_statistics(split: str, architectures: Iterable[Architecture]) -> pd.Da
     )
 
 
+def kinds_seen(space: str, seed: int, train: int, test: int) -> dict[str, float]:
+    """How far test networks are made of what training networks have: of the first ``test`` networks the percentage of
+    kinds, (primitive, shape, role) of a tensor, that the first ``train`` of training have, and of networks of which all
+    kinds are. What is seen can be stored by kind, without a graph."""
+    kinds = [[{(node.op, node.shape, node.role) for node in architecture.graph.nodes if node.shape}
+              for architecture in DeepNets(split, seed, space, size=size)]
+             for split, size in (("train", train), ("test", test))]  # fmt: skip
+    seen, of_test = set().union(*kinds[0]), set().union(*kinds[1])
+    whole = sum(of_network <= seen for of_network in kinds[1])
+    return {
+        "kinds seen (%)": 100 * len(of_test & seen) / len(of_test),
+        "networks of seen kinds (%)": 100 * whole / test,
+    }
+
+
 def describe(split: str, architectures: Sequence[Architecture]) -> pd.DataFrame:
     """One row an architecture: ``split``, ``index``, ``nodes``, ``path`` (see ``graph_statistics``), ``depth`` (cells),
     ``width`` (channels C; both NaN for ResNet-50), ``parameters``, ``batch_norm``."""

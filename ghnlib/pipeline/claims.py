@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable, Mapping
 from math import inf, isnan, nan
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from ghnlib.params import Params
@@ -97,3 +98,42 @@ def write_claims(profile: str, metrics: Mapping[str, Any], table: pd.DataFrame) 
     folder = Path("reports", profile)
     write_text(json.dumps(metrics, indent=1) + "\n", folder / "metrics.json")
     write_text(table.to_csv(index=False), folder / "claims.csv")
+
+
+class Agreement(NamedTuple):
+    """Two tables of claims of one profile, made on different machines.
+
+    Attributes:
+        compared: claims with a number in both. decided: of these held or not held in both; same: with one verdict.
+        outside: claims whose number lies outside the other's interval, in either direction.
+        largest: difference between numbers in standard errors of it, the largest, of the claim ``of``.
+    """
+
+    compared: int
+    decided: int
+    same: int
+    outside: list[str]
+    largest: float
+    of: str
+
+    def __str__(self) -> str:
+        claims = f"{self.same} of {self.decided} claims decided in both have the same verdict"
+        furthest = f"; largest difference {self.largest:.1f} standard errors ({self.of})" if self.compared else ""
+        return f"{claims}, {len(self.outside)} of {self.compared} numbers lie outside the other's interval{furthest}"
+
+
+def agreement(first: pd.DataFrame, second: pd.DataFrame) -> Agreement:
+    """Compare two tables of ``claims_table``."""
+    both = first.merge(second, on=["paper", "claim"], suffixes=("_1", "_2")).dropna(subset=["ours_1", "ours_2"])
+    decided = both[both[["verdict_1", "verdict_2"]].isin(["held", "not held"]).all(axis=1)]
+    both = both.dropna(subset=["low_1", "high_1", "low_2", "high_2"])
+    within = both["ours_1"].between(both["low_2"], both["high_2"]) & both["ours_2"].between(
+        both["low_1"], both["high_1"]
+    )
+    widths = np.hypot(both["high_1"] - both["low_1"], both["high_2"] - both["low_2"]) / (2 * 1.96)
+    away = ((both["ours_1"] - both["ours_2"]).abs() / widths).where(widths > 0, 0.0)
+    furthest = both.loc[away.idxmax(), "claim"] if len(both) else ""
+    same = int((decided["verdict_1"] == decided["verdict_2"]).sum())
+    return Agreement(
+        len(both), len(decided), same, both.loc[~within, "claim"].tolist(), away.max() if len(both) else nan, furthest
+    )

@@ -7,6 +7,7 @@ state; edits made meanwhile do not reach it and the tree stays clean. Its report
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -18,10 +19,12 @@ from itertools import repeat
 from pathlib import Path
 
 import filelock
+import pandas as pd
 from ruamel.yaml import YAML
 
 from ghnlib.params import Params
 from ghnlib.params_file import ParamsError, read_merged, read_yaml, validate
+from ghnlib.pipeline.claims import agreement
 
 COPIED = ("ghnlib", "notebooks", "dvc.yaml", ".dvcignore", "requirements.lock")
 CONFIG = "[core]\n    no_scm = true\n    analytics = false\n"
@@ -45,6 +48,8 @@ def main(arguments: Sequence[str]) -> int:
             status = reproduce(folder, validate(read_yaml(folder / "params.yaml")))
             if status == 0 and folder != root:
                 _bring_back(root, folder)
+            if status == 0:
+                print(compared_with_committed(root, read_yaml(folder / "params.yaml")["profile"]))
             return status
     except ParamsError as error:
         print(error, file=sys.stderr)
@@ -148,6 +153,20 @@ class _Runs:
     def terminate(self) -> None:
         for process in tuple(self.processes):
             process.terminate()
+
+
+def compared_with_committed(root: Path, profile: str) -> str:
+    """A line on how a run's claims agree with the committed ones of the profile."""
+    path = f"reports/{profile}/claims.csv"
+    committed = subprocess.run(["git", "show", f"HEAD:./{path}"], cwd=root, capture_output=True, text=True)
+    own = f"Your results: reports/{profile} (make report: as pages in site/{profile})."
+    if committed.returncode:
+        return f"{own} No committed ones to compare with."
+    agreeing = agreement(pd.read_csv(io.StringIO(committed.stdout)), pd.read_csv(root / path))
+    return (
+        f"{own} Where this machine rounds differently, reports, metrics and dvc.lock differ from the committed ones, which "
+        f"git shows as changes (git checkout reports dvc.lock takes them back). Compared with those, {agreeing}."
+    )
 
 
 def _bring_back(root: Path, folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ghnlib.params import Params
 from ghnlib.params_file import read_merged, read_yaml, validate
+from ghnlib.pipeline.claims import Agreement
 from ghnlib.pipeline.notebooks import write_text
 from ghnlib.reporting.publish import published
 
@@ -102,7 +103,16 @@ def _claims(folder: Path) -> str:
     return (
         f"Of {len(rows)} [claims of the papers](reports/{folder.name}/8_claims.ipynb): {told}. "
         f"Contradicted here: {against or 'none'}. Not decided, but against the papers' direction: {adverse}."
+        f"{_elsewhere(folder / 'elsewhere.json')}"
     )
+
+
+def _elsewhere(path: Path) -> str:
+    """How the claims agree with those under another arithmetic (benchmarks/elsewhere.py), if that was run."""
+    if not path.exists():
+        return ""
+    found = Agreement(**{name: value for name, value in json.loads(path.read_text()).items() if name != "arithmetic"})
+    return f" Run anew with narrower vector instructions, which stands for another processor: {found}."
 
 
 def _without_training(metrics: Mapping[str, Any], params: Params) -> list[str]:

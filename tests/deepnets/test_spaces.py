@@ -82,12 +82,17 @@ def test_bnfree_has_no_norms_and_search_always_does():
 
 def test_small_space():
     archs = [DeepNets("train", space="small")[i] for i in range(200)]
-    assert {arch.n_cells for arch in archs} == {4, 5, 6} and {steps(arch) for arch in archs} == {1, 2}
-    assert all(arch.C == 16 and arch.fc_dim == 64 and arch.input_size == 16 for arch in archs)
-    assert all(arch.stem_pool or arch.stem_type == 1 for arch in archs)
-    assert not {"msa", "cse", "none"} & {name for arch in archs for name in arch.genotype.names}
-    assert 0.005 < np.mean([arch.norm is None for arch in archs]) < 0.08
-    assert {DeepNets("deep", space="small")[i].n_cells for i in range(60)} == set(range(8, 13))
+    assert {arch.n_cells for arch in archs} == {2, 3, 4} and {steps(arch) for arch in archs} == {1, 2}
+    assert {arch.C for arch in archs} == {8, 16, 24, 32} and {arch.fc_dim for arch in archs} == {32, 64, 96, 128}
+    assert all(arch.input_size == 16 and (arch.stem_pool or arch.stem_type == 1) for arch in archs)
+    share = lambda *names: np.mean([bool({*names} & set(arch.genotype.names)) for arch in archs])
+    assert 0.03 < share("msa") < 0.2 and 0.05 < share("cse") < 0.25 and 0.1 < share("none") < 0.3
+    assert 0.1 < np.mean([arch.norm is None for arch in archs]) < 0.25
+    assert 0.05 < np.mean([not arch.glob_avg for arch in archs]) < 0.2
+    val = [DeepNets("val", space="small")[i] for i in range(60)]
+    assert min(arch.num_params for arch in val) >= 30_000
+    assert all(replace(arch, C=arch.C - 8).num_params < 30_000 for arch in val if arch.C > 8)
+    assert {DeepNets("deep", space="small")[i].n_cells for i in range(60)} == set(range(5, 9))
     assert {steps(DeepNets("dense", space="small")[i]) for i in range(60)} == {2, 3, 4, 5}
 
 
@@ -167,5 +172,5 @@ def test_wider_networks_and_strides_on_imagenet():
     assert {draw_width(replace(arch, n_cells=11), space, Draws(i), 224)["C"] for i in range(200)} == {32, 48, 64, 80}
     assert set(WIDTH_RULES) == {"narrow", "wide"}
     assert DeepNets("train", widths="wide").space == replace(SPACES["paper"].for_split("train"), width_rule="wide")
-    for split, scale in ("val", "paper"), ("train", "small"):  # they draw no widths
+    for split, scale in ("val", "paper"), ("val", "small"):  # they draw no widths
         assert DeepNets(split, space=scale, widths="wide").space.width_rule is None

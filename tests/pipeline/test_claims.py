@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from ghnlib.params_file import read_yaml, validate
-from ghnlib.pipeline.claims import claims_table, read_metrics, recorded_claims, scales, write_claims
+from ghnlib.pipeline.claims import agreement, claims_table, read_metrics, recorded_claims, scales, write_claims
 from ghnlib.pipeline.notebooks import NOTEBOOKS
 from ghnlib.reporting.publish import known_claims
 from ghnlib.reporting.statistics import Measured
@@ -140,3 +140,27 @@ def test_written_claims_can_be_read_again(tmp_path, monkeypatch):
 def test_claims_and_the_readme_need_no_torch():
     code = "import sys, ghnlib.pipeline.claims, ghnlib.pipeline.readme; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_two_runs_agree_where_verdicts_are_the_same_and_numbers_within_intervals():
+    def table(**rows):
+        frame = pd.DataFrame(rows, index=["ours", "low", "high", "verdict"]).T
+        return frame.astype({"ours": float, "low": float, "high": float}).assign(paper="P", claim=list(rows))
+
+    first = table(
+        a=(5, 4, 6, "held"),
+        b=(1, -1, 3, "not decided"),
+        c=(-5, -6, -4, "not held"),
+        d=(3, math.nan, math.nan, "not decided"),
+    )
+    second = table(
+        a=(5.5, 4, 7, "held"), b=(3.5, 1, 6, "held"), c=(5, 4, 6, "held"), d=(4, math.nan, math.nan, "not decided")
+    )
+    found = agreement(first, second)
+    assert (found.compared, found.decided, found.same, found.outside) == (3, 2, 1, ["b", "c"])
+    assert found.largest == pytest.approx(10 * 2 * 1.96 / 8**0.5) and found.of == "c"
+    assert str(found) == (
+        "1 of 2 claims decided in both have the same verdict, 2 of 3 numbers lie outside the other's interval; largest "
+        "difference 13.9 standard errors (c)"
+    )
+    assert agreement(first, first)[:4] == (3, 2, 2, []) and agreement(first, first).largest == 0

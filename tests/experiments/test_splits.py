@@ -19,6 +19,7 @@ from ghnlib.experiments.splits import (
     design_spaces,
     distances_to_training,
     graph_statistics,
+    kinds_seen,
     predefined_statistics,
     smallest,
     split_statistics,
@@ -118,8 +119,14 @@ def test_agreement_is_the_largest_difference_from_the_published_means():
 def test_design_spaces_list_what_splits_change():
     table = design_spaces("paper", "small", "small")
     assert list(table) == ["paper", "small"]
-    assert table.loc["cells", "small"] == "(4, 6)" and table.loc["deep: cells", "small"] == "(8, 12)"
-    assert table.loc["train: width_rule"].tolist() == ["narrow", ""]
+    assert table.loc["cells", "small"] == "(2, 4)" and table.loc["deep: cells", "small"] == "(5, 8)"
+    assert table.loc["train: width_rule"].tolist() == ["narrow", "narrow"]
+
+
+def test_kinds_of_test_networks_are_looked_up_among_those_of_training():
+    few, many = (kinds_seen("small", 0, train, 10) for train in (5, 100))
+    assert 0 < few["kinds seen (%)"] < many["kinds seen (%)"] < 100
+    assert few["networks of seen kinds (%)"] <= many["networks of seen kinds (%)"] < 100
 
 
 def test_the_smallest_of_the_first_architectures():

@@ -151,10 +151,12 @@ class Evaluate(Section):
 
 
 class FineTune(Section):
-    """SGD or AdamW from random, orthogonal and predicted initialisation; ResNet-50 by each of its optimisers."""
+    """SGD or AdamW from random, orthogonal and predicted initialisation; ResNet-50 by each of its optimisers. The i-th
+    of ``seeds`` starts from predictions of the i-th training of each hypernetwork."""
 
     variants: Annotated[tuple[Name, ...], Field(min_length=1)]
     networks: Positive
+    top: Positive
     tuning_networks: Positive
     seeds: Seeds
     budgets: Rates
@@ -195,7 +197,8 @@ class Detection(Section):
 
 
 class Transfer(Section):
-    """A hypernetwork trained on some classes, networks fine-tuned on few images of others, and for detection."""
+    """A hypernetwork trained on some classes, networks fine-tuned on few images of others, and for detection. It is
+    trained once for each of ``seeds`` (or those of detection, if more) with the seeds of the section ``train``."""
 
     variant: Name
     targets: dict[Name, Target]
@@ -209,7 +212,8 @@ class Transfer(Section):
     batch_size: Positive
     lrs: RatesByOptimizer
     weight_decays: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
-    orth_from: Annotated[float, Field(ge=0, le=1)]
+    orth_from: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)]
+    noise: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
     source_lr: Rate
     source_epoch: bool
     families: tuple[str, ...]

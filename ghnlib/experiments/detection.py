@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,12 @@ from ghnlib.experiments.setup import Setup
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.kept import rows_kept
 from ghnlib.params import Detection
-from ghnlib.reporting.statistics import Measured, paired_interval
+from ghnlib.reporting.statistics import (
+    Measured,
+    claims_over_trainings,
+    paired_interval,
+    with_deviation,
+)
 from ghnlib.training.initialization import NOISE, add_noise, orthogonalize
 from ghnlib.training.networks import best_settings
 
@@ -139,7 +144,7 @@ Start = GHN | Callable[[nn.Module], None] | None
 
 def detect_from_each(
     backbones: Mapping[str, Architecture | TorchvisionNetwork],
-    hypernetworks: Mapping[str, GHN],
+    hypernetworks: Mapping[str, Sequence[GHN]],
     scenes: Scenes,
     statistics: tuple,
     settings: Detection,
@@ -153,23 +158,29 @@ def detect_from_each(
 
     Args:
         backbones: classification networks by name.
+        hypernetworks: by name the trainings of each: the i-th seed's runs start from what the i-th predicts, or in turn
+            if there are more seeds. Rates are tuned with the first.
         statistics: see ``faster_rcnn``.
         folder: where finished detectors' precision is kept, see ``map_kept``.
 
     Returns:
-        One row a backbone, initialisation and seed: ``backbone``, ``initialisation``, ``lr``, ``seed``, ``ap``
-        (percent; NaN if the loss was not finite or there was an error), ``error`` ("" if none): what is wrong with a
-        backbone ends only its own rows.
+        One row a backbone, initialisation and seed: ``backbone``, ``initialisation``, ``lr``, ``seed``, ``training``
+        (that the seed stands for), ``ap`` (percent; NaN if the loss was not finite or there was an error), ``error``
+        ("" if none): what is wrong with a backbone ends only its own rows.
     """
-    starts: dict[str, Start] = {"random": None, "orthogonal": orthogonalize, **hypernetworks}
+    starts: dict[str, Sequence[Start]] = {"random": [None], "orthogonal": [orthogonalize], **hypernetworks}
+    sides, lrs, seeds = list(product(backbones, starts)), settings.lrs, settings.seeds
+    trainings = dict(zip(seeds, cycle(range(max(map(len, starts.values()))))))
 
     def precision(runs: Sequence[tuple[str, str, float, int]], scenes: Scenes) -> pd.DataFrame:
-        columns = [*SIDE, "lr", "seed"]
-        tasks = [(dict(zip(columns, run)), (backbones[run[0]], starts[run[1]], *run[2:])) for run in runs]
+        columns, tasks = [*SIDE, "lr", "seed", "training"], []
+        for backbone, name, lr, seed in runs:
+            start = starts[name][trainings[seed] % len(starts[name])]
+            labels = dict(zip(columns, (backbone, name, lr, seed, trainings[seed])))
+            tasks.append((labels, (backbones[backbone], start, lr, seed)))
         rows = rows_kept(_precision, tasks, (scenes, statistics, settings), processes, folder)
         return rows.reindex(columns=[*columns, "ap", "error"])
 
-    sides, lrs, seeds = list(product(backbones, starts)), settings.lrs, settings.seeds
     best = {side: {"lr": lrs[0]} for side in sides}
     if len(lrs) > 1:
         count = len(scenes.train) * 3 // 4
@@ -223,7 +234,7 @@ class Detected:
     def diverged(self) -> pd.DataFrame:
         """Settings of the runs whose loss was not finite."""
         lost = self.rows["ap"].isna() & (self.rows["error"] == "")
-        return self.rows[lost].drop(columns=["ap", "error"])
+        return self.rows[lost].drop(columns=["training", "ap", "error"])
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -237,25 +248,28 @@ class Detected:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row an initialisation: average precision of each backbone, mean ± deviation over seeds, and its rate."""
+        """One row an initialisation: average precision of each backbone, mean ± deviation over seeds (of predictions:
+        over trainings), and its rate."""
         sides = self.counted.groupby(SIDE[::-1], sort=False)
-        cells = sides["ap"].agg(lambda values: f"{values.mean():.1f} ± {values.std(ddof=0):.1f}").unstack(sort=False)
+        cells = sides["ap"].agg(with_deviation).unstack(sort=False)
         rates = sides["lr"].first().unstack(sort=False).add_suffix(", learning rate")
         return cells.join(rates).rename_axis(index=None, columns=None)
 
     @property
     def leads(self) -> dict[str, Measured]:
-        """Points by which predictions are ahead, over backbones and seeds, by "A - B"."""
-        runs = self.counted.pivot(index=["backbone", "seed"], columns="initialisation", values="ap")
-        others = [start for start in ("random", "orthogonal") if {start, self.name} <= set(runs)]
-        return {f"{self.name} - {start}": paired_interval(runs[self.name], runs[start]) for start in others}
+        """Points by which predictions are ahead, over backbones and trainings, by "A - B"."""
+        pairs = self.counted.groupby(["training", *SIDE])["ap"].mean().unstack("initialisation")
+        others = [start for start in ("random", "orthogonal") if {start, self.name} <= set(pairs)]
+        each = [
+            {f"{self.name} - {start}": paired_interval(rows[self.name], rows[start]) for start in others}
+            for _, rows in pairs.groupby(level="training")
+        ]
+        return claims_over_trainings(each) if others else {}
 
     @property
     def claims(self) -> dict[str, Measured]:
-        """Of GHN-3 Table 8, for a GHN-3: the difference of the means."""
-        if self.name != "ghn3" or not {"ghn3", "random"} <= set(self.precision):
-            return {}
-        return {"detection": Measured(self.precision["ghn3"] - self.precision["random"])}
+        """Of GHN-3 Table 8, for a GHN-3."""
+        return {"detection": self.leads["ghn3 - random"]} if "ghn3 - random" in self.leads else {}
 
 
 def detect(setup: Setup, source: Source) -> Detected:
@@ -270,5 +284,5 @@ def detect(setup: Setup, source: Source) -> Detected:
     }  # fmt: skip
     scenes, statistics = scenes_of(settings, setup.seed), (images.train.mean, images.train.std)
     options = setup.processes, setup.folder
-    rows = detect_from_each(backbones, source.hypernetworks, scenes, statistics, settings, *options)
+    rows = detect_from_each(backbones, {source.name: source.trainings}, scenes, statistics, settings, *options)
     return Detected(rows, scenes, source.name)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import cycle, islice
 from typing import NamedTuple, Self
 
 import pandas as pd
@@ -15,14 +16,16 @@ from ghnlib.experiments.families import family_networks
 from ghnlib.experiments.setup import Setup
 from ghnlib.experiments.splits import graph_statistics
 from ghnlib.hypernetwork.ghn import GHN
-from ghnlib.measuring.accuracy import evaluate_predictions
 from ghnlib.reporting.publish import published
 from ghnlib.reporting.statistics import (
     Measured,
+    claims_over_trainings,
     mean_and_error,
+    mean_interval,
+    over_trainings,
     paired_interval,
     share_above_half,
-    with_standard_error,
+    tables_over_trainings,
 )
 from ghnlib.training.networks import (
     Accuracy,
@@ -100,27 +103,25 @@ class Networks(NamedTuple):
 
 
 def choose_networks(setup: Setup) -> Networks:
-    """The test architectures that the last of the hypernetworks serves best on validation images, architectures of the
-    split "val" for tuning, torchvision's networks."""
-    settings, images, candidates = setup.finetune, setup.images, list(setup.split("test"))
-    chooser = setup.hypernetworks[settings.variants[-1]]
-    scores = evaluate_predictions(chooser, candidates, images.val, processes=setup.processes, folder=setup.folder)
-    best = scores.nlargest(settings.networks, "accuracy")["index"]
-    found, refused = family_networks(settings.families, len(images.classes), images.side, chooser)
+    """The first test architectures, the first of the split "val" for tuning, torchvision's networks. None is chosen by
+    what a hypernetwork makes of it: that would be in its favour."""
+    settings, images = setup.finetune, setup.images
+    ghn = _hypernetworks(setup)[settings.variants[-1]][0]
+    found, refused = family_networks(settings.families, len(images.classes), images.side, ghn)
     of_torchvision = {family: [network] for family, network in found.items()}
-    tuning = list(setup.split("val"))[: settings.tuning_networks]
-    return Networks(
-        {DEEPNETS: tuning} | of_torchvision, {DEEPNETS: [candidates[i] for i in best]} | of_torchvision, refused
-    )
+    counts = {"val": settings.tuning_networks, "test": settings.networks}
+    tuning, test = ({DEEPNETS: list(islice(setup.split(name), count))} for name, count in counts.items())
+    return Networks(tuning | of_torchvision, test | of_torchvision, refused)
 
 
 def tune_settings(setup: Setup, networks: Networks) -> dict[tuple[str, int], Settings]:
     """For each family and budget in steps the best settings of each initialisation on validation images, all of the
-    same grid."""
+    same grid; of the first training of each hypernetwork, which stands for the others."""
     grid, budgets, tuned = grid_of(setup.finetune.lrs, setup.finetune.weight_decays), Budgets.of(setup), {}
+    first = {name: trainings[:1] for name, trainings in _hypernetworks(setup).items()}
     for family, members in networks.tuning.items():
         for steps in budgets.steps:
-            runs = initial_runs(members, _recipe(setup, steps), [setup.seed], _hypernetworks(setup))
+            runs = initial_runs(members, _recipe(setup, steps), [setup.seed], first)
             tuned[family, steps] = tune(
                 runs, grid, setup.images.train, setup.images.val, "initialisation", setup.processes, setup.folder
             )
@@ -137,22 +138,31 @@ def _recipe(setup: Setup, steps: int) -> TrainingRecipe:
     )  # fmt: skip
 
 
-def _hypernetworks(setup: Setup) -> dict[str, GHN]:
-    return {name: setup.hypernetworks[name] for name in setup.finetune.variants}
+def _hypernetworks(setup: Setup) -> dict[str, list[GHN]]:
+    return {name: list(setup.hypernetworks[name].values()) for name in setup.finetune.variants}
 
 
 @dataclass(frozen=True)
-class Trainings:
+class FineTuned:
     """Networks trained from each initialisation, by family and budget.
 
     Attributes:
-        rows: those of ``run_all``, on test images, with ``moment`` (a name, see ``Budgets``) and ``family``.
+        rows: those of ``run_all``, on test images, with ``moment`` (a name, see ``Budgets``), ``family`` and
+            ``training``: which training of the hypernetworks its seed stands for, on every side.
         variants: hypernetworks whose predictions are compared; the last one's are looked at most closely.
+        top: how many of its own best networks each side has in ``top_table`` (GHN-3 Table 2: ten).
     """
 
     rows: pd.DataFrame
     budgets: Budgets
     variants: tuple[str, ...]
+    top: int
+
+    @cached_property
+    def by_training(self) -> list[Self]:
+        """For each training of the hypernetworks what starts from its predictions, beside the other sides' runs of the
+        same seeds."""
+        return [replace(self, rows=rows) for _, rows in self.rows.groupby("training")]
 
     @property
     def failed(self) -> list[str]:
@@ -178,7 +188,12 @@ class Trainings:
     @cached_property
     def per_network(self) -> pd.Series:
         """Accuracy (%) of DeepNets by ``initialisation``, ``moment`` and ``network``, the mean of its seeds."""
-        return self.deepnets.groupby(["initialisation", "moment", "network"])["accuracy"].mean()
+        return self.deepnets.groupby(["initialisation", "moment", "network"], sort=False)["accuracy"].mean()
+
+    def scores(self, top: bool) -> pd.Series:
+        """These of all networks, or of the ``top`` own ones of each initialisation and moment (GHN-3 Table 2)."""
+        best = self.per_network.groupby(level=["initialisation", "moment"], sort=False).rank("first", ascending=False)
+        return self.per_network[best <= self.top] if top else self.per_network
 
     @property
     def longest(self) -> pd.DataFrame:
@@ -192,11 +207,17 @@ class Trainings:
         start = self.deepnets[self.deepnets["step"] == 0]
         return pd.concat([start, self.longest]).dropna(subset="accuracy")
 
-    def leads(self, name: str) -> dict[str, Measured]:
-        """By moment, the points of accuracy by which an initialisation is ahead of "random", over networks."""
-        wide = self.per_network.unstack("initialisation")
-        by_moment = {moment: wide.xs(moment, level="moment") for moment in self.moments}
-        return {moment: paired_interval(rows[name], rows["random"]) for moment, rows in by_moment.items()}
+    def leads(self, name: str, top: bool = False) -> dict[str, Measured]:
+        """By moment, the points of accuracy by which predictions are ahead of "random", over networks and trainings: on
+        the same networks, or each with its ``top`` own ones."""
+        return claims_over_trainings([one._leads(name, top) for one in self.by_training])
+
+    def _leads(self, name: str, top: bool) -> dict[str, Measured]:
+        found, wide = {}, self.scores(top).unstack("initialisation")
+        for moment in self.moments:
+            own, others = (wide.xs(moment, level="moment")[side] for side in (name, "random"))
+            found[moment] = mean_interval(own).over(mean_interval(others)) if top else paired_interval(own, others)
+        return found
 
     def wins(self, name: str, against: str | None = None) -> pd.DataFrame:
         """Those of DeepNets, see ``wins``."""
@@ -204,11 +225,13 @@ class Trainings:
 
     def early_loss(self, name: str) -> tuple[int, Measured]:
         """The first steps of the longest training, and by how much the mean training loss over them is lower than that
-        from "random", over networks."""
+        from "random", over networks and trainings."""
         first = self.longest["step"].min()
         rows = self.longest[self.longest["step"] == first]
-        losses = rows.groupby(["network", "initialisation"])["loss"].mean().unstack()
-        return int(first), paired_interval(losses["random"], losses[name])
+        means = rows.groupby(["training", "network", "initialisation"])["loss"].mean().unstack()
+        return int(first), over_trainings([
+            paired_interval(losses["random"], losses[name]) for _, losses in means.groupby(level="training")
+        ])  # fmt: skip
 
     def means(self) -> dict[str, dict[str, dict[str, float]]]:
         """``mean_and_error`` over DeepNets, by initialisation and moment."""
@@ -220,12 +243,15 @@ class Trainings:
     def by_family(self) -> pd.DataFrame:
         """Accuracy (%) of torchvision's networks: rows are ``family`` and ``initialisation``, columns moments."""
         rows = self.counted[self.counted["family"] != DEEPNETS]
-        return rows.groupby(["family", "initialisation", "moment"], sort=False)["accuracy"].mean().unstack("moment")
+        means = rows.groupby(["family", "initialisation", "moment"], sort=False)["accuracy"].mean()
+        return means.unstack("moment").rename_axis(columns=None)
 
 
-def train_networks(setup: Setup, networks: Networks, tuned: Mapping[tuple[str, int], Settings]) -> Trainings:
-    """Train the chosen networks from each initialisation with its settings, measured on test images."""
+def train_networks(setup: Setup, networks: Networks, tuned: Mapping[tuple[str, int], Settings]) -> FineTuned:
+    """Train the chosen networks from each initialisation with its settings, measured on test images: the runs of each
+    seed from the predictions of one training of the hypernetworks."""
     budgets, images, parts = Budgets.of(setup), setup.images, []
+    trainings = dict(zip(setup.finetune.seeds, cycle(range(len(setup.train.seeds)))))
     for family, members in networks.chosen.items():
         for budget in budgets.steps:
             runs = initial_runs(
@@ -237,8 +263,8 @@ def train_networks(setup: Setup, networks: Networks, tuned: Mapping[tuple[str, i
             )  # fmt: skip
             print(f"{family}, {budget} steps: {len(runs)} runs", flush=True)
             moments = [budgets.moments.get((budget, step)) for step in part["step"]]
-            parts.append(part.assign(moment=moments, family=family))
-    return Trainings(pd.concat(parts), budgets, setup.finetune.variants)
+            parts.append(part.assign(moment=moments, family=family, training=part["seed"].map(trainings)))
+    return FineTuned(pd.concat(parts), budgets, setup.finetune.variants, setup.finetune.top)
 
 
 def wins(results: pd.DataFrame, name: str, against: str | None = None) -> pd.DataFrame:
@@ -271,10 +297,17 @@ def settings_table(tuned: Mapping[tuple[str, int], Settings], budgets: Budgets) 
     return pd.DataFrame(rows).T
 
 
-def accuracy_table(trained: Trainings) -> pd.DataFrame:
-    """Accuracy (%) of DeepNets, mean ± standard error over networks: rows are initialisations, columns moments."""
-    cells = trained.per_network.groupby(level=["initialisation", "moment"]).agg(with_standard_error).unstack()
-    return cells.reindex(trained.deepnets["initialisation"].unique())[trained.moments]
+def accuracy_table(trained: FineTuned, top: bool = False) -> pd.DataFrame:
+    """Accuracy (%) of DeepNets, see ``scores``: mean ± deviation over trainings, of random and orthogonal parameters
+    over the seeds that stand for them. Rows are initialisations, columns moments."""
+    means = [one.scores(top).groupby(level=[0, 1], sort=False).mean().unstack() for one in trained.by_training]
+    return tables_over_trainings(means)[trained.moments].rename_axis(index=None, columns=None)
+
+
+def family_table(trained: FineTuned) -> pd.DataFrame:
+    """``by_family``, mean ± deviation over trainings; empty without families."""
+    tables = [one.by_family() for one in trained.by_training]
+    return tables_over_trainings(tables) if len(tables[0]) else tables[0]
 
 
 def papers_of(budgets: Budgets) -> list[str]:
@@ -283,47 +316,52 @@ def papers_of(budgets: Budgets) -> list[str]:
     return [column for name, column in columns.items() if name in budgets.moments.values()]
 
 
-def wins_table(trained: Trainings, name: str) -> pd.DataFrame:
-    """``wins`` at the same budget and against "random" after an epoch (as GHN-3 Table 4 counts), the published ones
-    beside them where a budget is one epoch."""
-    budgets = trained.budgets
-    parts = {"same budget": trained.wins(name), f"random after {budgets.one}": trained.wins(name, against=budgets.one)}
-    table = pd.concat(parts, axis=1).round(1)
+def wins_table(trained: FineTuned, name: str) -> pd.DataFrame:
+    """``wins`` at the same budget and against "random" after an epoch (as GHN-3 Table 4 counts), mean ± deviation over
+    trainings, the published ones beside them where a budget is one epoch."""
+    budgets, tables = trained.budgets, []
+    for one in trained.by_training:
+        parts = {"same budget": one.wins(name), f"random after {budgets.one}": one.wins(name, against=budgets.one)}
+        tables.append(pd.concat(parts, axis=1).drop(columns="networks", level=1))
+    table = tables_over_trainings(tables).loc[trained.moments].rename_axis(index=None)
     if budgets.one == "1 epoch":
         column = published("finetune/wins").rename({"1/10 epoch": budgets.tenth})
         table[column.name, "wins, mean gain, mean loss"] = column
     return table
 
 
-def wins_by_kind(trained: Trainings, networks: Sequence[Architecture], name: str) -> pd.DataFrame:
-    """At the same budget, "wins of networks": rows are what networks are made of, columns moments."""
+def wins_by_kind(trained: FineTuned, networks: Sequence[Architecture], name: str) -> pd.DataFrame:
+    """How many networks are ahead at the same budget, mean ± deviation over trainings: rows are what networks are made
+    of and how many are, columns moments."""
     traits = pd.DataFrame([graph_statistics(network.graph) for network in networks])
     kinds = {
         "attention": traits["attention"], "squeeze-and-excitation": traits["squeeze_excitation"],
         "no batch norm": traits["bn_free"],
     }  # fmt: skip
     kinds["none of these"] = ~pd.DataFrame(kinds).any(axis=1)
-    rows, found = trained.deepnets, {}
-    for kind, members in kinds.items():
-        if members.any():
-            counts = wins(rows[rows["network"].isin(traits.index[members])], name).reindex(trained.moments)
-            found[kind] = counts["wins"].map("{:.0f}".format) + " of " + counts["networks"].map("{:.0f}".format)
-    return pd.DataFrame(found).T
+    kinds = {f"{kind} (of {members.sum()})": traits.index[members] for kind, members in kinds.items() if members.any()}
+    tables = [
+        pd.DataFrame({kind: wins(rows[rows["network"].isin(members)], name)["wins"] for kind, members in kinds.items()})
+        for rows in (one.deepnets for one in trained.by_training)
+    ]
+    return tables_over_trainings(tables).loc[trained.moments].T.rename_axis(columns=None)
 
 
-def claims_of_leads(trained: Trainings) -> dict[str, Measured]:
-    """GHN-3 over random initialisation after the shortest budget, an epoch and the longest budget."""
+def claims_of_leads(trained: FineTuned) -> dict[str, Measured]:
+    """GHN-3 over random initialisation after the shortest budget and an epoch, each side with its own best networks
+    (GHN-3 Table 2), and after the longest budget on the same networks (Table 6)."""
     if "ghn3" not in trained.variants:
         return {}
-    leads, budgets = trained.leads("ghn3"), trained.budgets
-    moments = {"few-steps": budgets.name(budgets.steps[0]), "one-epoch": "1 epoch",
-               "full-training": budgets.name(budgets.steps[-1])}  # fmt: skip
-    return {claim: leads[moment] for claim, moment in moments.items() if moment in leads}
+    budgets, top, same = trained.budgets, trained.leads("ghn3", top=True), trained.leads("ghn3")
+    moments = {"few-steps": (top, budgets.name(budgets.steps[0])), "one-epoch": (top, "1 epoch"),
+               "full-training": (same, budgets.name(budgets.steps[-1]))}  # fmt: skip
+    return {claim: leads[moment] for claim, (leads, moment) in moments.items() if moment in leads}
 
 
-def claims_of_wins(trained: Trainings) -> dict[str, Measured]:
+def claims_of_wins(trained: FineTuned) -> dict[str, Measured]:
     """For which share of the networks GHN-3 is ahead after an epoch."""
     if "ghn3" not in trained.variants or "1 epoch" not in trained.moments:
         return {}
-    counts = trained.wins("ghn3").loc["1 epoch"]
-    return {"wins-after-epoch": share_above_half(int(counts["wins"]), int(counts["networks"]))}
+    counts = [one.wins("ghn3").loc["1 epoch"] for one in trained.by_training]
+    shares = [share_above_half(int(count["wins"]), int(count["networks"])) for count in counts]
+    return {"wins-after-epoch": over_trainings(shares)}

@@ -1,26 +1,29 @@
-"""What networks know before they are transferred: a hypernetwork, and networks, trained on source images."""
+"""What networks know before they are transferred: a hypernetwork, and networks, trained on source images; the runs that
+start from it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, product
 from math import nan
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.vision import TorchvisionNetwork
 from ghnlib.data.images import DataError
 from ghnlib.data.sources import ImageSplits, images_of
 from ghnlib.experiments.families import class_layers, family_networks
-from ghnlib.experiments.setup import Setup
+from ghnlib.experiments.setup import Setup, training_name
 from ghnlib.hypernetwork.ghn import GHN
+from ghnlib.training.initialization import Sources, add_noise, orthogonalize
 from ghnlib.training.jobs import Job, train_in_processes
-from ghnlib.training.networks import Run, TrainingRecipe, initial_runs, run_all
+from ghnlib.training.networks import Run, TrainingRecipe, initial_network, initial_runs, run_all
 
 DEEPNETS = "DeepNets"
 """What the family of the profile's own architectures is called."""
@@ -34,20 +37,15 @@ class Source:
 
     Attributes:
         images: that the hypernetwork has seen. targets: that it has not, by name.
-        name: its variant. ghn: it, trained on the images.
-        accuracy: percent, of unseen architectures with its predictions on validation images of the source.
+        name: its variant. trainings: it, trained on the images once for each of ``training_seeds``.
+        accuracies: percent, of unseen architectures with the predictions of each on validation images of the source.
     """
 
     images: ImageSplits
     targets: dict[str, ImageSplits]
     name: str
-    ghn: GHN
-    accuracy: float
-
-    @property
-    def hypernetworks(self) -> dict[str, GHN]:
-        """The one there is, by name."""
-        return {self.name: self.ghn}
+    trainings: Sequence[GHN]
+    accuracies: Sequence[float]
 
     @property
     def table(self) -> pd.DataFrame:
@@ -61,12 +59,19 @@ class Source:
 
 
 def train_on_source(setup: Setup) -> Source:
-    """Train the hypernetwork of ``setup.transfer`` on the source classes, or resume that. Raises DataError, see
-    ``source_and_targets``, and TrainingError."""
+    """Train the hypernetwork of ``setup.transfer`` on the source classes with each seed, or resume that. Raises
+    DataError, see ``source_and_targets``, and TrainingError."""
     images, targets = source_and_targets(setup)
-    history = train_in_processes(job_of(setup), setup.train.devices)
-    ghn = GHN.from_pretrained(setup.folder / "model")
-    return Source(images, targets, setup.transfer.variant, ghn, float(history["validation_accuracy"].iloc[-1]))
+    jobs = [job_of(setup, seed) for seed in training_seeds(setup)]
+    histories = [train_in_processes(job, setup.train.devices) for job in jobs]
+    trainings = [GHN.from_pretrained(Path(job.folder) / "model") for job in jobs]
+    accuracies = [float(history["validation_accuracy"].iloc[-1]) for history in histories]
+    return Source(images, targets, setup.transfer.variant, trainings, accuracies)
+
+
+def training_seeds(setup: Setup) -> tuple[int, ...]:
+    """Of ``train.seeds`` as many as runs start from, here or in detection."""
+    return setup.train.seeds[: max(len(setup.transfer.seeds), len(setup.transfer.detection.seeds))]
 
 
 def source_and_targets(setup: Setup) -> tuple[ImageSplits, dict[str, ImageSplits]]:
@@ -88,21 +93,21 @@ def source_and_targets(setup: Setup) -> tuple[ImageSplits, dict[str, ImageSplits
     return images.subset(range(count)), others or {"other classes": images.subset(range(count, classes))}
 
 
-def job_of(setup: Setup) -> Job:
-    """The training of the hypernetwork on the source classes."""
-    train, steps = setup.train, setup.transfer.train_steps
-    recipe = replace(train.recipe_of(setup.transfer.variant), steps=steps, validate_every=steps)
-    return Job(data=setup.data, deepnets=setup.deepnets, seed=setup.seed,
-               classes=tuple(range(setup.transfer.source_classes)), ghn=train.config(setup.transfer.variant),
-               recipe=recipe, folder=str(setup.folder))  # fmt: skip
+def job_of(setup: Setup, seed: int) -> Job:
+    """A training of the hypernetwork on the source classes, in a folder of its own."""
+    train, variant, steps = setup.train, setup.transfer.variant, setup.transfer.train_steps
+    return Job(data=setup.data, deepnets=setup.deepnets, seed=setup.seed, training_seed=seed,
+               classes=tuple(range(setup.transfer.source_classes)), ghn=train.config(variant),
+               recipe=replace(train.recipe_of(variant), steps=steps, validate_every=steps),
+               folder=str(setup.folder / training_name(variant, seed)))  # fmt: skip
 
 
 class Learnt(NamedTuple):
-    """Architectures for the source, and the parameters that the first of them have learnt there, by name of the
-    start."""
+    """Architectures for the source, and for each training of the hypernetwork the parameters that the first of them
+    have learnt there, by name of the start."""
 
     architectures: Sequence[Architecture | TorchvisionNetwork]
-    starts: Mapping[str, Sequence[Start]]
+    starts: Sequence[Mapping[str, Sequence[Start]]]
 
 
 class Family(NamedTuple):
@@ -120,18 +125,24 @@ def families_from_source(setup: Setup, source: Source) -> tuple[dict[str, Family
         list(islice(setup.split(split, images=images), count))
         for split, count in (("val", transfer.tuning_networks), ("test", transfer.networks))
     )
-    learn = lambda networks: Learnt(networks, starts_from_source(setup, networks, source))
-    families = {DEEPNETS: Family(learn(tuning), learn(test))}
-    networks, refused = family_networks(transfer.families, len(images.classes), test[0].input_size, source.ghn)
+    count = len(source.trainings)
+    learn = lambda networks, count: Learnt(
+        networks, [starts_from_source(setup, networks, source, training) for training in range(count)]
+    )
+    families = {DEEPNETS: Family(learn(tuning, 1), learn(test, count))}
+    side, ghn = test[0].input_size, source.trainings[0]
+    networks, refused = family_networks(transfer.families, len(images.classes), side, ghn)
     for name, network in networks.items():
-        learnt = learn([network])
+        learnt = learn([network], count)
         families[name] = Family(learnt, learnt)
     return families, refused
 
 
-def starts_from_source(setup: Setup, architectures: Sequence[Architecture], source: Source) -> dict[str, list[Start]]:
+def starts_from_source(
+    setup: Setup, architectures: Sequence[Architecture], source: Source, training: int = 0
+) -> dict[str, list[Start]]:
     """Parameters of networks that have learnt from the source, without classification layers (``given`` of
-    ``initial_runs``).
+    ``initial_runs``): from what a training of the hypernetwork predicts, the others with the seed of that training.
 
     All are trained by SGD with ``source_lr``. One that diverges is named, and its parameters are NaN, so that what
     starts from them diverges too; one that fails is named, and None.
@@ -140,16 +151,16 @@ def starts_from_source(setup: Setup, architectures: Sequence[Architecture], sour
         "NAME, 1 epoch" of each initialisation, if ``source_epoch``; "trained" of the first ``oracle_networks``
         architectures, from random initialisation for ``oracle_epochs``.
     """
-    transfer, images = setup.transfer, source.images.train
+    transfer, images, seed = setup.transfer, source.images.train, setup.train.seeds[training]
     epoch = max(1, len(images) // transfer.batch_size)
     recipe = TrainingRecipe(epoch, transfer.source_lr, transfer.batch_size, augment=setup.augment)
     longer = replace(recipe, steps=epoch * transfer.oracle_epochs)
     runs = [
-        Run(architecture, longer, setup.seed, labels={"initialisation": "trained", "network": network})
+        Run(architecture, longer, seed, labels={"initialisation": "trained", "network": network})
         for network, architecture in enumerate(architectures[: transfer.oracle_networks])
     ]
     if transfer.source_epoch:
-        once = initial_runs(architectures, recipe, [setup.seed], source.hypernetworks)
+        once = initial_runs(architectures, recipe, [seed], {source.name: [source.trainings[training]]})
         named = [{**run.labels, "initialisation": f"{run.labels['initialisation']}, 1 epoch"} for run in once]
         runs = [*(replace(run, labels=labels) for run, labels in zip(once, named)), *runs]
     if not runs:
@@ -178,3 +189,59 @@ def _start(run: Run, row: Mapping[str, object]) -> Start:
         values = {key: torch.full(value.shape, nan) for key, value in run.architecture.build().named_parameters()}
     layers = class_layers(run.architecture.graph)
     return {key: value for key, value in values.items() if key not in layers}
+
+
+Processing = Mapping[str, float]
+"""Of GHN-orth: ``orth_from``, share of the layers that are left as they are; ``noise``, beta before it."""
+
+
+def processings(setup: Setup) -> list[dict[str, float]]:
+    """All that are tried; settings are tuned with the first."""
+    choices = product(setup.transfer.orth_from, setup.transfer.noise)
+    return [{"orth_from": orth_from, "noise": noise} for orth_from, noise in choices]
+
+
+def runs_from(
+    setup: Setup,
+    source: Source,
+    learnt: Learnt,
+    seeds: Sequence[int],
+    target: ImageSplits | None = None,
+    tuned: Mapping[str, Mapping[str, object]] | None = None,
+    processing: Mapping[str, Processing] | None = None,
+) -> list[Run]:
+    """``initial_runs`` on a target (None: on the source), classification layers random: from random, orthogonal and
+    predicted parameters, from what the networks have learnt, and from predicted and "trained" ones with GHN-orth.
+
+    The runs of the i-th seed start from the i-th training of the hypernetwork, in turn if there are more seeds; their
+    label ``training`` says which. ``processing``: by initialisation; None: the first of ``processings``.
+    """
+    transfer, networks, runs = setup.transfer, learnt.architectures, []
+    if target:
+        networks = [network.adapted(len(target.classes), target.side) for network in networks]
+    recipe = TrainingRecipe(transfer.steps, lr=1.0, batch_size=transfer.batch_size, augment=setup.augment)
+    for i, seed in enumerate(seeds):
+        training = i % len(learnt.starts)
+        predicting, given = {source.name: [source.trainings[training]]}, learnt.starts[training]
+        own = initial_runs(networks, recipe, [seed], predicting, tuned, class_layers=False, given=given)
+        for run in [run for run in own if run.labels["initialisation"] in (source.name, "trained")]:
+            name = "{initialisation}-orth".format(**run.labels)
+            settings = replace(run.recipe, **tuned[name]) if tuned else run.recipe
+            how = processing[name] if processing else processings(setup)[0]
+            own.append(
+                replace(post_processed(run, **how), recipe=settings, labels={**run.labels, "initialisation": name})
+            )
+        runs += [replace(run, labels={**run.labels, "training": training}) for run in own]
+    return runs
+
+
+def post_processed(run: Run, orth_from: float, noise: float) -> Run:
+    """A run from given parameters, if there are any, with GHN-orth post-processing of them: noise of scale beta (eq. 1
+    and 2), then the orthogonal factor, both as in the released code of every weight from a layer on."""
+    if run.sources.parameters is None:
+        return run
+    net = initial_network(replace(run, initialisation="ghn"))
+    add_noise(net, noise, Generator().manual_seed(run.seed), orth_from)
+    orthogonalize(net, orth_from)
+    values = {name: value.detach() for name, value in net.named_parameters()}
+    return replace(run, initialisation="ghn", sources=Sources(parameters=values))

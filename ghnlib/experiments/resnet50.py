@@ -11,7 +11,7 @@ import pandas as pd
 from ghnlib.architectures.vision import TorchvisionNetwork
 from ghnlib.experiments.finetune import Budgets
 from ghnlib.experiments.setup import Setup
-from ghnlib.reporting.statistics import Measured
+from ghnlib.reporting.statistics import Measured, over_trainings
 from ghnlib.training.networks import Accuracy, TrainingRecipe, best_settings, grid_of, initial_runs, run_all
 
 
@@ -20,31 +20,38 @@ def compare_on_resnet50(setup: Setup) -> pd.DataFrame:
 
     Returns:
         Rows of ``run_all``, loss and accuracy on validation images ten times: of each initialisation and optimiser the
-        run of the learning rate in ``finetune.resnet50_lrs`` that ends with the best accuracy. Empty without
-        ``finetune.resnet50_steps``.
+        runs of the learning rate in ``finetune.resnet50_lrs`` with which the run of the first seed ends with the best
+        accuracy; the i-th seed starts from what the i-th training predicts. Empty without ``finetune.resnet50_steps``.
     """
     settings, images, steps = setup.finetune, setup.images, setup.finetune.resnet50_steps
     if not steps:
         return pd.DataFrame()
     recipe = TrainingRecipe(steps, lr=1.0, batch_size=settings.batch_size, augment=setup.augment)
-    network, predicting = TorchvisionNetwork(len(images.classes), images.side), settings.resnet50_variants
-    sides = initial_runs([network], recipe, [setup.seed], {name: setup.hypernetworks[name] for name in predicting})
-    grid = grid_of(settings.resnet50_lrs, [recipe.weight_decay])
-    runs = [replace(run, recipe=replace(recipe, **setting))
-            for run in sides if run.initialisation != "orthogonal" for setting in grid]  # fmt: skip
-    every = max(1, steps // 10)
-    rows = run_all(
-        runs, images.train, Accuracy(images.val), range(0, steps, every), setup.processes, setup.folder, every
-    )
-    sides = ["initialisation", "optimizer"]
+    network = TorchvisionNetwork(len(images.classes), images.side)
+    hypernetworks = {name: list(setup.hypernetworks[name].values()) for name in settings.resnet50_variants}
+    seeds = settings.seeds[: len(setup.train.seeds)]
+    runs = [run for run in initial_runs([network], recipe, seeds, hypernetworks) if run.initialisation != "orthogonal"]
+    grid, first, every = grid_of(settings.resnet50_lrs, [recipe.weight_decay]), seeds[0], max(1, steps // 10)
+    tried = [replace(run, recipe=replace(recipe, **setting)) for run in runs if run.seed == first for setting in grid]
+    options = images.train, Accuracy(images.val), range(0, steps, every), setup.processes, setup.folder, every
+    rows, sides = run_all(tried, *options), ["initialisation", "optimizer"]
     best = best_settings(rows[rows["step"] == steps], sides, ["lr"])
-    return rows.merge(pd.DataFrame([dict(zip(sides, side)) | setting for side, setting in best.items()]))
+    chosen = pd.DataFrame([dict(zip(sides, side)) | setting for side, setting in best.items()])
+    others = [
+        replace(run, recipe=replace(recipe, optimizer=optimizer, **setting))
+        for run in runs if run.seed != first
+        for (name, optimizer), setting in best.items() if name == run.labels["initialisation"]
+    ]  # fmt: skip
+    return pd.concat([rows.merge(chosen), run_all(others, *options)], ignore_index=True)
 
 
-def crossovers(resnet50: pd.DataFrame, variants: Sequence[str], column: str) -> dict[str, int | None]:
-    """``crossover`` by "VARIANT, OPTIMIZER" of the rows of ``compare_on_resnet50``."""
-    sides = resnet50.groupby("optimizer", sort=False) if len(resnet50) else ()
-    return {f"{name}, {optimizer}": crossover(rows, name, column) for optimizer, rows in sides for name in variants}
+def crossovers(resnet50: pd.DataFrame, variants: Sequence[str], column: str) -> dict[str, list[int | None]]:
+    """``crossover`` by "VARIANT, OPTIMIZER" of the rows of ``compare_on_resnet50``, one a seed."""
+    found: dict[str, list[int | None]] = {}
+    for (optimizer, _), rows in resnet50.groupby(["optimizer", "seed"], sort=False) if len(resnet50) else ():
+        for name in variants:
+            found.setdefault(f"{name}, {optimizer}", []).append(crossover(rows, name, column))
+    return found
 
 
 def crossover(results: pd.DataFrame, name: str, column: str = "loss") -> int | None:
@@ -67,10 +74,11 @@ def crossover_in_words(step: int | None, budgets: Budgets) -> str:
     return f"ahead until step {budgets.in_epochs(step)}" if step else "never ahead"
 
 
-def claims_of_resnet50(crossed: Mapping[str, int | None]) -> dict[str, Measured]:
-    """By optimiser, the step from which on GHN-2 is no more ahead in accuracy: infinite where it is to the end."""
-    of_ghn2 = {name.removeprefix("ghn2, "): step for name, step in crossed.items() if name.startswith("ghn2, ")}
+def claims_of_resnet50(crossed: Mapping[str, Sequence[int | None]]) -> dict[str, Measured]:
+    """By optimiser, the step from which on GHN-2 is no more ahead in accuracy, over trainings: infinite where one is to
+    the end."""
+    of_ghn2 = {name.removeprefix("ghn2, "): steps for name, steps in crossed.items() if name.startswith("ghn2, ")}
+    late = lambda step: Measured(math.inf if step is None else float(step))
     return {
-        f"resnet50-crossover/{optimizer}": Measured(math.inf if step is None else float(step))
-        for optimizer, step in of_ghn2.items()
+        f"resnet50-crossover/{optimizer}": over_trainings([*map(late, steps)]) for optimizer, steps in of_ghn2.items()
     }

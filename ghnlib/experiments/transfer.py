@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isnan
+from typing import Self
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -14,19 +16,33 @@ from torch import nn
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.data.images import ImageSet
 from ghnlib.data.sources import ImageSplits
-from ghnlib.experiments.pretraining import DEEPNETS, Family, Learnt, Source
+from ghnlib.experiments.pretraining import (
+    DEEPNETS,
+    Family,
+    Learnt,
+    Processing,
+    Source,
+    processings,
+    runs_from,
+)
 from ghnlib.experiments.setup import Setup
 from ghnlib.measuring.costs import flops, step_flops
 from ghnlib.measuring.kept import rows_kept
-from ghnlib.reporting.statistics import Measured, mean_and_error, mean_interval, paired_interval, with_standard_error
+from ghnlib.reporting.statistics import (
+    Measured,
+    claims_over_trainings,
+    mean_and_error,
+    mean_interval,
+    paired_interval,
+    tables_over_trainings,
+)
 from ghnlib.training.networks import (
     Accuracy,
     Run,
-    TrainingRecipe,
+    best_settings,
     diverged,
     grid_of,
     initial_network,
-    initial_runs,
     run_all,
     tune,
 )
@@ -35,34 +51,14 @@ KINDS = {"convnext": "new-classes-convnext", "swin": "new-classes-swin"}
 """Part of the name of torchvision's networks -> the claim that predictions help them (GHN-3 Table 7)."""
 
 
-def runs_from(
-    setup: Setup,
-    source: Source,
-    learnt: Learnt,
-    seeds: Sequence[int],
-    target: ImageSplits | None = None,
-    tuned: Mapping[str, Mapping[str, object]] | None = None,
-) -> list[Run]:
-    """``initial_runs`` on a target (None: on the source), classification layers random: from random, orthogonal and
-    predicted parameters, from what the networks have learnt, and from predicted and "trained" ones with GHN-orth."""
-    transfer, networks = setup.transfer, learnt.architectures
-    if target:
-        networks = [network.adapted(len(target.classes), target.side) for network in networks]
-    recipe = TrainingRecipe(transfer.steps, lr=1.0, batch_size=transfer.batch_size, augment=setup.augment)
-    processed = [source.name, *(name for name in learnt.starts if name == "trained")]
-    return initial_runs(
-        networks, recipe, seeds, source.hypernetworks, tuned, class_layers=False, given=learnt.starts,
-        post_processed=processed, orth_from=transfer.orth_from,
-    )  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Transferred:
     """Networks after training on few images of each target.
 
     Attributes:
-        rows: of ``run_all``, with ``initialisation``, ``network``, ``dataset`` (the target) and ``family``.
-        tuned: (target, family) -> initialisation -> its setting, see ``tune``.
+        rows: of ``run_all``, with ``initialisation``, ``network``, ``training`` (of the hypernetwork), ``dataset`` (the
+            target) and ``family``.
+        tuned: (target, family) -> initialisation -> its setting, see ``tune``, and its ``Processing``.
         name: the hypernetwork's variant.
     """
 
@@ -70,10 +66,21 @@ class Transferred:
     tuned: Mapping[tuple[str, str], Mapping[str, Mapping[str, object]]]
     name: str
 
+    @cached_property
+    def by_training(self) -> list[Self]:
+        """For each training of the hypernetwork what starts from its predictions, beside the other starts' runs of the
+        same seeds."""
+        return [replace(self, rows=rows) for _, rows in self.rows.groupby("training")]
+
     @property
     def steps(self) -> int:
         """Of each training."""
         return int(self.rows["budget"].iloc[0])
+
+    def processing(self, dataset: str) -> dict[str, Processing]:
+        """How DeepNets' architectures are post-processed for a target, by initialisation."""
+        own = self.tuned[dataset, DEEPNETS].items()
+        return {start: {key: how[key] for key in ("orth_from", "noise")} for start, how in own if "noise" in how}
 
     @cached_property
     def failed(self) -> list[str]:
@@ -107,19 +114,24 @@ class Transferred:
         return self.per_network.xs(self.steps, level="step").unstack("initialisation")
 
     def table(self, dataset: str) -> pd.DataFrame:
-        """One row an initialisation: accuracy on a target by step, mean ± standard error over networks, and its
-        setting."""
-        scores = self.per_network.loc[dataset]
-        cells = scores.groupby(level=["initialisation", "step"], sort=False).agg(with_standard_error)
-        table = cells.unstack(sort=False).add_suffix(" steps").rename_axis(index=None, columns=None)
+        """One row an initialisation: accuracy on a target by step, mean over networks ± deviation over trainings, and
+        what was tuned."""
+        means = [one.per_network.loc[dataset].groupby(level=["initialisation", "step"], sort=False).mean()
+                 for one in self.by_training]  # fmt: skip
+        table = tables_over_trainings([mean.unstack(sort=False).add_suffix(" steps") for mean in means])
         table["networks"] = self.at_end.loc[dataset].count()
         settings = self.tuned[dataset, DEEPNETS].items()
-        words = "{optimizer}, lr {lr:g}, weight decay {weight_decay:g}"
-        return table.assign(tuned=pd.Series({start: words.format(**setting) for start, setting in settings}))
+        words = pd.Series({start: ", ".join(f"{key} {value}" for key, value in own.items()) for start, own in settings})
+        return table.assign(tuned=words).rename_axis(index=None, columns=None)
 
     @cached_property
     def leads(self) -> dict[str, dict[str, Measured]]:
-        """Target -> "A - B" -> points by which start A is ahead of B at the end, over networks."""
+        """Target -> "A - B" -> points by which start A is ahead of B at the end, over networks and trainings."""
+        each = [one._leads for one in self.by_training]
+        return {dataset: claims_over_trainings([leads[dataset] for leads in each]) for dataset in each[0]}
+
+    @property
+    def _leads(self) -> dict[str, dict[str, Measured]]:
         pairs = (self.name, "random"), (self.name, "orthogonal"), (f"{self.name}-orth", self.name)
         return self._each(lambda rows: {f"{a} - {b}": paired_interval(rows[a], rows[b]) for a, b in pairs})
 
@@ -175,14 +187,15 @@ class Transferred:
         return self._family_runs.mean().unstack()
 
     def family_table(self, dataset: str) -> pd.DataFrame:
-        """The same on a target, a row a family, and the points by which post-processing helps trained networks."""
-        table = self.families.loc[dataset].rename_axis(index=None, columns=None)
-        runs = self._family_runs.agg(tuple).unstack().loc[dataset]
-        if "trained" in table:
-            words = (table["trained-orth"] - table["trained"]).map("{:+.3g}".format)
+        """The same on a target, mean ± deviation over trainings, a row a family, and the points by which
+        post-processing helps trained networks."""
+        table = tables_over_trainings([one.families.loc[dataset] for one in self.by_training])
+        runs, means = self._family_runs.agg(tuple).unstack().loc[dataset], self.families.loc[dataset]
+        if "trained" in means:
+            words = (means["trained-orth"] - means["trained"]).map("{:+.3g}".format)
             alike = runs["trained-orth"] == runs["trained"]
-            return table.round(1).assign(**{"trained-orth - trained": words.mask(alike, "equal throughout")})
-        return table.round(1)
+            table = table.assign(**{"trained-orth - trained": words.mask(alike, "equal throughout")})
+        return table.rename_axis(index=None, columns=None)
 
     def families_won(self, start: str) -> int:
         """For how many networks and targets the prediction is ahead of an initialisation."""
@@ -190,7 +203,11 @@ class Transferred:
 
     @property
     def family_claims(self) -> dict[str, Measured]:
-        """Of GHN-3 Table 7, ConvNeXt and Swin; one network each, so that there is no interval."""
+        """Of GHN-3 Table 7, ConvNeXt and Swin; one network each, so that the interval is over trainings alone."""
+        return claims_over_trainings([one._family_claims for one in self.by_training])
+
+    @property
+    def _family_claims(self) -> dict[str, Measured]:
         found = {}
         for (dataset, family), row in self.families.iterrows() if self.name == "ghn3" else ():
             lead = float(row["ghn3"] - row["random"])
@@ -224,7 +241,8 @@ def transfer_networks(setup: Setup, source: Source, families: Mapping[str, Famil
     """Train each family on few images of each target from each start, and measure accuracy on its test images after a
     tenth and a half of the steps and at the end.
 
-    Optimiser, rate and weight decay of each start are tuned on validation images.
+    On validation images, from the first training of the hypernetwork: optimiser, rate and weight decay of each start
+    are tuned, then with these the post-processing.
     """
     parts, tuned = [], {}
     for dataset, target in source.targets.items():
@@ -241,52 +259,86 @@ def _transfer_family(
 ) -> tuple[pd.DataFrame, dict[str, dict[str, object]]]:
     transfer, processes, folder = setup.transfer, setup.processes, setup.folder
     grid = grid_of(transfer.lrs, transfer.weight_decays)
-    runs = runs_from(setup, source, family.tuning, [setup.seed], target)
-    tuned = tune(runs, grid, few, target.val, "initialisation", processes, folder)
-    runs = runs_from(setup, source, family.test, transfer.seeds, target, tuned)
-    checkpoints = transfer.steps // 10, transfer.steps // 2
-    return run_all(runs, few, Accuracy(target.test), checkpoints, processes, folder), tuned
+    from_first = lambda *tuned: runs_from(setup, source, family.tuning, [setup.seed], target, *tuned)
+    tuned = tune(from_first(), grid, few, target.val, "initialisation", processes, folder)
+    ways = [(how, from_first(tuned, dict.fromkeys(tuned, how))) for how in processings(setup)]
+    tried = [replace(run, labels={**run.labels, **how})
+             for how, runs in ways for run in runs if run.labels["initialisation"].endswith("-orth")]  # fmt: skip
+    scores = run_all(tried, few, Accuracy(target.val), (), processes, folder)
+    processing = best_settings(scores, "initialisation", ["orth_from", "noise"])
+    runs = runs_from(setup, source, family.test, transfer.seeds, target, tuned, processing)
+    rows = run_all(runs, few, Accuracy(target.test), (transfer.steps // 10, transfer.steps // 2), processes, folder)
+    return rows, {name: {**setting, **processing.get(name, {})} for name, setting in tuned.items()}
 
 
-def correlations_by_start(setup: Setup, source: Source, learnt: Learnt) -> pd.DataFrame:
-    """``filter_correlations`` of the first network from each start, before it is fine-tuned: rows are convolutions,
-    columns initialisations."""
-    runs = runs_from(setup, source, Learnt(learnt.architectures[:1], learnt.starts), [setup.seed])
-    tasks = [({"initialisation": run.labels["initialisation"]}, (run,)) for run in runs]
-    rows = rows_kept(_correlations, tasks, ()).dropna(subset="layer")
-    table = rows.pivot(index="layer", columns="initialisation", values="correlation")
-    return table.reindex(columns=[labels["initialisation"] for labels, _ in tasks])
+BINS = np.linspace(-1, 1, 41)
+"""Bounds of the bins in which correlations are counted."""
 
 
-def _correlations(run: Run) -> list[dict[str, float]]:
-    found = filter_correlations(initial_network(run))
-    return [{"layer": layer, "correlation": value} for layer, value in found.items()]
+def correlations_by_start(setup: Setup, source: Source, learnt: Learnt, processing: Mapping) -> pd.DataFrame:
+    """``channel_correlations`` of each network from each start before it is fine-tuned (GHN-orth Fig. 2).
+
+    Returns:
+        Rows ``initialisation``, ``training``, ``network``, ``layer``, ``mean`` (of absolute values), ``deviation``,
+        ``counts`` (in ``BINS``).
+    """
+    runs = runs_from(setup, source, learnt, setup.transfer.seeds[: len(source.trainings)], processing=processing)
+    tasks = [(run.labels, (run,)) for run in runs]
+    return rows_kept(_correlations, tasks, (), setup.processes, setup.folder).dropna(subset="layer")
 
 
-def filter_correlations(net: nn.Module) -> pd.Series:
-    """Mean absolute correlation between different filters of each convolution (GHN-orth Fig. 2): layer -> 0 to 1.
+def _correlations(run: Run) -> list[dict[str, object]]:
+    found = channel_correlations(initial_network(run))
+    return [
+        {"layer": layer, "mean": float(np.abs(values).mean()), "deviation": float(values.std()),
+         "counts": np.histogram(values, BINS)[0]} for layer, values in found.items()
+    ]  # fmt: skip
 
-    The filters of a weight are the rows of its matrix (out, in * h * w). Convolutions with fewer than two filters or
-    with filters of a single value have no correlation and are left out.
+
+def channel_correlations(net: nn.Module) -> dict[int, np.ndarray]:
+    """Correlations, -1 to 1, between different output channels of each convolution, by layer (GHN-orth Fig. 2).
+
+    The channels of a weight are the rows of its matrix (out, in * h * w). Convolutions with fewer than two, or with
+    channels of a single value, have no correlation and are left out.
     """
     found = {}
     for layer, weight in enumerate(m.weight.detach() for m in net.modules() if isinstance(m, nn.Conv2d)):
         if len(weight) > 1 and weight[0].numel() > 1:
             different = ~torch.eye(len(weight), dtype=torch.bool)
-            found[layer] = float(torch.corrcoef(weight.flatten(1))[different].abs().nanmean())
-    return pd.Series(found, name="correlation")
+            values = torch.corrcoef(weight.flatten(1))[different]
+            found[layer] = values[values.isfinite()].clamp(-1, 1).numpy()
+    return {layer: values for layer, values in found.items() if len(values)}
+
+
+def deviation_table(correlations: pd.DataFrame) -> pd.DataFrame:
+    """One row an initialisation: deviation and mean absolute value of correlations, means over convolutions of all
+    networks, ± deviation over trainings."""
+    each = [rows.groupby("initialisation", sort=False)[["deviation", "mean"]].mean()
+            for _, rows in correlations.groupby("training")]  # fmt: skip
+    titles = {"deviation": "deviation of correlations", "mean": "mean |correlation|"}
+    return tables_over_trainings(each, 3).rename(columns=titles).rename_axis(index=None)
+
+
+def distribution(correlations: pd.DataFrame) -> pd.DataFrame:
+    """Density of correlations, over convolutions, networks and trainings: rows are middles of ``BINS``, columns
+    initialisations."""
+    counts = correlations.groupby("initialisation", sort=False)["counts"].sum()
+    shares = {start: of / of.sum() / np.diff(BINS) for start, of in counts.items()}
+    return pd.DataFrame(shares, index=(BINS[1:] + BINS[:-1]) / 2)
 
 
 def claims_of_correlations(correlations: pd.DataFrame, name: str) -> dict[str, Measured]:
-    """Of GHN-orth Fig. 2, for the predictions called ``name``: the means over convolutions of one network."""
-    lead = float(correlations[name].mean() - correlations[f"{name}-orth"].mean())
-    return {} if isnan(lead) else {"orth-correlation": Measured(lead)}
+    """Of GHN-orth Fig. 2, for the predictions called ``name``: means over the convolutions of each network, compared
+    over networks and trainings."""
+    means = correlations.groupby(["training", "network", "initialisation"])["deviation"].mean().unstack()
+    leads = [paired_interval(rows[name], rows[f"{name}-orth"]) for _, rows in means.groupby(level="training")]
+    return claims_over_trainings([{"orth-correlation": lead} for lead in leads])
 
 
 def start_costs(setup: Setup, source: Source, architecture: Architecture, starts: Iterable[str]) -> dict[str, float]:
     """GFLOPs that it takes to make each start of an architecture: training on the source, prediction."""
     training = len(source.images.train) * step_flops([architecture])
-    predicting = flops(lambda: source.ghn.predict(architecture.graph, predict_class_layers=False))
+    predicting = flops(lambda: source.trainings[0].predict(architecture.graph, predict_class_layers=False))
     costs = {}
     for start in starts:
         first, _, epoch = start.removesuffix("-orth").partition(", ")

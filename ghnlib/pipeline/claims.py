@@ -67,7 +67,7 @@ def recorded_claims(metrics: Mapping[str, Any]) -> dict[str, Measured]:
 def claims_table(metrics: Mapping[str, Any], scales: Mapping[str, str]) -> pd.DataFrame:
     """Rows for each claim: ``paper``, ``claim``, ``published``, ``ours``, ``low``, ``high``, ``scale``, ``verdict``.
 
-    Verdicts: ``Measured``. A claim that no stage has recorded is not testable at this scale.
+    Verdicts: ``Claim.verdict``. A claim that no stage has recorded is not testable at this scale.
 
     Args:
         metrics: those of all stages, by stage (reports/PROFILE/metrics.json).
@@ -84,12 +84,11 @@ def _id(key: str) -> str:
 
 
 def _row(key: str, ours: Measured, scales: Mapping[str, str]) -> dict[str, Any]:
-    paper, claim, published, stage = claim_of(key)
-    count = f", {ours.count}" if ours.count else ""
+    claim, count = claim_of(key), f", {ours.count}" if ours.count else ""
     value, low, high = (float(f"{x:.3g}") for x in ours[:3])
     return {
-        "paper": paper, "claim": claim, "published": published, "ours": value, "low": low, "high": high,
-        "scale": "" if isnan(ours.value) else scales[stage] + count, "verdict": ours.verdict,
+        "paper": claim.paper, "claim": claim.claim, "published": claim.published, "ours": value, "low": low,
+        "high": high, "scale": "" if isnan(ours.value) else scales[claim.stage] + count, "verdict": claim.verdict(ours),
     }  # fmt: skip
 
 

@@ -49,12 +49,17 @@ NO_CLAIM = "No claim of the papers can be tested here at this scale."
 
 class Claim(NamedTuple):
     """A sentence that a number is above 0. ``paper``: and place in it; ``published``: its number, as printed;
-    ``stage``: where ours is measured."""
+    ``stage``: where ours is measured; ``needs``: of what alone the paper says it, where no profile has that."""
 
     paper: str
     claim: str
     published: str
     stage: str
+    needs: str = ""
+
+    def verdict(self, found: Measured) -> str:
+        """That of the number, or that a number of other hypernetworks or lengths cannot decide it."""
+        return f"not testable at this scale (needs {self.needs})" if self.needs else found.verdict
 
 
 @cache
@@ -149,7 +154,7 @@ class Cards:
 
 
 def _card(claim: Claim, found: Measured) -> str:
-    verdict, _, note = found.verdict.partition(" (")
+    verdict, _, note = claim.verdict(found).partition(" (")
     return CARD.format(
         box=BOX, look=look_of(verdict), verdict=verdict, note=f"<br><small>({note}</small>" if note else "",
         claim=escape(claim.claim), paper=escape(claim.paper), published=escape(claim.published),
@@ -158,9 +163,9 @@ def _card(claim: Claim, found: Measured) -> str:
 
 
 def _as_text(claim: Claim, found: Measured) -> str:
-    count = f", {found.count}" if found.count else ""
+    count, verdict = f", {found.count}" if found.count else "", claim.verdict(found)
     return (
-        f"{look_of(found.verdict).sign} {found.verdict}: {claim.claim}\n"
+        f"{look_of(verdict).sign} {verdict}: {claim.claim}\n"
         f"    {claim.paper}: {claim.published}; ours: {_number(found)}{count}"
     )
 

@@ -1,12 +1,14 @@
 """Scenes, backbones and average precision of detection, each against its definition."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 from shared import digits, params, pool, tiny
 from torch import nn
 from torchvision.models import resnet18, vgg11
@@ -99,12 +101,12 @@ def test_a_backbone_without_them_is_named_with_what_was_expected():
 
 def test_two_steps_from_each_initialisation():
     nets, scenes = {"net": pool()[0]}, scenes_of(few(), 0)
-    found, again = (detect_from_each(nets, {"ghn": tiny()}, scenes, statistics(), few()) for _ in range(2))
+    found, again = (detect_from_each(nets, {"ghn": [tiny()]}, scenes, statistics(), few(seeds=(0,))) for _ in range(2))
     assert list(found["initialisation"]) == ["random", "orthogonal", "ghn"] and found["ap"].between(0, 100).all()
-    assert list(found) == ["backbone", "initialisation", "lr", "seed", "ap", "error"]
+    assert list(found) == ["backbone", "initialisation", "lr", "seed", "training", "ap", "error"]
     assert found.equals(again)
     assert (found["error"] == "").all()
-    diverging = detect_from_each(nets, {}, scenes, statistics(), few(lrs=(1e30,), epochs=3))
+    diverging = detect_from_each(nets, {}, scenes, statistics(), few(lrs=(1e30,), epochs=3, seeds=(0,)))
     assert diverging["ap"].isna().any() and (diverging["error"] == "").all()
 
 
@@ -117,7 +119,7 @@ class Plain:
 
 def test_a_backbone_without_feature_layers_ends_only_its_own_rows():
     backbones = {"plain": Plain(), "net": pool()[0]}
-    found = detect_from_each(backbones, {}, scenes_of(few(), 0), statistics(), few(lrs=(0.01,)))
+    found = detect_from_each(backbones, {}, scenes_of(few(), 0), statistics(), few(lrs=(0.01,), seeds=(0,)))
     broken, others = (found[found["backbone"] == name] for name in backbones)
     assert broken["ap"].isna().all() and broken["error"].str.startswith("DataError: Sequential cannot be a back").all()
     assert others["ap"].between(0, 100).all() and (others["error"] == "").all()
@@ -127,7 +129,7 @@ def test_a_backbone_without_feature_layers_ends_only_its_own_rows():
 
 
 def test_where_every_backbone_fails_the_report_says_so():
-    found = detect_from_each({"plain": Plain()}, {}, scenes_of(few(), 0), statistics(), few())
+    found = detect_from_each({"plain": Plain()}, {}, scenes_of(few(), 0), statistics(), few(seeds=(0,)))
     detected = Detected(found, scenes_of(few(), 0), "ghn3")
     assert len(found) == 2 and found["ap"].isna().all() and list(detected.failed.index) == ["plain"]
     assert detected.table.empty and detected.precision == detected.leads == detected.claims == {}
@@ -147,6 +149,19 @@ def test_each_initialisation_takes_the_rate_that_is_best_on_held_out_training_sc
     assert [sizes for _, *sizes in called] == [[3, 1]] * 6 + [[4, 2]] * 4
 
 
+def test_the_runs_of_a_seed_start_from_the_training_of_it(monkeypatch):
+    monkeypatch.setattr(
+        detection, "_precision", lambda network, start, lr, seed, *rest: {"ap": start.of if start else 0.0}
+    )
+    trainings = [SimpleNamespace(of=10.0), SimpleNamespace(of=20.0)]
+    monkeypatch.setattr(detection, "orthogonalize", None)
+    found = detect_from_each({"net": None}, {"ghn3": trainings}, scenes_of(few(), 0), (0, 1), few(seeds=(4, 5, 6)))
+    predicted = found[found["initialisation"] == "ghn3"]
+    assert predicted["training"].tolist() == [0, 1, 0] and predicted["ap"].tolist() == [10.0, 20.0, 10.0]
+    lead = Detected(found, Scenes([], []), "ghn3").claims["detection"]
+    assert (lead.value, lead.trainings) == (15.0, 2) and lead.high - 15 == pytest.approx(stats.t.ppf(0.975, 1) * 5)
+
+
 def test_backbones_are_test_architectures_by_index_and_networks_of_torchvision_by_name(monkeypatch, tmp_path):
     given = {}
     monkeypatch.setattr(detection, "detect_from_each", lambda backbones, *rest: given.update(backbones, rest=rest))
@@ -154,21 +169,22 @@ def test_backbones_are_test_architectures_by_index_and_networks_of_torchvision_b
     transfer = own.transfer.model_copy(update={"detection": few(backbones=(1, "resnet18"))})
     setup = Setup("transfer", "tiny", 0, tmp_path, data=own.data, deepnets=own.deepnets, transfer=transfer)
     images = digits().subset(range(6))
-    detected = detect(setup, Source(images, {}, "ghn3", tiny(num_classes=6), 50.0))
+    detected = detect(setup, Source(images, {}, "ghn3", [tiny(num_classes=6)], [50.0]))
     assert given["test network 1"] == setup.split("test", images=images)[1] and given["test network 1"].num_classes == 6
     assert given["resnet18"] == TorchvisionNetwork(6, 64, "resnet18")
     assert given["rest"][2] == (images.train.mean, images.train.std) and len(detected.scenes.test) == 2
 
 
 def test_what_diverged_counts_as_nothing_found():
-    columns = ["backbone", "initialisation", "lr", "seed", "ap", "error"]
+    columns = ["backbone", "initialisation", "lr", "seed", "ap", "error"]  # seed i is of training i
     rows = [("net", "random", 0.1, 0, 20.0, ""), ("net", "random", 0.1, 1, math.nan, ""), ("net", "orthogonal", 0.1, 0, 30.0, ""),
             ("net", "orthogonal", 0.1, 1, 10.0, ""), ("net", "ghn3", 0.3, 0, 50.0, ""), ("net", "ghn3", 0.3, 1, 44.0, "")]  # fmt: skip
-    detected = Detected(pd.DataFrame(rows, columns=columns), Scenes([], []), "ghn3")
+    table = pd.DataFrame(rows, columns=columns)
+    detected = Detected(table.assign(training=table["seed"]), Scenes([], []), "ghn3")
     assert detected.precision == {"random": 10.0, "orthogonal": 20.0, "ghn3": 47.0}
     assert detected.claims["detection"].value == 37 == detected.leads["ghn3 - random"].value
-    assert math.isnan(detected.claims["detection"].low) and detected.leads["ghn3 - random"].n == 2
+    assert detected.claims["detection"].trainings == 2 and detected.leads["ghn3 - random"].n == 1
     assert detected.diverged.to_dict("records") == [
         {"backbone": "net", "initialisation": "random", "lr": 0.1, "seed": 1}
     ]
-    assert detected.table.loc["ghn3"].to_list() == ["47.0 ± 3.0", 0.3]
+    assert detected.table.loc["ghn3"].to_list() == ["47.0 ± 4.2", 0.3]

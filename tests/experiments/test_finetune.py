@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from scipy import stats
 from shared import ROOT, digits, pool, tiny
 
 from ghnlib.data.sources import ImageSplits
 from ghnlib.experiments import finetune, resnet50
 from ghnlib.experiments.families import class_layers
-from ghnlib.experiments.finetune import Budgets, Trainings, wins
+from ghnlib.experiments.finetune import Budgets, FineTuned, wins
 from ghnlib.experiments.resnet50 import (
     claims_of_resnet50,
     compare_on_resnet50,
@@ -19,25 +20,39 @@ from ghnlib.experiments.resnet50 import (
     crossovers,
 )
 from ghnlib.experiments.setup import Setup
-from ghnlib.measuring.accuracy import evaluate_predictions
+from ghnlib.measuring.accuracy import estimate_batch_norm
 from ghnlib.params import FineTune
 from ghnlib.params_file import read_merged, validate
+from ghnlib.reporting.statistics import with_deviation
+from ghnlib.training.initialization import Sources
+from ghnlib.training.networks import EVALUATION_BATCH, Accuracy, Run, TrainingRecipe, initial_network
 
 
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory):
-    """The tiny profile with few images of 8 pixels, hypernetworks untrained, a rate that diverges in its grid."""
+    """The tiny profile with few images, two untrained hypernetworks of each kind, a rate that diverges in its grid."""
     raw = read_merged(ROOT / "params.yaml", ROOT / "profiles" / "tiny.yaml")
     settings = {"batch_size": 10, "lrs": {"sgd": [1e20, 0.01], "adamw": []}, "budgets": [0.1, 1], "variants": ["ghn3"],
-                "families": ["small-resnet", "resnet49"], "networks": 2, "resnet50_steps": 20, "resnet50_variants": ["ghn2"],
+                "families": ["small-resnet", "resnet49"], "networks": 2, "seeds": [0, 5], "resnet50_steps": 20, "resnet50_variants": ["ghn2"],
                 "resnet50_lrs": {"sgd": [1e20, 0.01], "adam": [1e-3]}}  # fmt: skip
     read = validate(raw)
     setup = Setup("finetune", read.profile, read.seed, tmp_path_factory.mktemp("finetune"), data=read.data, deepnets=read.deepnets,
-                  train=read.train, finetune=FineTune.of({**raw["finetune"], **settings}))  # fmt: skip
+                  train=read.train.model_copy(update={"seeds": (0, 7)}), finetune=FineTune.of({**raw["finetune"], **settings}))  # fmt: skip
     images = digits(image_size=16)
     vars(setup)["images"] = ImageSplits(*(part.few_shot(6, seed=0) for part in (images.train, images.val, images.test)))
-    vars(setup)["hypernetworks"] = {"ghn2": tiny("gated_gnn"), "ghn3": tiny()}
+    vars(setup)["hypernetworks"] = {
+        "ghn2": {0: tiny("gated_gnn"), 7: tiny("gated_gnn")},
+        "ghn3": {0: tiny(), 7: other()},
+    }
     return setup
+
+
+def other():
+    """A hypernetwork with other parameters."""
+    ghn = tiny()
+    for value in ghn.parameters():
+        value.data *= 0.5
+    return ghn
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +84,10 @@ def test_without_an_epoch_the_longest_budget_stands_in_for_it():
     assert (budgets.tenth, budgets.one, finetune.papers_of(budgets)) == (None, "30 steps", [])
 
 
-def test_networks_are_those_that_predictions_serve_best(setup, networks):
-    assert {family: len(chosen) for family, chosen in networks.chosen.items()} == {"DeepNets": 2, "small-resnet": 1}
-    candidates = list(setup.split("test"))
-    scores = evaluate_predictions(setup.hypernetworks["ghn3"], candidates, setup.images.val)["accuracy"]
-    worst = candidates[scores.argmin()]
-    assert networks.chosen["DeepNets"] == [candidates[i] for i in scores.nlargest(2).index]
-    assert len(candidates) == 3 and worst not in networks.chosen["DeepNets"]
+def test_networks_are_the_first_and_those_of_torchvision_that_can_be_predicted(setup, networks):
+    assert networks.chosen["DeepNets"] == [setup.split("test")[i] for i in range(2)]
     assert networks.tuning["DeepNets"] == [setup.split("val")[0]]
+    assert list(networks.chosen) == ["DeepNets", "small-resnet"] and len(networks.chosen["small-resnet"]) == 1
     assert list(networks.refused) == ["resnet49"] and "resnet49" in networks.refused["resnet49"]
     assert class_layers(networks.chosen["small-resnet"][0].graph) == ["fc.weight", "fc.bias"]
 
@@ -93,16 +104,46 @@ def test_each_side_is_tuned_for_each_budget(setup, tuned):
 def test_each_network_is_trained_from_each_side_at_each_budget(trained):
     assert trained.moments == ["0 steps", "1 steps", "1 epoch"]
     assert trained.per_network.groupby(["initialisation", "moment"]).size().eq(2).all()
+    assert trained.rows.groupby("training")["seed"].unique().map(list).to_dict() == {0: [0], 1: [5]}
     assert set(trained.longest["step"]) == set(range(1, 7)) and set(trained.evaluated["step"]) == {0, 6}
     assert trained.by_family().shape == (3, 3) and trained.by_family().loc[("small-resnet", "ghn3")].notna().all()
-    assert finetune.accuracy_table(trained).shape == (3, 3)
     rows = trained.per_network.loc["ghn3", "1 epoch"]
     assert trained.means()["ghn3"]["1 epoch"]["mean"] == pytest.approx(rows.mean())
 
 
+def test_the_runs_of_a_seed_start_from_the_predictions_of_its_training(setup, networks, trained):
+    start = trained.rows[(trained.rows["moment"] == "0 steps") & (trained.rows["initialisation"] == "ghn3")]
+    expected = [
+        Accuracy(setup.images.test)(trained_net(ghn, network, setup, seed))["accuracy"]
+        for network in networks.chosen["DeepNets"]
+        for seed, ghn in zip((0, 5), setup.hypernetworks["ghn3"].values())
+    ]
+    found = start[start["family"] == "DeepNets"].sort_values(["network", "seed"])["accuracy"]
+    assert found.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def trained_net(ghn, network, setup, seed):
+    sources = Sources(parameters=ghn.predict(network.graph))
+    net = initial_network(Run(network, TrainingRecipe(1, 0.1), seed, "ghn-noise", sources))
+    estimate_batch_norm(net, setup.images.train, 1, EVALUATION_BATCH, seed)
+    return net
+
+
+def test_tables_tell_the_deviation_over_trainings(trained):
+    table = finetune.accuracy_table(trained)
+    ends = (
+        trained.deepnets[trained.deepnets["moment"] == "1 epoch"]
+        .groupby(["initialisation", "training"])["accuracy"]
+        .mean()
+    )
+    assert table.shape == (3, 3) and table.loc["ghn3", "1 epoch"] == with_deviation(ends["ghn3"])
+    assert finetune.family_table(trained).shape == (3, 3)
+    assert {lead.trainings for lead in trained.leads("ghn3").values()} == {2}
+
+
 def trainings(rows, budgets=None, **values):
-    complete = {"family": "DeepNets", "error": "", "seed": 0, "step": 1, "budget": 1, "loss": 1.0}
-    return Trainings(rows.assign(**{**complete, **values}), budgets or Budgets((1, 10), 10), ("ghn2", "ghn3"))
+    complete = {"family": "DeepNets", "error": "", "seed": 0, "training": 0, "step": 1, "budget": 1, "loss": 1.0}
+    return FineTuned(rows.assign(**{**complete, **values}), budgets or Budgets((1, 10), 10), ("ghn2", "ghn3"), 2)
 
 
 def test_claims_are_leads_over_the_same_networks():
@@ -112,18 +153,37 @@ def test_claims_are_leads_over_the_same_networks():
     )
     claims = finetune.claims_of_leads(found) | finetune.claims_of_wins(found)
     assert {name: (round(claim.value, 6), claim.n) for name, claim in claims.items()} == {
-        "few-steps": (1.0, 3), "one-epoch": (3.666667, 3), "full-training": (3.666667, 3), "wins-after-epoch": (0.166667, 3),
+        "few-steps": (6.5, 2), "one-epoch": (6, 2), "full-training": (3.666667, 3), "wins-after-epoch": (0.166667, 3),
     }  # fmt: skip
     assert claims["few-steps"].low < 0 < claims["few-steps"].high and found.leads("ghn3")["0 steps"].value == 30
+    assert all(claim.verdict == "not decided (one training)" for claim in claims.values())
+
+
+def test_each_side_has_its_own_best_networks():
+    found = trainings(rows_of(random={"0 steps": [10, 20, 30]}, ghn3={"0 steps": [60, 50, 40]}))
+    assert found.scores(top=True)["random", "0 steps"].to_dict() == {1: 20.5, 2: 30.5}
+    assert found.scores(top=True)["ghn3", "0 steps"].to_dict() == {0: 60.5, 1: 50.5}
+    assert finetune.accuracy_table(found, top=True)["0 steps"].to_dict() == {"random": "25.5", "ghn3": "55.5"}
+    assert found.leads("ghn3", top=True)["0 steps"].value == 30 and found.leads("ghn3")["0 steps"].value == 30
+
+
+def test_trainings_are_compared_by_seed_and_their_spread_widens_the_interval():
+    rows = rows_of(random={"0 steps": [10, 20, 30]}, ghn3={"0 steps": [12, 22, 32]})
+    one = trainings(rows)
+    two = pd.concat(
+        [one.rows, one.rows.assign(training=1, accuracy=rows["accuracy"] + 6 * (rows["initialisation"] == "ghn3"))]
+    )
+    lead = replace(one, rows=two).leads("ghn3")["0 steps"]
+    half = stats.t.ppf(0.975, 1) * 3  # leads of 2 and 8, none of it over networks
+    assert lead == (5, pytest.approx(5 - half), pytest.approx(5 + half), 3, 2)
 
 
 def test_without_an_epoch_or_the_hypernetwork_there_is_no_claim_of_it():
     rows = rows_of(random={"1 steps": [1], "9 steps": [2]}, ghn3={"1 steps": [3], "9 steps": [5]})
     found = trainings(rows, Budgets((1, 9), 10))
     assert {name: claim.value for name, claim in finetune.claims_of_leads(found).items()} == {
-        "few-steps": 2,
-        "full-training": 3,
-    }
+        "few-steps": 2, "full-training": 3,
+    }  # fmt: skip
     assert not finetune.claims_of_wins(found)
     assert list(finetune.wins_table(found, "ghn3").columns.levels[0]) == ["same budget", "random after 9 steps"]
     others = replace(found, variants=("ghn2",))
@@ -142,7 +202,7 @@ def test_published_wins_stand_beside_budgets_like_theirs():
     moments = {"0 steps": [10], "1 steps": [50], "1 epoch": [80]}
     table = finetune.wins_table(trainings(rows_of(random=moments, ghn3=moments)), "ghn3")
     assert table.iloc[:, -1].tolist() == ["5%, 1.6, -16.4", "14%, 11.0, -12.0", "74%, 12.3, -4.2"]
-    assert table["random after 1 epoch", "mean loss"].tolist()[:2] == [-70, -30]
+    assert table["random after 1 epoch", "mean loss"].tolist()[:2] == ["-70.0", "-30.0"]
 
 
 def test_wins_are_counted_by_what_networks_are_made_of():
@@ -151,8 +211,8 @@ def test_wins_are_counted_by_what_networks_are_made_of():
     found = trainings(rows_of(random=moments, ghn3={"0 steps": [20, 20, 0, 20, 20, 20, 0, 0]}))
     table = finetune.wins_by_kind(found, networks, "ghn3")["0 steps"]
     without = [i for i, network in enumerate(networks) if not any(node.op == "bn" for node in network.graph.nodes)]
-    assert table["no batch norm"] == f"{len(set(without) & {0, 1, 3, 4, 5})} of {len(without)}"
-    assert len(table) > 1 and all(cell.split(" of ")[1] != "0" for cell in table)
+    assert table[f"no batch norm (of {len(without)})"] == f"{len(set(without) & {0, 1, 3, 4, 5})}.0"
+    assert len(table) > 1 and "(of 0)" not in " ".join(table.index)
 
 
 def test_the_early_loss_is_compared_over_networks():
@@ -212,15 +272,17 @@ def test_a_crossover_is_told_in_epochs():
 def test_resnet50_is_compared_by_optimizer_at_its_best_rate(setup, monkeypatch):
     monkeypatch.setattr(resnet50, "TorchvisionNetwork", lambda classes, side: pool(input_size=16)[0])
     found = compare_on_resnet50(setup)
-    ends = found[found["step"] == 20].set_index(["initialisation", "optimizer"])["lr"]
+    ends = found[found["step"] == 20].set_index(["initialisation", "optimizer", "seed"])["lr"]
     assert ends.to_dict() == {
-        ("random", "sgd"): 0.01, ("random", "adam"): 1e-3, ("ghn2", "sgd"): 0.01, ("ghn2", "adam"): 1e-3,
+        (side, optimizer, seed): {"sgd": 0.01, "adam": 1e-3}[optimizer]
+        for side in ("random", "ghn2") for optimizer in ("sgd", "adam") for seed in (0, 5)
     }  # fmt: skip
-    assert found["accuracy"].notna().all() and len(found) == 4 * 11
+    assert found["accuracy"].notna().all() and len(found) == 2 * 4 * 11
     assert found.loc[found["step"] > 0, "loss"].notna().all()
     crossed = crossovers(found, ["ghn2"], "accuracy")
-    assert list(crossed) == ["ghn2, sgd", "ghn2, adam"]
-    assert crossed["ghn2, adam"] == crossover(found[found["optimizer"] == "adam"], "ghn2", "accuracy")
+    assert list(crossed) == ["ghn2, sgd", "ghn2, adam"] and {len(steps) for steps in crossed.values()} == {2}
+    second = found[(found["optimizer"] == "adam") & (found["seed"] == 5)]
+    assert crossed["ghn2, adam"][1] == crossover(second, "ghn2", "accuracy")
 
 
 def test_without_steps_of_resnet50_nothing_is_claimed_of_it(setup):
@@ -230,9 +292,9 @@ def test_without_steps_of_resnet50_nothing_is_claimed_of_it(setup):
 
 
 def test_a_crossover_that_never_came_is_infinitely_late():
-    claims = claims_of_resnet50({"ghn1, sgd": 5, "ghn2, sgd": None, "ghn2, adam": 7})
+    claims = claims_of_resnet50({"ghn1, sgd": [5, 5], "ghn2, sgd": [4, None], "ghn2, adam": [7, 9]})
     assert {name: claim.value for name, claim in claims.items()} == {
-        "resnet50-crossover/sgd": math.inf,
-        "resnet50-crossover/adam": 7,
-    }
-    assert all(claim.verdict == "not decided (no interval)" for claim in claims.values())
+        "resnet50-crossover/sgd": math.inf, "resnet50-crossover/adam": 8,
+    }  # fmt: skip
+    assert claims["resnet50-crossover/sgd"].verdict == "not decided (no interval)"
+    assert claims["resnet50-crossover/adam"].low == pytest.approx(8 - stats.t.ppf(0.975, 1))

@@ -1,6 +1,7 @@
 """Transfer to other classes and datasets: which images, what is carried over, how starts are compared."""
 
-from math import isnan, nan
+from dataclasses import replace
+from math import nan
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from shared import params, pool, tiny
 from torch import nn
 
 from ghnlib.data.images import DataError
+from ghnlib.experiments import pretraining
 from ghnlib.experiments.families import class_layers, family_networks
 from ghnlib.experiments.pretraining import (
     DEEPNETS,
@@ -18,23 +20,31 @@ from ghnlib.experiments.pretraining import (
     Learnt,
     Source,
     job_of,
+    post_processed,
+    processings,
+    runs_from,
     source_and_targets,
     starts_from_source,
+    train_on_source,
+    training_seeds,
 )
 from ghnlib.experiments.setup import Setup
 from ghnlib.experiments.transfer import (
     Transferred,
+    channel_correlations,
     claims_of_correlations,
     correlations_by_start,
-    filter_correlations,
+    deviation_table,
+    distribution,
     start_costs,
     transfer_networks,
 )
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Node
 from ghnlib.params import Transfer
+from ghnlib.reporting.statistics import with_deviation
 from ghnlib.training.initialization import orthogonalize
-from ghnlib.training.networks import TrainingRecipe, initial_network, initial_runs, run_all
+from ghnlib.training.networks import Accuracy, TrainingRecipe, initial_network, initial_runs, run_all
 
 
 def setup_with(folder, **changes):
@@ -48,16 +58,19 @@ def setup_with(folder, **changes):
 
 
 def source_of(setup):
-    """With a hypernetwork that is not trained."""
+    """With two hypernetworks that are not trained."""
     images, targets = source_and_targets(setup)
-    return Source(images, targets, "ghn3", tiny(num_classes=len(images.classes)), 50.0)
+    trainings = [tiny(num_classes=len(images.classes)) for _ in range(2)]
+    for value in trainings[1].parameters():
+        value.data *= 0.5
+    return Source(images, targets, "ghn3", trainings, [50.0, 60.0])
 
 
 def test_the_target_is_the_other_classes(tmp_path):
     source, targets = source_and_targets(setup_with(tmp_path))
     assert source.classes == tuple("012345")
     assert {name: target.classes for name, target in targets.items()} == {"other classes": tuple("6789")}
-    table = Source(source, targets, "ghn3", tiny(), 50.0).table
+    table = Source(source, targets, "ghn3", [tiny()], [50.0]).table
     assert table["called"].to_dict() == {"source": "0, 1, 2, 3, 4, 5", "other classes": "6, 7, 8, 9"}
     assert table.loc["source", "train images"] == len(source.train)
 
@@ -85,10 +98,28 @@ def test_too_many_source_classes_are_refused(tmp_path, count, said):
 
 
 def test_the_hypernetwork_is_trained_on_the_source_classes_for_the_steps_of_transfer(tmp_path):
-    job = job_of(setup_with(tmp_path, train_steps=7))
-    assert job.classes == (0, 1, 2, 3, 4, 5) and job.folder == str(tmp_path)
-    assert job.recipe.steps == job.recipe.validate_every == 7
+    job = job_of(setup_with(tmp_path, train_steps=7), 4)
+    assert job.classes == (0, 1, 2, 3, 4, 5) and job.folder == str(tmp_path / "ghn3-4")
+    assert (job.seed, job.training_seed) == (0, 4) and job.recipe.steps == job.recipe.validate_every == 7
     assert job.recipe.lr == params("tiny").train.recipe_of("ghn3").lr and job.ghn.encoder == "graphormer"
+
+
+def test_it_is_trained_once_for_each_seed_that_starts_from_it(tmp_path, monkeypatch):
+    setup, jobs = setup_with(tmp_path, seeds=[0, 1], train_steps=7), []
+
+    def train(job, devices):
+        jobs.append(job)
+        tiny(num_classes=6, hid=16 * len(jobs)).save_pretrained(tmp_path / f"ghn3-{job.training_seed}" / "model")
+        return pd.DataFrame({"validation_accuracy": [nan, 10.0 * len(jobs)]})
+
+    monkeypatch.setattr(pretraining, "train_in_processes", train)
+    setup = replace(setup, train=setup.train.model_copy(update={"seeds": (3, 5, 8)}))
+    source = train_on_source(setup)
+    assert [job.training_seed for job in jobs] == [3, 5] and source.accuracies == [10.0, 20.0]
+    assert [ghn.config.hid for ghn in source.trainings] == [16, 32]
+    many = setup.transfer.detection.model_copy(update={"seeds": (0, 1, 2, 3)})
+    more = replace(setup, transfer=setup.transfer.model_copy(update={"detection": many}))
+    assert training_seeds(more) == (3, 5, 8)
 
 
 def test_what_the_source_teaches_is_carried_over_but_for_the_classes(tmp_path):
@@ -101,13 +132,9 @@ def test_what_the_source_teaches_is_carried_over_but_for_the_classes(tmp_path):
     learnt = starts["trained"][0]
     assert not set(class_layers(networks[0].graph)) & set(learnt)
     fitted = [network.adapted(4) for network in networks]
-    runs = initial_runs(
-        fitted, TrainingRecipe(1, 0.1), [0], {}, given={"trained": starts["trained"]}, post_processed=["trained"]
-    )
-    assert [run.labels["initialisation"] for run in runs] == ["random"] * 2 + ["orthogonal"] * 2 + [
-        "trained",
-        "trained-orth",
-    ]
+    runs = initial_runs(fitted, TrainingRecipe(1, 0.1), [0], {}, given={"trained": starts["trained"]})
+    runs.append(post_processed(runs[-1], 0.0, 3e-5))
+    assert [run.labels["initialisation"] for run in runs] == ["random"] * 2 + ["orthogonal"] * 2 + ["trained"] * 2
     random, carried, processed = (dict(initial_network(runs[i]).named_parameters()) for i in (0, 4, 5))
     weight = next(name for name, value in learnt.items() if value.ndim == 4)
     assert torch.equal(carried[weight], learnt[weight]) and not torch.equal(carried[weight], random[weight])
@@ -122,6 +149,23 @@ def test_an_epoch_from_random_initialisation_is_that_of_the_oracle(tmp_path):
     assert all(torch.equal(once[name], value) for name, value in trained.items())
 
 
+def test_what_is_learnt_starts_from_the_training_of_the_seed(tmp_path):
+    setup = setup_with(tmp_path, source_epoch=True, oracle_networks=0)
+    networks, source = pool(size=1, num_classes=6), source_of(setup)
+    first, second = (starts_from_source(setup, networks, source, training) for training in (0, 1))
+    swapped = replace(source, trainings=source.trainings[::-1])
+    assert all(
+        any(not torch.equal(first[name][0][key], second[name][0][key]) for key in first[name][0]) for name in first
+    )
+    again = starts_from_source(setup, networks, swapped, 0)
+    assert all(
+        torch.equal(again["random, 1 epoch"][0][key], value) for key, value in first["random, 1 epoch"][0].items()
+    )
+    assert any(
+        not torch.equal(again["ghn3, 1 epoch"][0][key], value) for key, value in first["ghn3, 1 epoch"][0].items()
+    )
+
+
 def test_without_epoch_and_oracle_nothing_is_learnt(tmp_path):
     setup = setup_with(tmp_path, oracle_networks=0)
     assert starts_from_source(setup, pool(size=1, num_classes=6), source_of(setup)) == {}
@@ -133,9 +177,8 @@ def test_what_diverged_on_the_source_is_named_and_does_not_go_on(tmp_path, capsy
     starts = starts_from_source(setup, networks, source)
     assert "diverged on the source, counted as 0%: trained, network 0" in capsys.readouterr().out
     target = source.targets["other classes"]
-    runs = initial_runs(
-        [networks[0].adapted(4)], TrainingRecipe(1, 0.1), [0], {}, given=starts, post_processed=["trained"]
-    )
+    runs = initial_runs([networks[0].adapted(4)], TrainingRecipe(1, 0.1), [0], {}, given=starts)
+    runs.append(replace(post_processed(runs[-1], 0.667, 3e-5), labels={"initialisation": "trained-orth"}))
     results = run_all(runs, target.train.few_shot(2, 0), lambda net: {"accuracy": 50.0})
     assert results.groupby("initialisation")["accuracy"].apply(lambda part: part.isna().all()).to_dict() == {
         "random": False, "orthogonal": False, "trained": True, "trained-orth": True,
@@ -163,12 +206,13 @@ def test_what_failed_on_the_source_is_named_and_left_out(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def transferred(tmp_path_factory):
     """Two networks and one of another family, transferred by three steps, with the setup and the source."""
-    setup = setup_with(tmp_path_factory.mktemp("transfer"), steps=3, seeds=[0, 1], per_class=4)
+    options = {"steps": 3, "seeds": [0, 1], "per_class": 4, "orth_from": [0.667, 0.0]}
+    setup = setup_with(tmp_path_factory.mktemp("transfer"), **options)
     source = source_of(setup)
     networks = pool(size=2, num_classes=6, input_size=16)
-    learnt = Learnt(networks, starts_from_source(setup, networks, source))
-    small = family_networks(["small-convnext"], 6, 16, source.ghn)[0]["small-convnext"]
-    other = Learnt([small], {"trained": [None]})  # as if it had failed on the source
+    learnt = Learnt(networks, [starts_from_source(setup, networks, source, training) for training in (0, 1)])
+    small = family_networks(["small-convnext"], 6, 16, source.trainings[0])[0]["small-convnext"]
+    other = Learnt([small], [{"trained": [None]}] * 2)  # as if it had failed on the source
     families = {DEEPNETS: Family(learnt, learnt), "small-convnext": Family(other, other)}
     return setup, source, learnt, transfer_networks(setup, source, families)
 
@@ -183,8 +227,11 @@ def test_networks_are_transferred_from_each_start_and_measured_three_times(trans
     assert sorted(rows["step"].unique()) == [0, 1, 3] and rows["accuracy"].between(0, 100).all()
     table = found.table("other classes")
     assert list(table) == ["0 steps", "1 steps", "3 steps", "networks", "tuned"] and list(table.index) == found.starts
-    assert table["networks"].to_dict()["trained"] == 1 and "(n = 1)" in table.loc["trained", "3 steps"]
-    assert table["tuned"].eq("sgd, lr 0.01, weight decay 0.0003").all()
+    assert table["networks"].to_dict()["trained"] == 1
+    by_training = rows[rows["step"] == 3].groupby(["initialisation", "training"])["accuracy"].mean()
+    assert table.loc["ghn3", "3 steps"] == with_deviation(by_training["ghn3"])
+    words = "optimizer sgd, lr 0.01, weight_decay 0.0003"
+    assert table.loc["ghn3", "tuned"] == words and table.loc["ghn3-orth", "tuned"].startswith(f"{words}, orth_from 0.")
     ends = rows[(rows["step"] == 3) & (rows["initialisation"] == "ghn3")].groupby("network")["accuracy"].mean()
     assert found.metrics["accuracy"]["other classes"]["ghn3"]["3 steps"]["mean"] == pytest.approx(ends.mean())
 
@@ -195,19 +242,79 @@ def test_what_failed_is_left_out_of_its_family(transferred):
     assert list(found.families) == ["random", "orthogonal", "ghn3", "ghn3-orth"]
     assert list(found.family_claims) == ["new-classes-convnext/other classes, small-convnext"]
     assert found.metrics["diverged"] == 4
+    assert {lead.trainings for lead in [*found.claims.values(), *found.family_claims.values()]} == {2, None}
+    assert [key for key, lead in found.claims.items() if lead.trainings is None] == ["orth-control/other classes"]
 
 
-def test_correlations_and_costs_are_of_the_first_network(transferred):
+def test_runs_of_a_seed_start_from_the_training_of_it(transferred):
     setup, source, learnt, found = transferred
-    table = correlations_by_start(setup, source, learnt)
-    assert list(table) == found.starts and table.loc[0].between(0, 1).all()
-    first = initial_runs(
-        learnt.architectures[:1], TrainingRecipe(1, 0.1), [0], source.hypernetworks, class_layers=False
-    )
-    expected = filter_correlations(initial_network(first[2]))
-    assert table["ghn3"].dropna().to_dict() == expected.to_dict()
-    lead = claims_of_correlations(table, "ghn3")["orth-correlation"]
-    assert lead.value == pytest.approx((table["ghn3"] - table["ghn3-orth"]).mean()) and isnan(lead.low)
+    rows = found.deepnets.groupby("seed")["training"].unique().map(list).to_dict()
+    assert rows == {0: [0], 1: [1]}
+    runs = runs_from(setup, source, learnt, [0, 1, 2])
+    predicted = [run for run in runs if run.labels["initialisation"] == "ghn3" and run.labels["network"] == 0]
+    assert [(run.seed, run.labels["training"]) for run in predicted] == [(0, 0), (1, 1), (2, 0)]
+    for run in predicted:
+        expected = source.trainings[run.seed % 2].predict(learnt.architectures[0].graph, predict_class_layers=False)
+        for name, value in run.sources.parameters.items():
+            torch.testing.assert_close(value, expected[name])
+
+
+def test_post_processing_is_what_was_tuned_for_the_start(transferred):
+    setup, source, learnt, found = transferred
+    how = {"ghn3-orth": {"orth_from": 0.0, "noise": 3e-3}, "trained-orth": {"orth_from": 1.0, "noise": 3e-5}}
+    tuned = {start: {"lr": 0.1 * i} for i, start in enumerate(found.starts, start=1)}
+    runs = runs_from(setup, source, Learnt(learnt.architectures[:1], learnt.starts), [0], None, tuned, how)
+    by_start = {run.labels["initialisation"]: run for run in runs}
+    assert {start: run.recipe.lr for start, run in by_start.items()} == {
+        start: own["lr"] for start, own in tuned.items()
+    }
+    first = {start: next(m for m in initial_network(run).modules() if isinstance(m, nn.Conv2d)).weight.flatten(1)
+             for start, run in by_start.items()}  # fmt: skip
+    assert torch.equal(first["trained-orth"], first["trained"]), "all layers are left"
+    gram = first["ghn3-orth"] @ first["ghn3-orth"].T
+    gram = gram if len(gram) <= first["ghn3-orth"].shape[1] else first["ghn3-orth"].T @ first["ghn3-orth"]
+    torch.testing.assert_close(gram, torch.eye(len(gram)), atol=1e-4, rtol=0)
+
+
+def test_post_processing_is_chosen_on_validation_images(transferred):
+    setup, source, learnt, found = transferred
+    chosen = found.tuned["other classes", DEEPNETS]
+    ways = processings(setup)
+    assert [way["orth_from"] for way in ways] == [0.667, 0.0] and {way["noise"] for way in ways} == {3e-5}
+    target, scores = source.targets["other classes"], []
+    few = target.train.few_shot(4, 0)
+    for way in ways:
+        runs = runs_from(setup, source, learnt, [0], target, chosen_settings(chosen), dict.fromkeys(chosen, way))
+        own = [run for run in runs if run.labels["initialisation"] == "ghn3-orth"]
+        scores.append(run_all(own, few, Accuracy(target.val))["accuracy"].mean())
+    best = {way["orth_from"] for way, score in zip(ways, scores) if score == max(scores)}
+    assert chosen["ghn3-orth"]["orth_from"] in best
+
+
+def chosen_settings(tuned):
+    return {start: {key: own[key] for key in ("optimizer", "lr", "weight_decay")} for start, own in tuned.items()}
+
+
+def test_correlations_are_those_before_fine_tuning(transferred):
+    setup, source, learnt, found = transferred
+    how = {start: processings(setup)[1] for start in found.starts}
+    rows = correlations_by_start(setup, source, learnt, how)
+    assert list(deviation_table(rows).index) == found.starts
+    own = rows[(rows["initialisation"] == "ghn3") & (rows["network"] == 1) & (rows["training"] == 1)]
+    run = next(run for run in runs_from(setup, source, learnt, [0, 1], processing=how)
+               if run.labels == {"initialisation": "ghn3", "network": 1, "training": 1})  # fmt: skip
+    expected = channel_correlations(initial_network(run))
+    assert dict(zip(own["layer"], own["deviation"])) == pytest.approx({k: v.std() for k, v in expected.items()})
+    assert own["counts"].map(sum).tolist() == [len(values) for values in expected.values()]
+    shares = distribution(rows)
+    assert list(shares) == found.starts and (shares.sum() * 0.05).round(9).eq(1).all() and len(shares) == 40
+    lead = claims_of_correlations(rows, "ghn3")["orth-correlation"]
+    means = rows.groupby(["initialisation", "training", "network"])["deviation"].mean()
+    assert lead.value == pytest.approx((means["ghn3"] - means["ghn3-orth"]).mean()) and lead.trainings == 2 == lead.n
+
+
+def test_costs_are_of_training_and_prediction(transferred):
+    setup, source, learnt, found = transferred
     costs = start_costs(setup, source, learnt.architectures[0], [*found.starts, "random, 1 epoch", "ghn3, 1 epoch"])
     assert costs["random"] == costs["orthogonal"] == 0 < costs["ghn3"] == costs["ghn3-orth"] < costs["trained"]
     assert costs["trained"] == costs["trained-orth"] == costs["random, 1 epoch"]
@@ -217,7 +324,7 @@ def test_correlations_and_costs_are_of_the_first_network(transferred):
 def made(accuracies, name="ghn3", family=DEEPNETS):
     """As if networks had been trained for two steps: initialisation -> accuracies of networks 0, 1, ..."""
     rows = [
-        {"initialisation": start, "network": i, "seed": 0, "budget": 2, "step": 2, "accuracy": value, "loss": 1.0,
+        {"initialisation": start, "network": i, "seed": 0, "training": 0, "budget": 2, "step": 2, "accuracy": value, "loss": 1.0,
          "error": "", "dataset": "d", "family": family}
         for start, values in accuracies.items() for i, value in enumerate(values)
     ]  # fmt: skip
@@ -238,7 +345,9 @@ def test_starts_are_compared_network_by_network_and_trained_ones_on_their_own_ne
     assert claims["orth-control/d"].low < -found.control["d"].high  # of independent means, not of pairs
     ((pair, lead),) = found.oracle["d"].items()
     assert pair == "trained - ghn3, the best other start" and (lead.value, lead.n) == (25, 2)
-    assert len(found.points) == 5 and found.points.loc["ghn3 - random", "d"].startswith("not decided: +10")
+    assert len(found.points) == 5 and found.points.loc["ghn3 - random", "d"].startswith(
+        "not decided (one training): +10"
+    )
 
 
 def test_another_hypernetwork_says_nothing_about_ghn3():
@@ -264,7 +373,7 @@ def test_small_networks_of_other_families_are_predicted_and_those_that_fail_are_
     assert list(found) == small
     assert "resnet49" in failed["resnet49"] and "cannot be traced" in failed["inception_v3"]  # too deep for 16 pixels
     for network in found.values():
-        run = initial_runs([network.adapted(4, 16)], TrainingRecipe(1, 0.1), [0], {"ghn": ghn}, class_layers=False)[2]
+        run = initial_runs([network.adapted(4, 16)], TrainingRecipe(1, 0.1), [0], {"ghn": [ghn]}, class_layers=False)[2]
         net, classes = initial_network(run), class_layers(run.architecture.graph)
         assert net(torch.zeros(2, 3, 16, 16)).shape == (2, 4)
         predicted = run.sources.parameters
@@ -278,15 +387,16 @@ def test_a_network_without_classifier_is_refused():
         class_layers(graph)
 
 
-def test_correlations_of_tiled_and_of_orthogonal_filters():
+def test_correlations_of_tiled_and_of_orthogonal_channels():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(1, 1, 3), nn.Linear(8, 2))
     first = net[0].weight.data[:1]
     net[0].weight.data = torch.cat([first, -first]).repeat(4, 1, 1, 1)
-    found = filter_correlations(net)
-    assert list(found.index) == [0, 1] and found[0] == pytest.approx(1)
+    found = channel_correlations(net)
+    assert list(found) == [0, 1] and np.abs(found[0]) == pytest.approx(np.ones(8 * 7))
+    assert sorted(found[0].round())[: 8 * 4] == [-1] * 32, "half of the others are opposite"
     a, b = net[1].weight.data.flatten(1)[:2].numpy()
     net[1].weight.data = net[1].weight.data[:2]
-    assert filter_correlations(net)[1] == pytest.approx(abs(np.corrcoef(a, b)[0, 1]), abs=1e-5)
+    assert channel_correlations(net)[1] == pytest.approx([np.corrcoef(a, b)[0, 1]] * 2, abs=1e-5)
     net[0].weight.data += 1e-3 * torch.randn_like(net[0].weight)
     orthogonalize(net)
-    assert filter_correlations(net)[0] < 0.5
+    assert np.abs(channel_correlations(net)[0]).mean() < 0.5

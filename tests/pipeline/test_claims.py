@@ -17,6 +17,7 @@ from ghnlib.reporting.statistics import Measured
 
 ROOT = Path(__file__).parents[2]
 SCALES = {stage: f"{stage}'s scale" for stage in NOTEBOOKS}
+NEEDS_XL = "not testable at this scale (needs GHN-3-XL, m = 16)"
 COLUMNS = ["paper", "claim", "published", "ours", "low", "high", "scale", "verdict"]
 
 
@@ -62,9 +63,16 @@ def test_several_of_a_kind_have_a_row_each_in_the_order_they_were_recorded():
     rows = claims_table(METRICS, SCALES).set_index("claim")["verdict"]
     rows = rows[rows.index.str.startswith("points on new classes: from GHN-3")]
     assert list(rows.items()) == [
-        ("points on new classes: from GHN-3 over from random (paper: XL/m16), second", "not held"),
-        ("points on new classes: from GHN-3 over from random (paper: XL/m16), first", "held"),
+        ("points on new classes: from GHN-3 over from random (paper: XL/m16), second", NEEDS_XL),
+        ("points on new classes: from GHN-3 over from random (paper: XL/m16), first", NEEDS_XL),
     ]
+
+
+def test_a_number_of_other_hypernetworks_than_the_papers_is_shown_and_decides_nothing():
+    rows = claims_table(METRICS, SCALES).set_index("claim")
+    row = rows.loc["points on new classes: from GHN-3 over from random (paper: XL/m16), first"]
+    assert (row["ours"], row["low"], row["scale"]) == (10.0, 8.0, "transfer's scale, n = 4")
+    assert row["verdict"] == NEEDS_XL and claims_table({}, {})["verdict"].str.startswith("not testable at this").all()
 
 
 def test_a_number_without_an_interval_decides_nothing():
@@ -79,7 +87,7 @@ def test_a_number_without_an_interval_decides_nothing():
 def test_what_no_stage_could_measure_is_not_testable():
     table = claims_table(METRICS, SCALES)
     untested = table[table["ours"].isna()]
-    assert set(untested["verdict"]) == {"not testable at this scale"} and (untested["scale"] == "").all()
+    assert untested["verdict"].str.startswith("not testable at this scale").all() and (untested["scale"] == "").all()
     assert "Frechet distance from training for GHN-2: nearest shifted split over test" in set(untested["claim"])
     assert len(table) - len(untested) == 6
     assert claims_table({}, {})["paper"].tolist() == [claim.paper for claim in known_claims().values()]
@@ -98,10 +106,8 @@ def test_a_claim_of_another_stage_is_an_error():
 def test_scales_name_images_steps_and_seeds_for_each_stage_with_claims():
     found = scales(validate(read_yaml(ROOT / "params.yaml")))
     assert set(found) == {claim.stage for claim in known_claims().values()}
-    assert (
-        found["finetune"]
-        == "digits 16 px, small, GHN 1600 steps, 3 training seed(s), then 0.1 or 1 or 2 epochs, seeds: 3"
-    )
+    assert found["finetune"].startswith("digits 16 px, small, GHN ")
+    assert found["finetune"].endswith(" steps, 3 training seed(s), then 0.1 or 1 epochs, seeds: 3")
 
 
 def test_scales_name_both_ends_of_several_lengths_of_training():

@@ -115,13 +115,11 @@ def test_a_claim_of_several_kinds_says_which():
 
 
 def test_a_card_tells_the_claim_both_numbers_and_the_verdict(displayed):
-    publish.show_claims(
-        {"full-training": Measured(-10.04, -13.51, -6.49, 10), "orth-correlation/a < b": Measured(0.0651)}
-    )
+    publish.show_claims({"few-steps": Measured(-10.04, -13.51, -6.49, 10), "orth-correlation/a < b": Measured(0.0651)})
     page = Text(displayed[0]._repr_html_())
     assert page.open == []
     assert page.rows == [
-        ["✗ not held", known_claims()["full-training"].claim, "GHN-3 Table 60.2", "ours, n = 10-10 [-13.5, -6.49]"],
+        ["✗ not held", known_claims()["few-steps"].claim, "GHN-3 Table 226.7", "ours, n = 10-10 [-13.5, -6.49]"],
         [
             "? not decided(no interval)",
             known_claims()["orth-correlation"].claim + ", a < b",
@@ -131,13 +129,20 @@ def test_a_card_tells_the_claim_both_numbers_and_the_verdict(displayed):
     ]
 
 
+def test_a_card_tells_what_a_claim_needs_and_shows_our_number_all_the_same(displayed):
+    publish.show_claims({"full-training": Measured(10.04, 6.49, 13.51, 10)})
+    ((verdict, *_, ours),) = Text(displayed[0]._repr_html_()).rows
+    assert verdict == "– not testable at this scale(needs GHN-3-XL, m = 16, 90 epochs)"
+    assert ours == "ours, n = 10+10 [6.49, 13.5]"
+
+
 def test_a_card_is_text_in_a_terminal():
-    assert repr(
-        Cards({"full-training": Measured(-10.04, -13.51, -6.49, 10), "orth-correlation": Measured(math.nan)})
-    ) == (
-        "✗ not held: points at the end of the longest training: from GHN-3 over from random (paper: XL/m16)\n"
+    cards = {"full-training": Measured(-10.04, -13.51, -6.49, 10), "orth-correlation": Measured(math.nan)}
+    assert repr(Cards(cards)) == (
+        "– not testable at this scale (needs GHN-3-XL, m = 16, 90 epochs): points at the end of the longest training: "
+        "from GHN-3 over from random (paper: XL/m16)\n"
         "    GHN-3 Table 6: 0.2; ours: -10 [-13.5, -6.49], n = 10\n"
-        "– not testable at this scale: mean |correlation| of filters: as predicted over orthogonal factor\n"
+        f"– not testable at this scale: {known_claims()['orth-correlation'].claim}\n"
         "    GHN-orth Fig. 2: not legible; ours: none"
     )
 

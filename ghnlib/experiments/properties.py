@@ -41,6 +41,8 @@ Parameters = dict[str, Tensor]
 PROPERTIES = ("accuracy", "noisy accuracy", "FLOPs", "seconds", "convergence")
 SEEDS = range(5)
 """Of the five runs of a regression (PPUDA appendix C.2)."""
+LEARNT = 20
+"""Training images of each class that training accuracy is measured on."""
 EMBEDDED_TOGETHER = 4
 """Graphs: a gated GNN then does several in the steps of one, and no large matrix of distances."""
 
@@ -118,9 +120,8 @@ def train_and_measure(
     Returns:
         In ``table`` one row a network: ``index``, ``accuracy`` and ``noisy accuracy`` (percent, NaN if the loss was not
         finite), ``test accuracy`` (of test images), "accuracy, N steps" of each checkpoint, ``FLOPs`` of one image,
-        ``convergence`` (see ``steps_to``; of accuracy on as many training images as there are validation images),
-        ``parameters``, ``path`` (mean shortest path of its graph) and, if wanted, ``seconds`` (see
-        ``inference_seconds``).
+        ``convergence`` (see ``steps_to``; of accuracy on ``LEARNT`` training images of each class), ``parameters``,
+        ``path`` (mean shortest path of its graph) and, if wanted, ``seconds`` (see ``inference_seconds``).
     """
     analysis = setup.analysis
     kept = analysis.networks if kept is None else kept
@@ -140,13 +141,13 @@ def _measure(
     before = {name: p.detach().clone() for name, p in net.named_parameters() if keep}
     steps, classes = run.recipe.steps, len(images.classes)
     fewest = int(images.train.labels.bincount(minlength=classes).min())
-    learnt = images.train.few_shot(min(-(-len(images.val) // classes), fewest), run.seed)
+    learnt = images.train.few_shot(min(LEARNT, fewest), run.seed)
 
     def score(net: nn.Module) -> tuple[float, float]:
         return accuracy(net, images.val, EVALUATION_BATCH), accuracy(net, learnt, EVALUATION_BATCH)
 
-    thirds = [steps // 3, 2 * steps // 3]
-    found = train_network(net, images.train, run.recipe, run.seed, score, [*checkpoints, *thirds])
+    between = [steps // 5, steps // 2]
+    found = train_network(net, images.train, run.recipe, run.seed, score, [*checkpoints, *between])
     curve = {step: (np.nan, np.nan) if values is None else values for step, values in found.items()}
     row = {
         "accuracy": curve[steps][0],

@@ -418,7 +418,7 @@ def chosen_architectures(
 def as_large(genotype: Genotype, like: Architecture) -> Architecture:
     """An architecture of these cells as deep as another, with the channels that bring it nearest in parameters."""
     sizes = {key: getattr(like, key) for key in ("n_cells", "num_classes", "input_size")}
-    widths = [Architecture(genotype, C, **sizes) for C in range(4, 8 * like.C + 1, 4)]
+    widths = [Architecture(genotype, C, **sizes) for C in range(2, 8 * like.C + 1)]
     return min(widths, key=lambda a: abs(a.num_params - like.num_params))
 
 

@@ -247,7 +247,8 @@ class Analysis(Section):
     images: Positive
     property_networks: Annotated[int, Field(ge=10)]
     property_steps: Positive
-    checkpoints: tuple[Positive, ...]
+    repeated_networks: Positive
+    checkpoints: Annotated[tuple[Positive, ...], Field(min_length=1)]
     lr: Rate
     noise: NonNegative
     converged: Annotated[float, Field(gt=0, le=100)]
@@ -259,6 +260,9 @@ class Analysis(Section):
     svr: Regression
     search_networks: Positive
     chosen: Chosen
+    activations: Annotated[tuple[str, ...], Field(min_length=1)]
+    activation_steps: Count
+    distance_networks: Positive
 
 
 class Blocks(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations, pairwise
 from typing import NamedTuple
 
@@ -15,10 +16,15 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from ghnlib.architectures.architecture import Architecture
+from ghnlib.architectures.vision import TorchvisionNetwork
 from ghnlib.experiments.properties import Trained
+from ghnlib.experiments.search import trainings
 from ghnlib.experiments.setup import Setup
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.reporting.statistics import Measured
+from ghnlib.training.initialization import Sources, initialize
+from ghnlib.training.networks import Run, TrainingRecipe, initial_network, train_network
 
 Networks = Mapping[str, Sequence[dict[str, Tensor]]]
 """By where parameters come from ("random", a hypernetwork, "trained"): parameters of the same networks, by name."""
@@ -30,8 +36,9 @@ def networks_of(predictions: Mapping[str, list[dict[str, Tensor]]], trained: Tra
 
 
 class Diversity(NamedTuple):
-    """``table``: one row a source of parameters: ``networks``, ``diversity``, ``sparsity (%)`` and ``copies (%)``;
-    ``by_shape``: shape -> source -> diversity, channels of random and trained networks matched."""
+    """Of predictions of one training of the hypernetworks. ``table``: one row a source of parameters: ``diversity``,
+    ``sparsity (%)`` and ``copies (%)``; ``by_shape``: shape and number of tensors -> source -> diversity, channels of
+    random and trained networks matched."""
 
     table: pd.DataFrame
     by_shape: dict[str, dict[str, float]]
@@ -43,7 +50,7 @@ class Diversity(NamedTuple):
 
     @property
     def claims(self) -> dict[str, Measured]:
-        """Of PPUDA Table 12 and GHN-3 Table 9: one training each, no intervals."""
+        """Of PPUDA Table 12 and GHN-3 Table 9."""
         found = {
             "diversity-trained": _least_step(self.table["diversity"], ("ghn2", "trained")),
             "diversity-order": _least_step(self.table["diversity"], ("mlp", "ghn1", "ghn2")),
@@ -64,62 +71,106 @@ def shape_name(shape: Sequence[int]) -> str:
 
 
 def compare_diversity(networks: Networks) -> Diversity:
-    """Diversity, sparsity and copies of parameters by where they come from, of the three most common shapes."""
+    """Diversity, sparsity and copies of parameters by where they come from, of all tensors of the shape that most
+    tensors have; diversity also of the next two shapes."""
     shapes = common_shapes(networks["random"], 3)
-    rows, by_shape = {}, {shape_name(shape): {} for shape in shapes}
+    names = [f"{shape_name(shape)} ({len(tensors_of(networks['random'], shape))} tensors)" for shape in shapes]
+    rows, by_shape = {}, {name: {} for name in names}
     for source, parameters in networks.items():
-        tensors = tensors_of(parameters, shapes[0])
         rows[source] = {
-            "networks": len(tensors),
-            "diversity": diversity(tensors),
+            "diversity": diversity(tensors_of(parameters, shapes[0])),
             "sparsity (%)": 100 * np.mean([sparsity(first_weight(net)) for net in parameters]),
             "copies (%)": 100 * np.mean([duplicated_filters(net) for net in parameters]),
         }
         measure = matched_diversity if source in ("random", "trained") else diversity
-        for shape in shapes:
-            by_shape[shape_name(shape)][source] = measure(tensors_of(parameters, shape))
-    return Diversity(pd.DataFrame(rows).T.astype({"networks": int}), by_shape)
+        for name, shape in zip(names, shapes):
+            by_shape[name][source] = measure(tensors_of(parameters, shape))
+    return Diversity(pd.DataFrame(rows).T, by_shape)
+
+
+HE, TRAINED = "He initialisation", "trained"
 
 
 class Activations(NamedTuple):
-    """``variances``: of each layer's output, in order of execution, by where the parameters come from; "NAME, start":
-    from a hypernetwork before its training."""
+    """Of one network with parameters of one training of the hypernetworks. ``variances``: of each layer's output, in
+    order of execution, by where the parameters come from: ``HE``, ``TRAINED``, a hypernetwork, "NAME, start" (the same
+    before its training); "ghn2, start, to scale": these weights divided by ``scales["ghn2"]``, the mean factor of their
+    deviation from He's; "ghn2, start, to scale, shuffled": the values of each tensor at random places too."""
 
     variances: dict[str, list[float]]
+    scales: dict[str, float]
 
     @property
-    def spread(self) -> dict[str, float]:
-        """Standard deviation over layers of log10 variance."""
-        return {name: float(np.std(np.log10(np.maximum(v, 1e-12)))) for name, v in self.variances.items()}
-
-    def distance_from_random(self, name: str) -> float:
-        """Of a hypernetwork's start from random parameters: the factor between variances, mean over layers of the
-        logarithms' distance."""
-        logs = [np.log10(self.variances[source]) for source in (f"{name}, start", "random")]
-        return 10 ** float(np.abs(logs[0] - logs[1]).mean())
+    def table(self) -> pd.DataFrame:
+        """A row a source: spread, the deviation over layers of log10 variance; the factor between its variances and
+        He's, mean over layers of the logarithms' distance; and that of weights at the start."""
+        logs = {name: np.log10(np.maximum(values, 1e-12)) for name, values in self.variances.items()}
+        rows = {
+            name: {
+                "deviation of log10 variance": of.std(),
+                "factor from He": 10 ** np.abs(of - logs[HE]).mean(),
+                "weights' scale": self.scales.get(name.removesuffix(", start"), np.nan) if "start" in name else np.nan,
+            }
+            for name, of in logs.items()
+        }
+        return pd.DataFrame(rows).T
 
     @property
     def claims(self) -> dict[str, Measured]:
-        """Of PPUDA Fig. 8: one network, no interval."""
-        spread = self.spread
+        """Of PPUDA Fig. 8: one network."""
+        spread = self.table["deviation of log10 variance"]
         step = spread.get("ghn1", np.nan) - spread.get("ghn2", np.nan)
-        return {"activation-spread": Measured(step)} if np.isfinite(step) else {}
+        return {"activation-spread": Measured(float(step))} if np.isfinite(step) else {}
 
 
-def compare_activations(setup: Setup, networks: Networks, trained: Trained) -> Activations:
-    """Variance of the output of each convolution and linear layer on a batch of validation images, of the deepest
-    network (PPUDA Fig. 8, GHN-3 Fig. 6)."""
-    deepest = max(range(len(trained.before)), key=lambda i: len(trained.graphs[i]))
-    graph, net = trained.graphs[deepest], trained.architectures[deepest].build(device="meta").eval()
+def compare_activations(setup: Setup, recipe: TrainingRecipe) -> dict[str, list[Activations]]:
+    """Variance of the output of each convolution and linear layer on a batch of validation images: for each network of
+    ``analysis.activations``, and each training of the hypernetworks (PPUDA Fig. 8, GHN-3 Figs. 6 and 9). ``recipe``: of
+    the trained network."""
     batch, _ = next(setup.images.val.batches(setup.analysis.images))
-    found = {source: activation_variances(net, batch, nets[deepest]) for source, nets in networks.items()}
-    for name in networks:
-        if name in setup.hypernetworks:
-            torch.manual_seed(setup.seed)
-            with torch.no_grad():
-                start = GHN(setup.hypernetworks[name].config).predict(graph)
-            found[f"{name}, start"] = activation_variances(net, batch, start)
-    return Activations(found)
+    return {name: _activations(setup, name, recipe, batch) for name in setup.analysis.activations}
+
+
+@torch.no_grad()
+def _activations(setup: Setup, name: str, recipe: TrainingRecipe, batch: Tensor) -> list[Activations]:
+    architecture, steps = _network(setup, name), setup.analysis.activation_steps
+    graph, net = architecture.graph, architecture.build(device="cpu").eval()
+    initialize("he", net, Sources(seed=setup.seed))
+    shared = {HE: activation_variances(net, batch)}
+    if steps:
+        run = Run(architecture, replace(recipe, steps=steps), setup.seed)
+        with torch.enable_grad():
+            train_network(own := initial_network(run), setup.images.train, run.recipe, run.seed, lambda net: None)
+        shared[TRAINED] = activation_variances(net, batch, dict(own.named_parameters()))
+    found = []
+    for seed, ghns in zip(setup.train.seeds, trainings(setup)):
+        variances, scales = dict(shared), {}
+        for source, ghn in ghns.items():
+            torch.manual_seed(seed)  # as its training began
+            start = GHN(ghn.config).predict(graph)
+            scales[source] = scale_from_he(start)
+            variances[source] = activation_variances(net, batch, ghn.predict(graph))
+            variances[f"{source}, start"] = activation_variances(net, batch, start)
+            if source == "ghn2":
+                scaled = {key: p / scales[source] if p.ndim > 1 else p for key, p in start.items()}
+                shuffled = {key: p.flatten()[torch.randperm(p.numel())].view_as(p) for key, p in scaled.items()}
+                variances[f"{source}, start, to scale"] = activation_variances(net, batch, scaled)
+                variances[f"{source}, start, to scale, shuffled"] = activation_variances(net, batch, shuffled)
+        found.append(Activations(variances, scales))
+    return found
+
+
+def _network(setup: Setup, name: str) -> Architecture | TorchvisionNetwork:
+    """ "vit": of the split "predefined"; others: torchvision's."""
+    images = setup.images.train
+    return setup.split("predefined")[1] if name == "vit" else TorchvisionNetwork(len(images.classes), images.side, name)
+
+
+def scale_from_he(parameters: Mapping[str, Tensor]) -> float:
+    """Deviation of weights over that of He initialisation, sqrt(2 / fan_in); geometric mean over tensors of two or four
+    axes."""
+    weights = [p for p in parameters.values() if p.ndim in (2, 4)]
+    return float(np.exp(np.mean([float((p.std() * (p[0].numel() / 2) ** 0.5).log()) for p in weights])))
 
 
 def diversity(tensors: Iterable[Tensor]) -> float:
@@ -172,17 +223,15 @@ def first_weight(parameters: dict[str, Tensor]) -> Tensor:
 
 
 def common_shapes(networks: Sequence[dict[str, Tensor]], count: int) -> list[tuple[int, ...]]:
-    """The ``count`` shapes of convolutions with kernels larger than 1x1 that most networks have a tensor of."""
-    counts: Counter[tuple[int, ...]] = Counter()
-    for parameters in networks:
-        counts.update({tuple(p.shape) for p in parameters.values() if p.ndim == 4 and p.shape[-1] > 1})
-    return sorted(counts, key=lambda shape: (counts[shape], shape), reverse=True)[:count]
+    """The ``count`` shapes that most tensors of convolutions with kernels larger than 1x1 have."""
+    shapes = Counter(tuple(p.shape) for parameters in networks for p in parameters.values())
+    larger = [shape for shape in shapes if len(shape) == 4 and shape[-1] > 1]
+    return sorted(larger, key=lambda shape: (shapes[shape], shape), reverse=True)[:count]
 
 
 def tensors_of(networks: Sequence[dict[str, Tensor]], shape: tuple[int, ...]) -> list[Tensor]:
-    """The first tensor of a shape of each network that has one."""
-    found = (next((p for p in parameters.values() if p.shape == shape), None) for parameters in networks)
-    return [tensor for tensor in found if tensor is not None]
+    """All tensors of a shape, of all networks."""
+    return [p for parameters in networks for p in parameters.values() if p.shape == shape]
 
 
 @torch.no_grad()

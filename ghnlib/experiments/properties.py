@@ -1,9 +1,9 @@
-"""Properties of trained networks and their prediction from graph embeddings (PPUDA section 5.2); distances."""
+"""Properties of trained networks and their prediction from graph embeddings (PPUDA section 5.2)."""
 
 from __future__ import annotations
 
 import timeit
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice, pairwise
 from typing import NamedTuple
@@ -26,17 +26,25 @@ from ghnlib.architectures.architecture import Architecture
 from ghnlib.data.images import ImageSet, mix
 from ghnlib.data.sources import ImageSplits
 from ghnlib.experiments.setup import Setup
+from ghnlib.experiments.splits import graph_statistics
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import PRIMITIVES
+from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.accuracy import accuracy
 from ghnlib.measuring.costs import inference_flops
 from ghnlib.measuring.kept import map_kept
 from ghnlib.params import Regression
-from ghnlib.reporting.statistics import Measured, tau_interval, tau_of
+from ghnlib.reporting.statistics import Measured, claims_over_trainings, tau_interval, tau_of, with_deviation
 from ghnlib.training.networks import EVALUATION_BATCH, Run, TrainingRecipe, initial_network, train_network
 
 Parameters = dict[str, Tensor]
 PROPERTIES = ("accuracy", "noisy accuracy", "FLOPs", "seconds", "convergence")
+SEEDS = range(5)
+"""Of the five runs of a regression (PPUDA appendix C.2)."""
+LEARNT = 20
+"""Training images of each class that training accuracy is measured on."""
+EMBEDDED_TOGETHER = 4
+"""Graphs: a gated GNN then does several in the steps of one, and no large matrix of distances."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,8 @@ def train_and_measure(
     Returns:
         In ``table`` one row a network: ``index``, ``accuracy`` and ``noisy accuracy`` (percent, NaN if the loss was not
         finite), ``test accuracy`` (of test images), "accuracy, N steps" of each checkpoint, ``FLOPs`` of one image,
-        ``convergence`` (see ``steps_to``), ``parameters`` and, if wanted, ``seconds`` (see ``inference_seconds``).
+        ``convergence`` (see ``steps_to``; of accuracy on ``LEARNT`` training images of each class), ``parameters``,
+        ``path`` (mean shortest path of its graph) and, if wanted, ``seconds`` (see ``inference_seconds``).
     """
     analysis = setup.analysis
     kept = analysis.networks if kept is None else kept
@@ -130,22 +139,25 @@ def _measure(
 ) -> tuple[dict[str, float], Parameters, Parameters]:
     (checkpoints, noise, converged, seconds), net = settings, initial_network(run)
     before = {name: p.detach().clone() for name, p in net.named_parameters() if keep}
+    steps, classes = run.recipe.steps, len(images.classes)
+    fewest = int(images.train.labels.bincount(minlength=classes).min())
+    learnt = images.train.few_shot(min(LEARNT, fewest), run.seed)
 
-    def score(net: nn.Module) -> float:
-        return accuracy(net, images.val, EVALUATION_BATCH)
+    def score(net: nn.Module) -> tuple[float, float]:
+        return accuracy(net, images.val, EVALUATION_BATCH), accuracy(net, learnt, EVALUATION_BATCH)
 
-    found = train_network(net, images.train, run.recipe, run.seed, score, checkpoints)
-    curve = {step: np.nan if value is None else value for step, value in found.items()}
-    final = curve.pop(run.recipe.steps)
-    reached = {0: 100 / len(images.classes), **curve, run.recipe.steps: final}
+    between = [steps // 5, steps // 2]
+    found = train_network(net, images.train, run.recipe, run.seed, score, [*checkpoints, *between])
+    curve = {step: (np.nan, np.nan) if values is None else values for step, values in found.items()}
     row = {
-        "accuracy": final,
+        "accuracy": curve[steps][0],
         "noisy accuracy": accuracy(net, NoisyImages(images.val, noise, run.seed), EVALUATION_BATCH),
         "test accuracy": accuracy(net, images.test, EVALUATION_BATCH),
         "FLOPs": inference_flops(run.architecture),
-        "convergence": steps_to(reached, converged),
+        "convergence": steps_to({0: 100 / classes} | {step: values[1] for step, values in curve.items()}, converged),
         "parameters": run.architecture.num_params,
-        **{f"accuracy, {step} steps": value for step, value in curve.items()},
+        "path": graph_statistics(run.architecture.graph)["path"],
+        **{f"accuracy, {step} steps": curve[step][0] for step in checkpoints if step < steps},
     }
     if seconds:
         row["seconds"] = inference_seconds(net, next(images.val.batches(EVALUATION_BATCH))[0])
@@ -162,60 +174,91 @@ def inference_seconds(net: nn.Module, images: Tensor) -> float:
 def steps_to(curve: Mapping[int, float], target: float) -> float:
     """Steps after which accuracy first reaches ``target``, linear between the points of the curve (step -> accuracy).
 
-    The last step where it never does: PPUDA caps its iterations to 95 % training accuracy too.
+    The last step where it never does: PPUDA caps its iterations to 95 % training accuracy too. At step 0, chance.
     """
     steps, values = zip(*sorted(curve.items()))
     return float(np.interp(target, np.maximum.accumulate(np.nan_to_num(values)), steps))
 
 
-def regression(grid: Regression) -> TransformedTargetRegressor:
+@torch.no_grad()
+def embed(ghn: GHN, graphs: Sequence[Graph]) -> np.ndarray:
+    """(networks, d): see ``GHN.embed``."""
+    parts = (graphs[i : i + EMBEDDED_TOGETHER] for i in range(0, len(graphs), EMBEDDED_TOGETHER))
+    return np.concatenate([ghn.embed(part).numpy() for part in parts])
+
+
+def regression(grid: Regression, seed: int = 0) -> TransformedTargetRegressor:
     """An SVR of a property on graph embeddings, both scaled by the networks that it learns from (PPUDA section 5.2).
 
     Args:
-        grid: values of SVR's ``C``, ``gamma`` and ``epsilon``; cross-validation on those networks chooses among them.
+        grid: values of SVR's ``C``, ``gamma`` and ``epsilon``; 5-fold cross-validation on those networks chooses.
+        seed: of the folds.
     """
     svr, values = make_pipeline(StandardScaler(), SVR()), grid.model_dump()
-    search = GridSearchCV(svr, {f"svr__{name}": list(options) for name, options in values.items()}, cv=3)
+    folds = KFold(5, shuffle=True, random_state=seed)
+    options = {f"svr__{name}": list(chosen) for name, chosen in values.items()}
+    search = GridSearchCV(svr, options, cv=folds, scoring="neg_mean_squared_error")
     return TransformedTargetRegressor(search, transformer=StandardScaler(), check_inverse=False)
 
 
-def predict_property(features: np.ndarray, target: np.ndarray, grid: Regression) -> dict[str, float]:
-    """Kendall's tau between a property and its cross-validated prediction by ``regression`` (PPUDA Fig. 4).
+def predict_property(features: np.ndarray, target: np.ndarray, fitted: np.ndarray, grid: Regression) -> dict:
+    """Kendall's tau between a property and its prediction by ``regression`` (PPUDA Fig. 4).
 
     Args:
-        features: (networks, d); target: (networks,). grid: see ``regression``.
+        features: (networks, d); target: (networks,). fitted: (networks,) bool, which networks it learns from; it is
+            tested on the others. grid: see ``regression``.
 
     Returns:
-        ``n`` networks, ``tau`` (mean over five divisions into folds), its ``deviation`` over them and 95 % interval
-        over networks.
+        ``n`` networks of the test, ``tau`` (mean over five seeds of the folds; a constant prediction counts as 0), its
+        ``deviation`` over them and 95 % interval over networks.
     """
-    model, x, y = regression(grid), features.astype(float), target.astype(float)
-
-    def predict(train: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-        return model.fit(x[train], y[train]).predict(x[held_out])
-
+    x, y = features.astype(float), target.astype(float)
     with config_context(assume_finite=True, skip_parameter_validation=True):  # the checks take half of the time
-        return _cross_validated(predict, target, range(5))
+        predicted = [regression(grid, seed).fit(x[fitted], y[fitted]).predict(x[~fitted]) for seed in SEEDS]
+    return _agreement(predicted, y[~fitted])
+
+
+def _agreement(predicted: Sequence[np.ndarray], target: np.ndarray) -> dict[str, float]:
+    """What ``predict_property`` returns."""
+    taus = np.nan_to_num([stats.kendalltau(each, target).statistic for each in predicted])
+    low, high = tau_interval(taus.mean(), len(target))
+    return {"n": len(target), "tau": float(taus.mean()), "deviation": float(taus.std()), "low": low, "high": high}
 
 
 PREDICTOR = "Neural Predictor"
 
 
-def predict_properties(setup: Setup, trained: Trained, embedded: Mapping[str, np.ndarray]) -> dict[str, dict]:
-    """What ``predict_property`` finds of each property from each kind of features: embeddings (networks, d) by
-    hypernetwork, random ones, the logarithms of parameters and FLOPs; and by ``NeuralPredictor``."""
-    table, sound, keys = trained.table, trained.sound, trained.properties
+def predict_properties(
+    setup: Setup, trained: Trained, embedded: Sequence[Mapping[str, np.ndarray]]
+) -> list[dict[str, dict[str, dict[str, float]]]]:
+    """What ``predict_property`` finds of each property, for each training of the hypernetworks: from embeddings
+    (networks, d) by hypernetwork; and, the same in each, from random ones, from the logarithms of parameters and FLOPs,
+    and by ``NeuralPredictor``. Learnt from networks of val, tested on those of test."""
+    table, sound, keys = trained.table, trained.sound.to_numpy(), trained.properties
+    fitted = (np.arange(len(table)) < setup.analysis.property_networks // 2)[sound]
     logs = np.log10(table[["parameters", "FLOPs"]].to_numpy())
-    noise = np.random.default_rng(setup.seed).normal(size=(len(table), 32))
-    inputs = {**embedded, "random embedding": noise, "parameters": logs[:, :1], "FLOPs": logs[:, 1:]}
-    targets = table[keys].assign(FLOPs=logs[:, 1]).loc[sound]
+    targets = table[keys].assign(FLOPs=logs[:, 1])[sound]
     graphs = [graph for graph, finite in zip(trained.graphs, sound) if finite]
-    found = {
-        name: {key: predict_property(features[sound], targets[key].to_numpy(), setup.analysis.svr) for key in keys}
-        for name, features in inputs.items()
-    }
-    found[PREDICTOR] = {key: predict_from_graphs(graphs, targets[key].to_numpy()) for key in keys}
-    return found
+
+    def by_features(inputs: Mapping[str, np.ndarray]) -> dict[str, dict]:
+        return {name: {key: predict_property(features[sound], targets[key].to_numpy(), fitted, setup.analysis.svr)
+                       for key in keys} for name, features in inputs.items()}  # fmt: skip
+
+    noise = np.random.default_rng(setup.seed).normal(size=(len(table), 32))
+    shared = by_features({"random embedding": noise, "parameters": logs[:, :1], "FLOPs": logs[:, 1:]})
+    shared[PREDICTOR] = {key: predict_from_graphs(graphs, targets[key].to_numpy(), fitted) for key in keys}
+    return [by_features(states) | shared for states in embedded]
+
+
+def table_of_properties(found: Sequence[Mapping[str, Mapping]], hypernetworks: Sequence[str]) -> pd.DataFrame:
+    """Taus, a row a kind of features: of hypernetworks mean ± deviation over their trainings, of others over seeds."""
+    rows = {}
+    for name, row in found[0].items():
+        if name in hypernetworks:
+            rows[name] = {key: with_deviation([each[name][key]["tau"] for each in found], 2) for key in row}
+        else:
+            rows[name] = {key: "{tau:.2f} ± {deviation:.2f}".format(**of_key) for key, of_key in row.items()}
+    return pd.DataFrame(rows).T
 
 
 def tau_from(found: Mapping[str, float]) -> Measured:
@@ -229,16 +272,47 @@ def noise_agreement(trained: Trained) -> Measured:
     return tau_of(rows["accuracy"].corr(rows["noisy accuracy"], "kendall"), len(rows))
 
 
-def claims_of_properties(found: Mapping[str, Mapping], trained: Trained) -> dict[str, Measured]:
-    """Of PPUDA section 5.2 and Figs. 4 and 11."""
-    claims = {}
-    if "ghn2" in found:
-        of_ghn2 = tau_from(found["ghn2"]["accuracy"])
-        claims["property-accuracy"] = of_ghn2
-        claims["property-over-neural-predictor"] = of_ghn2.over(tau_from(found[PREDICTOR]["accuracy"]))
-    noisy = noise_agreement(trained)
-    claims["clean-and-noisy"] = Measured(0.0, 0.0, 0.0).over(noisy)
+class SweetSpot(NamedTuple):
+    """A parabola through errors by mean shortest path. ``coefficients``: of the squared, the plain and the zeroth power
+    of the path; ``curvature``: points a squared deviation of the path, above 0 if the error is least in between."""
+
+    coefficients: np.ndarray
+    curvature: Measured
+
+    @property
+    def lowest(self) -> float:
+        """The path at the parabola's vertex."""
+        return float(-self.coefficients[1] / (2 * self.coefficients[0]))
+
+
+def sweet_spot(path: pd.Series, error: pd.Series) -> SweetSpot | None:
+    """Least squares of trained networks' error (percent) on their mean shortest path (PPUDA Fig. 6 f, g), with
+    Student's t interval; None for fewer than 5 networks or 3 different paths."""
+    rows = pd.DataFrame({"path": path, "error": error}).dropna()
+    if rows["path"].nunique() < 3 or len(rows) < 5:
+        return None
+    coefficients, covariance = np.polyfit(rows["path"], rows["error"], 2, cov=True)
+    value, half = coefficients[0], stats.t.ppf(0.975, len(rows) - 3) * covariance[0, 0] ** 0.5
+    scaled = rows["path"].var(ddof=0) * np.array([value, value - half, value + half])
+    return SweetSpot(coefficients, Measured(*map(float, scaled), len(rows)))
+
+
+def claims_of_properties(found: Sequence[Mapping[str, Mapping]], trained: Trained) -> dict[str, Measured]:
+    """Of PPUDA section 5.2 and Figs. 4, 6 f and 11. ``found``: of each training, see ``predict_properties``."""
+    rows = trained.table[trained.sound]
+    spot = sweet_spot(rows["path"], 100 - rows["test accuracy"])
+    single = {"clean-and-noisy": Measured(0.0, 0.0, 0.0).over(noise_agreement(trained))}
+    single |= {"error-and-path": spot.curvature} if spot else {}
+    claims = claims_over_trainings([_property_claims(each) for each in found]) | single
     return {name: measured for name, measured in claims.items() if np.isfinite(measured.value)}
+
+
+def _property_claims(found: Mapping[str, Mapping]) -> dict[str, Measured]:
+    if "ghn2" not in found:
+        return {}
+    of_ghn2 = tau_from(found["ghn2"]["accuracy"])
+    over = of_ghn2.over(tau_from(found[PREDICTOR]["accuracy"]))
+    return {"property-accuracy": of_ghn2, "property-over-neural-predictor": over}
 
 
 class NeuralPredictor(nn.Module):
@@ -281,26 +355,26 @@ def _averages(rows: np.ndarray, columns: np.ndarray) -> Tensor:
         return averages.to_sparse_csr()
 
 
-def predict_from_graphs(graphs: Sequence[Graph], target: np.ndarray) -> dict[str, float]:
-    """``predict_property`` by a ``NeuralPredictor`` and one division into folds; it is trained anew for each fold."""
-
-    def predict(train: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-        scaler = StandardScaler().fit(target[train, None])
-        parts = np.array_split(np.random.default_rng(0).permutation(train), -(-len(train) // 10))
-        batches = [(_joined([graphs[i] for i in part]), scaler.transform(target[part, None])[:, 0]) for part in parts]
-        net = _trained_predictor([(joined, torch.from_numpy(y).float()) for joined, y in batches])
+def predict_from_graphs(graphs: Sequence[Graph], target: np.ndarray, fitted: np.ndarray) -> dict[str, float]:
+    """``predict_property`` by a ``NeuralPredictor``, trained anew with each seed."""
+    train, tested = np.flatnonzero(fitted), np.flatnonzero(~fitted)
+    scaler, unseen = StandardScaler().fit(target[train, None]), _joined([graphs[i] for i in tested])
+    parts = np.array_split(np.random.default_rng(0).permutation(train), -(-len(train) // 10))
+    scaled = torch.from_numpy(scaler.transform(target[:, None])[:, 0]).float()
+    batches = [(_joined([graphs[i] for i in part]), scaled[part]) for part in parts]
+    predicted = []
+    for seed in SEEDS:
+        net = _trained_predictor(batches, seed)
         with torch.no_grad():
-            predicted = net(_joined([graphs[i] for i in held_out]))[:, None].numpy()
-        return scaler.inverse_transform(predicted)[:, 0]
-
-    return _cross_validated(predict, target, [0])
+            predicted.append(net(unseen).numpy())
+    return _agreement(predicted, target[tested])
 
 
-def _trained_predictor(batches: Sequence[tuple[tuple, Tensor]]) -> NeuralPredictor:
+def _trained_predictor(batches: Sequence[tuple[tuple, Tensor]], seed: int) -> NeuralPredictor:
     """``batches``: graphs as of ``_joined`` and their standardised property (graphs,); each step learns from one."""
     steps = 25 * len(batches)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         net = NeuralPredictor()
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -314,16 +388,3 @@ def _trained_predictor(batches: Sequence[tuple[tuple, Tensor]]) -> NeuralPredict
         for joined, _ in batches:
             net(joined)
     return net.eval()
-
-
-def _cross_validated(
-    predict: Callable[[np.ndarray, np.ndarray], np.ndarray], target: np.ndarray, seeds: Sequence[int]
-) -> dict[str, float]:
-    """What ``predict_property`` returns. ``predict``: indices to learn from, indices to predict -> predictions."""
-    predicted, taus = np.empty(len(target)), []
-    for seed in seeds:
-        for train, held_out in KFold(5, shuffle=True, random_state=seed).split(predicted):
-            predicted[held_out] = predict(train, held_out)
-        taus.append(stats.kendalltau(predicted, target).statistic)
-    low, high = tau_interval(np.mean(taus), len(target))
-    return {"n": len(target), "tau": float(np.mean(taus)), "deviation": float(np.std(taus)), "low": low, "high": high}

@@ -26,6 +26,16 @@ def plain(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     return sum(float((w * g).sum()) for w, g in _gradients(net, F.cross_entropy(net(images), labels)))
 
 
+def grasp(net: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """- sum of w * (H g), H the Hessian of the loss and g its gradient."""
+    weights = _weights(net)
+    loss = F.cross_entropy(net(images), labels)
+    gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+    product = sum((g * g.detach()).sum() for g in gradients if g is not None)
+    curved = torch.autograd.grad(product, weights, allow_unused=True)
+    return -sum(float((w.detach() * h).sum()) for w, h in zip(weights, curved) if h is not None)
+
+
 def fisher(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Sum over convolutions' output channels of half the mean over images of (sum over positions of a * dL/da)^2."""
     outputs: list[Tensor] = []
@@ -66,7 +76,7 @@ def synflow(net: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 PROXIES: dict[str, Callable[[nn.Module, Tensor, Tensor], float]] = {
-    proxy.__name__: proxy for proxy in (grad_norm, snip, fisher, jacob_cov, plain, synflow, synflow_bn)
+    proxy.__name__: proxy for proxy in (grad_norm, snip, grasp, fisher, jacob_cov, plain, synflow, synflow_bn)
 }
 """Zero-cost proxies of GHN-3 Table 13: a score of a network with random parameters from one batch, images (b, 3, s, s)
 and labels (b,); the higher, the better."""
@@ -74,9 +84,14 @@ and labels (b,); the higher, the better."""
 
 def _gradients(net: nn.Module, value: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Weights of convolutions and linear layers that a value depends on, with their gradients."""
-    weights = [module.weight for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    weights = _weights(net)
     gradients = torch.autograd.grad(value, weights, allow_unused=True)
     return ((w.detach(), g) for w, g in zip(weights, gradients) if g is not None)
+
+
+def _weights(net: nn.Module) -> list[Tensor]:
+    """Of convolutions and linear layers."""
+    return [module.weight for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
 
 
 @contextmanager

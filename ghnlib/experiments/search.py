@@ -15,23 +15,26 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ghnlib.architectures.architecture import Architecture
-from ghnlib.architectures.genotypes import GENOTYPES
+from ghnlib.architectures.genotypes import GENOTYPES, Genotype
 from ghnlib.data.images import Augment, ImageSet, mix
-from ghnlib.experiments.properties import Trained, regression, tau_from, train_and_measure
+from ghnlib.experiments.properties import Trained, embed, regression, sweet_spot, tau_from, train_and_measure
 from ghnlib.experiments.proxies import PROXIES
 from ghnlib.experiments.scaling import training_costs
 from ghnlib.experiments.setup import Setup
+from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.accuracy import accuracy, evaluate_predictions
 from ghnlib.measuring.kept import map_kept
 from ghnlib.params import Analysis
 from ghnlib.reporting.statistics import (
     Measured,
+    claims_over_trainings,
     mean_and_error,
     mean_interval,
     of_row,
     rank_correlations,
     tau_of,
     top_against_random,
+    with_deviation,
 )
 from ghnlib.training.networks import Accuracy, Run, TrainingRecipe, initial_network, run_all
 
@@ -61,24 +64,42 @@ def analysed(setup: Setup) -> list[str]:
     return list(setup.analysis.variants or setup.train.variants)
 
 
-def ranking_scores(setup: Setup, trained: Trained) -> tuple[pd.DataFrame, OneShot]:
-    """A score of each method (a column) for each architecture: accuracy with predicted parameters, after few SGD steps,
-    of a one-shot model (missing where it has not learnt), zero-cost proxies, number of parameters."""
+def trainings(setup: Setup) -> list[dict[str, GHN]]:
+    """Those variants, name -> hypernetwork, once for each seed of their training."""
+    found = {name: list(setup.hypernetworks[name].values()) for name in analysed(setup)}
+    return [dict(zip(found, ghns)) for ghns in zip(*found.values())]
+
+
+CEILING = "ground truth, second seed"
+
+
+def ranking_scores(setup: Setup, trained: Trained) -> tuple[list[pd.DataFrame], OneShot]:
+    """For each training of the hypernetworks a score of each method (a column) for each architecture: accuracy with
+    predicted parameters; and, the same in each, accuracy after few SGD steps, of a one-shot model (missing where it has
+    not learnt), zero-cost proxies, number of parameters. ``CEILING``: accuracy when trained as long as the ground truth
+    but with another seed, of a share of the architectures, missing of others; no ranking can agree better."""
     analysis, architectures, seed, images = setup.analysis, trained.architectures, setup.seed, setup.images
-    scores = pd.DataFrame()
-    for name in analysed(setup):
-        ghn = setup.hypernetworks[name]
-        found = evaluate_predictions(ghn, architectures, images.val, processes=setup.processes, folder=setup.folder)
-        scores[name] = found["accuracy"]
-    for steps in analysis.checkpoints:
+    everyone = range(len(architectures))
+    repeated = np.linspace(0, len(architectures) - 1, min(analysis.repeated_networks, len(architectures))).round()
+    budgets = {f"SGD, {steps} steps": (steps, everyone) for steps in analysis.checkpoints}
+    budgets[CEILING] = trained.recipe.steps, repeated.astype(int).tolist()
+    shared = pd.DataFrame(index=everyone)
+    for name, (steps, chosen) in budgets.items():
         recipe = replace(trained.recipe, steps=steps)
-        runs = [Run(a, recipe, mix(seed, i, steps)) for i, a in enumerate(architectures)]
+        runs = [Run(architectures[i], recipe, mix(seed, i, steps)) for i in chosen]
         found = run_all(runs, images.train, Accuracy(images.val), processes=setup.processes, folder=setup.folder)
-        scores[f"SGD, {steps} steps"] = found["accuracy"]
-    scores = scores.join(zero_cost_scores(setup, architectures))
+        shared[name] = pd.Series(found["accuracy"].to_numpy(), index=chosen)
+    shared = shared.join(zero_cost_scores(setup, architectures))
     one_shot = _one_shot(setup, trained)
-    scores["one-shot"] = np.nan if one_shot.by_chance else one_shot.scores["accuracy"]
-    return scores.assign(parameters=trained.table["parameters"]), one_shot
+    shared["one-shot"] = np.nan if one_shot.by_chance else one_shot.scores["accuracy"]
+    shared["parameters"] = trained.table["parameters"]
+    return [_predicted_scores(setup, ghns, architectures).join(shared) for ghns in trainings(setup)], one_shot
+
+
+def _predicted_scores(setup: Setup, ghns: Mapping[str, GHN], architectures: Sequence[Architecture]) -> pd.DataFrame:
+    rows = {name: evaluate_predictions(ghn, architectures, setup.images.val, processes=setup.processes,
+                                       folder=setup.folder)["accuracy"] for name, ghn in ghns.items()}  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def zero_cost_scores(setup: Setup, architectures: Sequence[Architecture]) -> pd.DataFrame:
@@ -172,39 +193,67 @@ def rankings(setup: Setup, trained: Trained, scores: pd.DataFrame) -> dict[str, 
     return found
 
 
-def claims_of_ranking(found: Mapping[str, pd.DataFrame], properties: Mapping[str, Mapping]) -> dict[str, Measured]:
-    """Of GHN-3 Table 13, GHN Table 3 and PPUDA section 5.2; what was not ranked is left out."""
-    every, half = (
-        {name: of_row(row) for name, row in found[part].dropna(subset="tau").iterrows()} for part in ("all", "top half")
-    )
+def r_of(row: pd.Series) -> Measured:
+    """Pearson's R of a row of ``rank_correlations`` with its 95 % interval by Fisher's transformation."""
+    r, n = float(row["r"]), int(row["n"])
+    half = 1.96 / np.sqrt(n - 3) if n > 3 else np.nan
+    centre = np.arctanh(np.clip(r, -0.999, 0.999))
+    return Measured(r, float(np.tanh(centre - half)), float(np.tanh(centre + half)), n)
+
+
+def claims_of_ranking(
+    found: Sequence[Mapping[str, pd.DataFrame]], properties: Sequence[Mapping[str, Mapping]], few: int
+) -> dict[str, Measured]:
+    """Of GHN-3 Table 13 and PPUDA section 5.2 (tau), of GHN Table 3 (R); what was not ranked is left out.
+
+    Args:
+        found: ``rankings`` of each training. properties: ``predict_properties``. few: SGD steps that GHN-1 is compared
+            with.
+    """
+    return claims_over_trainings([_ranking_claims(*each, few) for each in zip(found, properties)])
+
+
+def _ranking_claims(
+    found: Mapping[str, pd.DataFrame], properties: Mapping[str, Mapping], few: int
+) -> dict[str, Measured]:
+    every = {name: of_row(row) for name, row in found["all"].dropna(subset="tau").iterrows()}
+    rs, half = ({n: r_of(row) for n, row in found[part].dropna(subset="r").iterrows()} for part in ("all", "top half"))
     best = max((name for name in PROXIES if name in every), key=lambda name: every[name].value, default="")
     pairs = {
-        "ranking-ghn3-ghn2": ("ghn3", "ghn2"),
-        "ranking-ghn3-proxies": ("ghn3", best),
-        "ranking-ghn1-steps": ("ghn1", "SGD, 10 steps"),
-        "ranking-ghn1-one-shot": ("ghn1", "one-shot"),
+        "ranking-ghn3-ghn2": (every, "ghn3", "ghn2"),
+        "ranking-ghn3-proxies": (every, "ghn3", best),
+        "ranking-ghn1-steps": (rs, "ghn1", f"SGD, {few} steps"),
+        "ranking-ghn1-one-shot": (rs, "ghn1", "one-shot"),
+        "top-half-ghn1-one-shot": (half, "ghn1", "one-shot"),
     }
-    claims = {name: every[a].over(every[b]) for name, (a, b) in pairs.items() if a in every and b in every}
+    claims = {name: of[a].over(of[b]) for name, (of, a, b) in pairs.items() if a in of and b in of}
     claims |= {"ranking-ghn3": every["ghn3"]} if "ghn3" in every else {}
     claims |= {"top-half-ghn1": half["ghn1"]} if "ghn1" in half else {}
-    if {"ghn1", "one-shot"} <= set(half):
-        claims["top-half-ghn1-one-shot"] = half["ghn1"].over(half["one-shot"])
     if "ghn2" in every and "ghn2" in properties:
         claims["property-over-prediction"] = tau_from(properties["ghn2"]["accuracy"]).over(every["ghn2"])
     return {name: measured for name, measured in claims.items() if np.isfinite(measured.value)}
 
 
-def ranking_table(found: Mapping[str, pd.DataFrame], costs: pd.DataFrame) -> pd.DataFrame:
-    """One row a method: tau with its interval and R of each part, then ``search_costs``."""
-    columns = {}
-    for part, rows in found.items():
-        columns[f"tau, {part}"] = rows.apply(_interval, axis=1)
-        columns[f"R, {part}"] = rows["r"].round(2)
+def ranking_table(
+    found: Sequence[Mapping[str, pd.DataFrame]], hypernetworks: Sequence[str], costs: pd.DataFrame
+) -> pd.DataFrame:
+    """One row a method: tau and R of each part, of hypernetworks mean ± deviation over trainings, of others with their
+    intervals; then ``search_costs``. ``found``: ``rankings`` of each training."""
+    columns: dict[str, dict[str, str]] = {}
+    for part, rows in found[0].items():
+        for key, title, measure in (("tau", "tau", of_row), ("r", "R", r_of)):
+            columns[f"{title}, {part}"] = {
+                name: with_deviation([each[part].loc[name, key] for each in found], 2)
+                if name in hypernetworks else _interval(measure(row))
+                for name, row in rows.iterrows()
+            }  # fmt: skip
     return pd.DataFrame(columns).join(costs.round({"steps": 0, "TFLOPs": 2, "steps each": 0, "GFLOPs each": 2}))
 
 
-def _interval(row: pd.Series) -> str:
-    return "not testable" if np.isnan(row["tau"]) else f"{row['tau']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+def _interval(found: Measured) -> str:
+    if np.isnan(found.value):
+        return "not testable"
+    return f"{found.value:.2f}" + ("" if np.isnan(found.low) else f" [{found.low:.2f}, {found.high:.2f}]")
 
 
 def costs_of_search(setup: Setup, trained: Trained) -> pd.DataFrame:
@@ -232,9 +281,11 @@ def search_costs(
     step, score = 3 * image * batch_size, image * validation
     rows = {name: (row["steps"] * row["meta_batch"], row["flops"], 0, score) for name, row in training.iterrows()}
     rows |= {f"SGD, {steps} steps": (0, 0, steps, steps * step + score) for steps in analysis.checkpoints}
+    rows[CEILING] = 0, 0, analysis.property_steps, analysis.property_steps * step + score
     rows["one-shot"] = analysis.one_shot_steps, analysis.one_shot_steps * step, 0, score
-    for proxy in PROXIES:  # synaptic flow needs one image
-        rows[proxy] = 0, 0, 1, 3 * image * (1 if proxy.startswith("synflow") else analysis.images)
+    for proxy in PROXIES:  # synaptic flow needs one image, grasp a gradient of its gradient too
+        images = 1 if proxy.startswith("synflow") else analysis.images * (3 if proxy == "grasp" else 1)
+        rows[proxy] = 0, 0, 1, 3 * image * images
     table = pd.DataFrame(rows, index=["steps", "TFLOPs", "steps each", "GFLOPs each"]).T.astype(float)
     return table / [1, 1e12, 1, 1e9]
 
@@ -255,112 +306,136 @@ def random_search(
     return {n: top_against_random(scores.loc[rows, n], test_accuracy[rows], top, seed) for n, rows in chosen.items()}
 
 
-def lead_of(found: Mapping[str, float]) -> Measured:
-    """The lead of ``top_against_random``."""
-    return Measured(float(found["lead"]), found["low"], found["high"], int(found["n"]))
+def claims_of_search(name: str, found: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Measured]:
+    """The lead of GHN-1 as the claim ``name``; ``found``: ``random_search`` of each training."""
+    keys = ("lead", "low", "high", "n")
+    leads = [{name: Measured(*(each["ghn1"][key] for key in keys))} for each in found if "ghn1" in each]
+    return claims_over_trainings(leads) if leads else {}
 
 
 class Second(NamedTuple):
     """The same architectures trained on other images. ``source_differs``: whether these are another dataset; ``table``:
     as of ``train_and_measure``, on the index of all architectures; ``both``: which have an accuracy on both; ``taus``:
-    of each property on both datasets; ``limited``: ``random_search`` below the median of FLOPs; ``side``: pixels."""
+    of each property on both datasets; ``limited``: ``random_search`` below the median of FLOPs, of each training;
+    ``side``: pixels."""
 
     source_differs: bool
     side: int
     table: pd.DataFrame
     both: pd.Series
     taus: dict[str, Measured]
-    limited: dict[str, dict[str, float]]
+    limited: list[dict[str, dict[str, float]]]
     agreement: pd.DataFrame
 
     @property
     def claims(self) -> dict[str, Measured]:
-        """Of PPUDA Fig. 11 and GHN Table 2; the same source at another resolution is no second dataset."""
+        """Of PPUDA Figs. 6 g and 11 and GHN Table 2; the same source at another resolution is no second dataset."""
         if not self.source_differs:
             return {}
         claims = {"two-datasets": self.taus["accuracy"]} if "accuracy" in self.taus else {}
-        return claims | ({"limited-search": lead_of(self.limited["ghn1"])} if "ghn1" in self.limited else {})
+        spot = sweet_spot(self.table["second, path"], 100 - self.table["second, test accuracy"])
+        claims |= {"error-and-path-second": spot.curvature} if spot else {}
+        return claims | claims_of_search("limited-search", self.limited)
 
 
-def second_dataset(setup: Setup, trained: Trained, scores: pd.DataFrame) -> Second | None:
-    """The first architectures trained on the images of ``analysis.second``, if any (PPUDA Fig. 11, GHN Table 2)."""
+def second_dataset(setup: Setup, trained: Trained, scores: Sequence[pd.DataFrame]) -> Second | None:
+    """The first architectures trained on the images of ``analysis.second``, if any (PPUDA Figs. 6 g and 11, GHN Table
+    2). ``scores``: of each training of the hypernetworks."""
     analysis, data = setup.analysis, setup.data
     if analysis.second is None:
         return None
     other = setup.other_images(analysis.second)
     adapted = [a.adapted(len(other.classes), other.side) for a in trained.architectures[: analysis.second_networks]]
     keys = trained.properties
-    table = train_and_measure(setup, adapted, other, kept=0).table[[*keys, "test accuracy"]].add_prefix("second, ")
+    table = train_and_measure(setup, adapted, other, kept=0).table[[*keys, "test accuracy", "path"]]
+    table = table.add_prefix("second, ")
     both = trained.sound & table["second, accuracy"].reindex(trained.table.index).notna()
     pairs = trained.table.join(table)[both]
     across = pairs.corr("kendall").loc[keys, [f"second, {key}" for key in keys]]
     taus = {key: tau_of(across.loc[key, f"second, {key}"], int(both.sum())) for key in keys}
     allowed = both & (trained.table["FLOPs"] <= trained.table["FLOPs"].median())
-    limited = random_search(setup, scores, allowed, table["second, test accuracy"].reindex(trained.table.index))
+    test = table["second, test accuracy"].reindex(trained.table.index)
+    limited = [random_search(setup, each, allowed, test) for each in scores]
     differs = (analysis.second.source, analysis.second.root) != (data.source, data.root)
     finite = {key: tau for key, tau in taus.items() if np.isfinite(tau.value)}
     return Second(differs, other.side, table, both, finite, limited, across)
 
 
 class Chosen(NamedTuple):
-    """Architectures that a regression on embeddings chooses, and published ones, trained. ``rows``: one a training."""
+    """Architectures that a regression on embeddings chooses, and published ones, trained. ``rows``: one a training:
+    ``choice`` (number of the hypernetworks' training), ``architecture``, ``parameters``, ``training``, ``seed``,
+    ``accuracy`` (percent, test images)."""
 
     rows: pd.DataFrame
 
     @property
-    def summary(self) -> dict[str, dict[str, dict[str, float]]]:
-        """``mean_and_error`` of accuracy by architecture and training."""
-        of_each = self.rows.groupby(["architecture", "training"], sort=False)["accuracy"]
-        found: dict[str, dict] = {}
-        for (name, training), values in of_each:
-            found.setdefault(name, {})[training] = mean_and_error(values)
-        return found
+    def table(self) -> pd.DataFrame:
+        """A row an architecture: thousand parameters, accuracy by training; mean ± deviation over the choices."""
+        means = self.rows.groupby(["architecture", "choice", "training"], sort=False)
+        accuracies = means["accuracy"].mean().unstack("training", sort=False)
+        table = (means["parameters"].first().unstack("training", sort=False).iloc[:, :1] / 1e3).set_axis(
+            ["thousand parameters"], axis=1
+        )
+        return table.join(accuracies).groupby("architecture", sort=False).agg(with_deviation).rename_axis(None)
 
     @property
     def claims(self) -> dict[str, Measured]:
-        """Of PPUDA Table 9, over training seeds."""
-        found = {}
-        for claim, training in (("chosen-over-darts", PLAIN), ("chosen-over-darts-regularised", REGULARISED)):
-            rows = self.rows[self.rows["training"] == training]
-            rows = rows.pivot(index="seed", columns="architecture", values="accuracy")
-            if {"ghn2", "DARTS"} <= set(rows):
-                ours, theirs = (mean_interval(rows[name]) for name in ("ghn2", "DARTS"))
-                found[claim] = ours.over(theirs)
-        return {name: measured for name, measured in found.items() if np.isfinite(measured.value)}
+        """Of PPUDA Table 9: within a choice over seeds, then over the choices."""
+        return claims_over_trainings([_chosen_claims(rows) for _, rows in self.rows.groupby("choice")])
 
 
-def chosen_architectures(setup: Setup, trained: Trained, embedded: Mapping[str, np.ndarray]) -> dict[str, Architecture]:
-    """Of architectures that nothing was trained on (the split for search) those whose accuracy a regression on
-    embeddings predicts highest, by hypernetwork; and the cells of DARTS and P-DARTS in networks as wide and deep as the
-    last of these (PPUDA Table 9)."""
-    names = [name for name in embedded if name in ("ghn1", "ghn2") or name == list(embedded)[-1]]
-    searched = setup.split("search", setup.analysis.search_networks)
-    with torch.no_grad():
-        unseen = [{name: setup.hypernetworks[name].embed(a.graph).numpy()[0] for name in names} for a in searched]
-    learnt_from, found = trained.table.loc[trained.sound, "accuracy"].to_numpy(), {}
-    for name in names:
-        model = regression(setup.analysis.svr).fit(embedded[name][trained.sound], learnt_from)
-        found[name] = searched[int(model.predict(np.stack([states[name] for states in unseen])).argmax())]
-    last = found[names[-1]]
-    sizes = {key: getattr(last, key) for key in ("C", "n_cells", "num_classes", "input_size")}
-    return found | {name: Architecture(GENOTYPES[name], **sizes) for name in ("DARTS", "PDARTS")}
+def _chosen_claims(rows: pd.DataFrame) -> dict[str, Measured]:
+    found = {}
+    for claim, training in (("chosen-over-darts", PLAIN), ("chosen-over-darts-regularised", REGULARISED)):
+        by_seed = rows[rows["training"] == training].pivot(index="seed", columns="architecture", values="accuracy")
+        if {"ghn2", "DARTS"} <= set(by_seed):
+            ours, theirs = (mean_interval(by_seed[name]) for name in ("ghn2", "DARTS"))
+            found[claim] = ours.over(theirs)
+    return {name: measured for name, measured in found.items() if np.isfinite(measured.value)}
 
 
-def train_chosen(setup: Setup, architectures: Mapping[str, Architecture], recipe: TrainingRecipe) -> Chosen:
-    """Train architectures plainly, and with cutout, auxiliary head and drop path (PPUDA Table 9).
+def chosen_architectures(
+    setup: Setup, trained: Trained, embedded: Sequence[Mapping[str, np.ndarray]]
+) -> list[dict[str, Architecture]]:
+    """For each training of the hypernetworks: of architectures that nothing was trained on (the split for search) those
+    whose accuracy a regression on embeddings of GHN-1 and GHN-2 (or, without these, the last hypernetwork) predicts
+    highest; and the cells of DARTS and P-DARTS in networks as deep as the last of these and, nearly, as large (PPUDA
+    Table 9)."""
+    names = [name for name in embedded[0] if name in ("ghn1", "ghn2")] or list(embedded[0])[-1:]
+    searched, sound = setup.split("search", setup.analysis.search_networks), trained.sound
+    graphs, learnt_from = [a.graph for a in searched], trained.table.loc[sound, "accuracy"].to_numpy()
+    found = []
+    for ghns, states in zip(trainings(setup), embedded):
+        chosen = {}
+        for name in names:
+            model = regression(setup.analysis.svr).fit(states[name][sound], learnt_from)
+            chosen[name] = searched[int(model.predict(embed(ghns[name], graphs)).argmax())]
+        like = chosen[names[-1]]
+        found.append(chosen | {name: as_large(GENOTYPES[name], like) for name in ("DARTS", "PDARTS")})
+    return found
 
-    Returns:
-        Rows ``architecture``, ``training``, ``seed``, ``accuracy`` (percent, test images).
-    """
+
+def as_large(genotype: Genotype, like: Architecture) -> Architecture:
+    """An architecture of these cells as deep as another, with the channels that bring it nearest in parameters."""
+    sizes = {key: getattr(like, key) for key in ("n_cells", "num_classes", "input_size")}
+    widths = [Architecture(genotype, C, **sizes) for C in range(2, 8 * like.C + 1)]
+    return min(widths, key=lambda a: abs(a.num_params - like.num_params))
+
+
+def train_chosen(setup: Setup, choices: Sequence[Mapping[str, Architecture]], recipe: TrainingRecipe) -> Chosen:
+    """Train architectures plainly, and with cutout, auxiliary head and drop path (PPUDA Table 9). ``choices``: of each
+    training of the hypernetworks; each is trained with seeds of its own."""
     chosen, images = setup.analysis.chosen, setup.images
     plain = replace(recipe, steps=chosen.steps, bn_batches=2)
     augment = replace(plain.augment, cutout=chosen.cutout)
     recipes = {PLAIN: plain, REGULARISED: replace(plain, augment=augment, drop_path=chosen.drop_path)}
     runs = [
-        Run(a, own, seed, labels={"architecture": name, "training": training}, auxiliary=training == REGULARISED)
+        Run(a, own, mix(seed, i), auxiliary=training == REGULARISED,
+            labels={"choice": i, "architecture": name, "parameters": a.num_params, "training": training})
+        for i, architectures in enumerate(choices)
         for name, a in architectures.items()
         for training, own in recipes.items()
         for seed in chosen.seeds
-    ]
+    ]  # fmt: skip
     rows = run_all(runs, images.train, Accuracy(images.test), processes=setup.processes, folder=setup.folder)
-    return Chosen(rows[["architecture", "training", "seed", "accuracy"]])
+    return Chosen(rows[["choice", "architecture", "parameters", "training", "seed", "accuracy"]])

@@ -6,19 +6,28 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from shared import pool
+from shared import digits, params, pool, tiny
 from torch import nn
 
+from ghnlib import GHN
 from ghnlib.experiments.diagnostics import (
+    HE,
+    TRAINED,
     activation_variances,
     common_shapes,
+    compare_activations,
+    compare_diversity,
     diversity,
     duplicated_filters,
     matched_diversity,
+    scale_from_he,
     singular_values,
     sparsity,
     tensors_of,
 )
+from ghnlib.experiments.setup import Setup
+from ghnlib.training.initialization import Sources, initialize
+from ghnlib.training.networks import TrainingRecipe
 
 
 def normal(*shape):
@@ -46,11 +55,57 @@ def test_copies_are_filters_parallel_to_an_earlier_one():
     assert duplicated_filters(net) == pytest.approx(4 / 16)
 
 
-def test_common_shapes_are_those_of_most_networks():
-    one = {"a": normal(4, 1, 3, 3), "b": normal(4, 1, 3, 3), "c": normal(8, 3, 3, 3), "d": normal(9)}
-    other = {"a": normal(8, 3, 3, 3), "b": normal(4, 2, 1, 1)}
-    assert common_shapes([one, other], 2) == [(8, 3, 3, 3), (4, 1, 3, 3)]
-    assert [len(tensors_of([one, other], shape)) for shape in ((8, 3, 3, 3), (4, 1, 3, 3))] == [2, 1]
+def test_common_shapes_are_those_of_most_tensors_and_all_of_them_count():
+    one = {
+        "a": normal(4, 1, 3, 3),
+        "b": normal(4, 1, 3, 3),
+        "c": normal(8, 3, 3, 3),
+        "d": normal(9),
+        "e": normal(1, 1, 1, 1),
+    }
+    other = {"a": normal(8, 3, 3, 3), "b": normal(4, 2, 1, 1), "c": normal(4, 1, 3, 3)}
+    assert common_shapes([one, other], 2) == [(4, 1, 3, 3), (8, 3, 3, 3)]
+    assert [len(tensors_of([one, other], shape)) for shape in ((4, 1, 3, 3), (8, 3, 3, 3))] == [3, 2]
+    found = compare_diversity({"random": [with_stem(one), with_stem(other)]})
+    assert list(found.by_shape)[:2] == ["4x1x3x3 (3 tensors)", "8x3x3x3 (2 tensors)"]
+    tensors = [one["a"], one["b"], other["c"]]
+    assert found.table.loc["random", "diversity"] == pytest.approx(diversity(tensors))
+
+
+def with_stem(parameters):
+    return parameters | {"stem.weight": normal(2, 3, 3, 3)}
+
+
+def test_scale_from_he_is_one_for_he():
+    net = nn.Sequential(nn.Conv2d(16, 64, 3), nn.Linear(256, 128))
+    initialize("he", net, Sources(seed=0))
+    parameters = {name: p.detach() for name, p in net.named_parameters()}
+    assert scale_from_he(parameters) == pytest.approx(1, abs=0.02)
+    assert scale_from_he({name: p / 8 for name, p in parameters.items()}) == pytest.approx(1 / 8, abs=0.003)
+
+
+def test_activations_of_each_training_beside_he_and_the_start():
+    small = params("tiny")
+    changes = {"variants": ("ghn2",), "activations": ("vit",), "activation_steps": 1, "images": 8}
+    setup = Setup("analysis", "tiny", 0, folder=None, data=small.data, deepnets=small.deepnets,
+                  train=small.train.model_copy(update={"seeds": (0, 3)}),
+                  analysis=small.analysis.model_copy(update=changes))  # fmt: skip
+    vars(setup)["images"] = digits(image_size=16)
+    config = tiny("gated_gnn").config
+    torch.manual_seed(3)
+    untrained = GHN(config)
+    vars(setup)["hypernetworks"] = {"ghn2": {0: tiny("gated_gnn", layernorm=False), 3: untrained}}
+    first, second = compare_activations(setup, TrainingRecipe(1, 0.02, batch_size=8))["vit"]
+    sources = [HE, TRAINED, "ghn2", "ghn2, start"]
+    sources += ["ghn2, start, to scale", "ghn2, start, to scale, shuffled"]
+    assert list(first.variances) == list(second.variances) == sources
+    assert first.variances[HE] == second.variances[HE] and first.variances[HE] != first.variances["ghn2"]
+    assert second.variances["ghn2"] == second.variances["ghn2, start"]  # its training began so
+    table = second.table
+    assert table.loc[HE, "factor from He"] == 1 and np.isnan(table.loc["ghn2", "weights' scale"])
+    assert table.loc["ghn2, start", "weights' scale"] == second.scales["ghn2"] < 0.5
+    shuffled = table.loc["ghn2, start, to scale, shuffled", "factor from He"]
+    assert shuffled < table.loc[["ghn2, start", "ghn2, start, to scale"], "factor from He"].min()
 
 
 def test_diversity_of_parallel_and_of_random_tensors():

@@ -1,12 +1,13 @@
 """Properties of networks and their prediction, each against its definition."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from shared import digits, params, pool
+from shared import digits, params, pool, tiny
 
 from ghnlib.data.sources import ImageSplits
 from ghnlib.experiments import properties
@@ -15,9 +16,13 @@ from ghnlib.experiments.properties import (
     NeuralPredictor,
     NoisyImages,
     _joined,
+    embed,
     predict_from_graphs,
+    predict_properties,
     predict_property,
     steps_to,
+    sweet_spot,
+    table_of_properties,
     train_and_measure,
 )
 from ghnlib.experiments.setup import Setup
@@ -26,6 +31,7 @@ from ghnlib.graphs.nodes import Node
 from ghnlib.params import Regression
 
 GRID = Regression(C=(1.0, 10.0), gamma=("scale",), epsilon=(0.1,))
+FITTED = np.arange(60) < 30
 
 
 def images():
@@ -47,10 +53,24 @@ def test_networks_are_measured_once_and_an_interrupted_call_goes_on(tmp_path, mo
     assert len(measured) == 3 and trained.table[:2].equals(first)
     found(1, seed=1)
     assert len(measured) == 4  # another seed is another network
-    expected = {*properties.PROPERTIES, "test accuracy", "parameters", "accuracy, 1 steps", "index"}
+    expected = {*properties.PROPERTIES, "test accuracy", "parameters", "path", "accuracy, 1 steps", "index"}
     assert expected == set(trained.table) and (trained.table["seconds"] > 0).all() and trained.sound.all()
     assert len(trained.before) == len(trained.after) == 1
     assert not torch.equal(first_weight(trained.before[0]), first_weight(trained.after[0]))
+
+
+def test_convergence_is_of_accuracy_on_training_images(tmp_path):
+    """Labels of validation images that are all one more than the true ones leave it as it was."""
+    small = params("tiny")
+    few = ImageSplits(*(part.few_shot(8, seed=0) for part in (images().train, images().val, images().test)))
+    wrong = replace(few.val, labels=(few.val.labels + 1) % 10)
+    changes = {"property_steps": 40, "checkpoints": (20,), "converged": 30.0, "lr": 0.05}
+    analysis = small.analysis.model_copy(update=changes)
+    setup = Setup("analysis", "tiny", 0, folder=tmp_path, data=small.data, analysis=analysis)
+    found = [train_and_measure(setup, pool(size=1, input_size=16), splits).table.loc[0]
+             for splits in (few, ImageSplits(few.train, wrong, few.test))]  # fmt: skip
+    assert found[0]["convergence"] == found[1]["convergence"] < 40
+    assert found[0]["accuracy"] > found[1]["accuracy"]
 
 
 def test_a_property_that_all_networks_share_is_left_out():
@@ -90,20 +110,63 @@ def test_steps_to_an_accuracy(curve, expected):
 def test_a_property_that_follows_the_features_is_predicted_and_noise_is_not():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(60, 4))
-    found = predict_property(features, features @ [1.0, 2.0, 0.5, 0.0], GRID)
-    assert found["low"] > 0.6 and found["low"] < found["tau"] < found["high"] and found["n"] == 60
-    unrelated = predict_property(rng.normal(size=(60, 4)), features[:, 0], GRID)
+    found = predict_property(features, features @ [1.0, 2.0, 0.5, 0.0], FITTED, GRID)
+    assert found["low"] > 0.5 and found["low"] < found["tau"] < found["high"] and found["n"] == 30
+    unrelated = predict_property(rng.normal(size=(60, 4)), features[:, 0], FITTED, GRID)
     assert unrelated["low"] < 0 < found["low"]
+    assert predict_property(np.zeros((60, 1)), features[:, 0], FITTED, GRID)["tau"] == 0
 
 
-def test_a_held_out_network_changes_no_other_prediction(monkeypatch):
+def test_networks_of_the_test_are_not_learnt_from():
+    """Their property turned round turns the rank correlation round, whatever the regression has chosen."""
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(30, 3)), rng.normal(size=30)
-    monkeypatch.setattr(properties, "_cross_validated", lambda predict, target, seeds: predict)
-    train, held_out = np.arange(20), np.arange(20, 30)
-    before = predict_property(x, y, GRID)(train, held_out)
-    x[29], y[20:] = 1000.0, 1000.0
-    np.testing.assert_allclose(predict_property(x, y, GRID)(train, held_out)[:9], before[:9])
+    x, y = rng.normal(size=(60, 3)), rng.normal(size=60)
+    turned = np.where(FITTED, y, -y)
+    assert predict_property(x, turned, FITTED, GRID)["tau"] == pytest.approx(
+        -predict_property(x, y, FITTED, GRID)["tau"]
+    )
+    graphs = [architecture.graph for architecture in pool(size=20, input_size=16)]
+    first, second = (predict_from_graphs(graphs, of[20:40], FITTED[20:40]) for of in (y, turned))
+    assert first["tau"] == pytest.approx(-second["tau"]) and first["n"] == 10
+
+
+def test_graphs_embedded_together_are_embedded_as_alone():
+    ghn, graphs = tiny("gated_gnn"), [architecture.graph for architecture in pool(size=6, input_size=16)]
+    with torch.no_grad():
+        alone = np.concatenate([ghn.embed(graph).numpy() for graph in graphs])
+    np.testing.assert_allclose(embed(ghn, graphs), alone, atol=1e-5)
+
+
+def test_each_training_predicts_and_baselines_are_computed_once():
+    architectures, rng = pool(size=12, input_size=16), np.random.default_rng(0)
+    accuracy = np.arange(12.0)
+    table = properties.pd.DataFrame({"accuracy": accuracy, "FLOPs": accuracy + 1, "parameters": accuracy[::-1] + 1})
+    analysis = params("tiny").analysis.model_copy(update={"property_networks": 12})
+    setup = Setup("analysis", "tiny", 0, folder=None, analysis=analysis)
+    trained = properties.Trained(architectures, table, [], [], None)
+    found = predict_properties(setup, trained, [{"ghn2": rng.normal(size=(12, 4))} for _ in range(3)])
+    assert found[0]["parameters"] is found[2]["parameters"] and found[0]["ghn2"] != found[1]["ghn2"]
+    taus = [each["ghn2"]["accuracy"]["tau"] for each in found]
+    shown = table_of_properties(found, ["ghn2"])
+    assert shown.loc["ghn2", "accuracy"] == f"{np.mean(taus):.2f} ± {np.std(taus, ddof=1):.2f}"
+    claim = properties.claims_of_properties(found, trained._replace(table=measured(table)))["property-accuracy"]
+    assert claim.value == pytest.approx(np.mean(taus)) and claim.trainings == 3
+
+
+def measured(table):
+    path = np.linspace(2, 4, len(table))
+    return table.assign(path=path, **{"test accuracy": 90 - (path - 3) ** 2, "noisy accuracy": table["accuracy"]})
+
+
+def test_a_sweet_spot_is_where_a_parabola_is_lowest():
+    path = properties.pd.Series(np.linspace(2, 6, 20))
+    noise = np.random.default_rng(0).normal(size=20) / 100
+    spot = sweet_spot(path, 5 + 3 * (path - 3.5) ** 2 + noise)
+    assert spot.lowest == pytest.approx(3.5, abs=0.01) and spot.curvature.n == 20
+    assert spot.curvature.value == pytest.approx(3 * path.var(ddof=0), rel=0.01) and spot.curvature.low > 0
+    straight = sweet_spot(path, path + 100 * noise).curvature
+    assert straight.low < 0 < straight.high
+    assert sweet_spot(path[:4], path[:4]) is None and sweet_spot(path * 0, path) is None
 
 
 def chain(*ops):
@@ -124,7 +187,7 @@ def test_the_neural_predictor_averages_neighbours_within_each_graph():
 
 
 def test_a_property_of_real_graphs_is_predicted_and_noise_is_not():
-    graphs = [architecture.graph for architecture in pool(size=40, input_size=16)]
-    found = predict_from_graphs(graphs, np.log10([len(graph) for graph in graphs]))
-    assert found["low"] > 0.3 and found["n"] == 40
-    assert predict_from_graphs(graphs, np.random.default_rng(0).normal(size=40))["low"] < 0.1
+    graphs = [architecture.graph for architecture in pool(size=60, input_size=16)]
+    found = predict_from_graphs(graphs, np.log10([len(graph) for graph in graphs]), FITTED)
+    assert found["low"] > 0.3 and found["n"] == 30
+    assert predict_from_graphs(graphs, np.random.default_rng(0).normal(size=60), FITTED)["low"] < 0.1

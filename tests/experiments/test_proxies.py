@@ -39,6 +39,26 @@ def test_proxies_of_gradients_follow_their_definitions():
         assert PROXIES[name](network(), images(), LABELS) == pytest.approx(float(value), rel=1e-5)
 
 
+def test_grasp_is_the_hessian_times_the_gradient_by_finite_differences():
+    net = network().double()
+    weights, step, batch = [net[0].weight, net[4].weight], 1e-5, images().double()
+
+    def gradients():
+        return torch.autograd.grad(F.cross_entropy(net(batch), LABELS), weights)
+
+    before, ends = gradients(), []
+    for sign in (1, -2):  # there and back beyond the start
+        with torch.no_grad():
+            for weight, gradient in zip(weights, before):
+                weight.add_(sign * step * gradient)
+        ends.append(gradients())
+    with torch.no_grad():
+        for weight, gradient in zip(weights, before):
+            weight.add_(step * gradient)
+    product = sum(float((w.detach() * (a - b)).sum()) for w, a, b in zip(weights, *ends)) / (2 * step)
+    assert PROXIES["grasp"](net, batch, LABELS) == pytest.approx(-product, rel=1e-4)
+
+
 def test_fisher_sums_over_positions_before_it_squares():
     net = network()
     out = net[0](images()).detach().requires_grad_()

@@ -31,14 +31,14 @@ from ghnlib.graphs.nodes import Node, Role
 
 def first_use(name: str) -> str:
     """Of a parameter of a state's operation on its second input the name that it has on the first; else itself."""
-    return re.sub(r"(?<=_ops\.)\d*[13579](?=\.)", lambda digits: str(int(digits[0]) - 1), name)
+    return re.sub(r"(?<=_ops\.)\d*[13579](?=\.op\.)", lambda digits: str(int(digits[0]) - 1), name)
 
 
 class BlockArchitecture(Architecture):
     """An architecture whose nodes apply one set of weights to all their inputs and sum (GHN 2018 eq. 1).
 
-    A state's second operation has the parameters of the first, and in the graph they are one node with both inputs. In
-    cells that halve the resolution, identity beside a strided one has none to share.
+    A state's second operation has the parameters of its first, and in the graph they are one node with both inputs. An
+    identity has none; where it halves the resolution, it has convolutions for each input.
     """
 
     @cached_property
@@ -47,25 +47,22 @@ class BlockArchitecture(Architecture):
         graph = compose(self.plan)
         index = {node.name: i for i, node in enumerate(graph.nodes) if node.name}
         one = np.array([index.get(first_use(node.name), i) for i, node in enumerate(graph.nodes)])
-        before: dict[int, set[int]] = {}
-        for source, target in sorted(graph.edges.tolist(), key=lambda edge: edge[1]):
-            before.setdefault(target, set()).add(source)
-        for i, sources in before.items():
-            reached = {int(one[source]) for source in sources}
-            if graph.nodes[i].op == "sum" and len(reached) == 1:  # of one value: no node
-                (one[i],) = reached
+        for i in [i for i, node in enumerate(graph.nodes) if node.op == "sum"]:
+            sources = np.unique(one[graph.edges[graph.edges[:, 1] == i, 0]])
+            if len(sources) == 1:  # a sum of one value is no node
+                one[i] = sources[0]
         kept = np.flatnonzero(one == np.arange(len(one)))
         edges = np.unique(np.searchsorted(kept, one[graph.edges]), axis=0)
-        edges = edges[edges[:, 0] != edges[:, 1]]
-        tied = {name: f"tied to {first_use(name)}" for node in graph.nodes for name in (node.name, node.norm_bias)
-                if name != first_use(name) and first_use(node.name) in index}  # fmt: skip
-        return Graph([graph.nodes[i] for i in kept], edges, graph.skipped | tied)
+        names = [name for node in graph.nodes for name in (node.name, node.norm_bias)]
+        tied = {name: f"tied to {first_use(name)}" for name in names if name != first_use(name)}
+        nodes = [graph.nodes[i] for i in kept]
+        return Graph(nodes, edges[edges[:, 0] != edges[:, 1]], graph.skipped | tied)
 
     @cached_property
     def num_params(self) -> int:
         """Number of scalars in the network's parameters, shared ones counted once."""
         nodes = parameter_nodes(self.plan)
-        own = [node for name, node in nodes.items() if name == first_use(name) or first_use(name) not in nodes]
+        own = [node for name, node in nodes.items() if name == first_use(name)]
         return sum(prod(node.shape) * (2 if node.norm_bias else 1) for node in own)
 
     def build(self, num_classes=None, input_size=None, device="meta", track_running_stats=False, auxiliary=False,
@@ -90,7 +87,7 @@ class BlockNetwork(Network):
     def _share(self) -> None:
         own = dict(self.named_parameters(remove_duplicate=False))
         for name in own:
-            if name != first_use(name) and first_use(name) in own:
+            if name != first_use(name):
                 module, _, key = name.rpartition(".")
                 setattr(self.get_submodule(module), key, own[first_use(name)])
 

@@ -127,9 +127,9 @@ class Recipe:
         optimizer: "adam" (weight decay coupled) or "adamw" (decoupled).
         lr, betas, weight_decay: of the optimiser.
         schedule: "cosine" (linear warm-up, then cosine to 0, each step), "cosine-epochs" (GHN-3: the same in whole
-            epochs) or "multistep" (PPUDA: x0.1 at the milestones).
+            epochs) or "multistep" (PPUDA: x0.1 at the milestones; GHN 2018: x0.5 at 1/2 and 3/4).
         warmup: share of the steps ("cosine") or epochs ("cosine-epochs") with rising learning rate.
-        milestones: shares of the steps at which "multistep" divides the rate by 10.
+        milestones, decay: shares of the steps at which "multistep" multiplies the rate, and by what.
         clip: largest norm of the gradient.
         gamma: weight of the penalty on predicted parameters (GHN-3 eq. 10).
         penalty: "norm" (sum of the tensors' norms) or "squared" (of their squares, GHN-3 Table 5).
@@ -152,6 +152,7 @@ class Recipe:
     schedule: Literal["cosine", "cosine-epochs", "multistep"] = "cosine"
     warmup: NonNegative = 0.1
     milestones: Annotated[tuple[Share, ...], FromList] = (2 / 3, 5 / 6)
+    decay: Share = 0.1
     clip: Rate = 5.0
     gamma: NonNegative = 0.0
     penalty: Literal["norm", "squared"] = "norm"
@@ -167,7 +168,7 @@ class Recipe:
     def rate_factor(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of a step as a share of ``lr``."""
         if self.schedule == "multistep":
-            return 0.1 ** sum(step >= milestone * self.steps for milestone in self.milestones)
+            return self.decay ** sum(step >= milestone * self.steps for milestone in self.milestones)
         if self.schedule == "cosine-epochs":
             epochs = math.ceil(self.steps / steps_per_epoch)
             return self._cosine_epochs(step // steps_per_epoch, epochs, max(1, round(self.warmup * epochs)))

@@ -266,7 +266,8 @@ class Analysis(Section):
 
 
 class Blocks(Section):
-    """Networks of the block space, see ``BlockSpace``: trained as ground truth, ranked by hypernetworks."""
+    """Networks of the block space, see ``BlockSpace``: trained as ground truth, ranked by hypernetworks, after the
+    ``shares`` of these SGD steps, and by a one-shot model."""
 
     nodes: Positive
     train_nodes: Positive
@@ -275,14 +276,13 @@ class Blocks(Section):
     stem_pool: bool
     networks: Annotated[int, Field(ge=3)]
     steps: Positive
+    shares: tuple[Share, ...]
+    one_shot_steps: Positive
 
 
-class Exits(Section):
-    """Anytime networks, see ``AnytimeSpace``: ranked by a hypernetwork, the best ``chosen`` trained."""
+class Choice(Section):
+    """Architectures ranked by a hypernetwork, the best ``chosen`` trained."""
 
-    nodes: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)]
-    exits: Positive
-    width: Positive
     candidates: Positive
     chosen: Positive
     steps: Positive
@@ -295,6 +295,21 @@ class Exits(Section):
         return self
 
 
+class Search(Choice):
+    """Blocks; ``second``: images that the best are transferred to, with at most so many ``mflops`` an image."""
+
+    second: Target | None
+    mflops: Rate
+
+
+class Exits(Choice):
+    """Anytime networks, see ``AnytimeSpace``."""
+
+    nodes: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)]
+    exits: Positive
+    width: Positive
+
+
 class VanillaVariant(Variant):
     """Also: nodes of the blocks that it is trained on, in place of ``blocks.train_nodes``."""
 
@@ -302,14 +317,17 @@ class VanillaVariant(Variant):
 
 
 class Anytime(Hypernetworks):
-    """The hypernetworks of GHN 2018 on its spaces: ranking blocks, anytime prediction."""
+    """The hypernetworks of GHN 2018 on its spaces, each trained once for each of the ``seeds``: ranking blocks, search,
+    anytime prediction."""
 
+    seeds: Seeds
     variants: Annotated[dict[Name, VanillaVariant], Field(min_length=1)]
     train_networks: Positive
     val_networks: Positive
     batch_size: Positive
     lr: Rate
     blocks: Blocks
+    search: Search
     exits: Exits
 
     def train_nodes(self, name: str) -> int:

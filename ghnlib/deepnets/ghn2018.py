@@ -7,21 +7,89 @@ Shapes: B images, C channels, s pixels a side.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, reduce
+from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ghnlib.architectures.architecture import Architecture
+from ghnlib.architectures.composing import compose, parameter_nodes
 from ghnlib.architectures.genotypes import Genotype
 from ghnlib.architectures.layers import RELU, Linear, conv, make_chain, make_layer, norm, pool
+from ghnlib.architectures.network import Network
 from ghnlib.deepnets.spaces import DesignSpace, Draws
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Node, Role
+
+
+def first_use(name: str) -> str:
+    """Of a parameter of a state's operation on its second input the name that it has on the first; else itself."""
+    return re.sub(r"(?<=_ops\.)\d*[13579](?=\.op\.)", lambda digits: str(int(digits[0]) - 1), name)
+
+
+class BlockArchitecture(Architecture):
+    """An architecture whose nodes apply one set of weights to all their inputs and sum (GHN 2018 eq. 1).
+
+    A state's second operation has the parameters of its first, and in the graph they are one node with both inputs. An
+    identity has none; where it halves the resolution, it has convolutions for each input.
+    """
+
+    @cached_property
+    def graph(self) -> Graph:
+        """That of the traced network."""
+        graph = compose(self.plan)
+        index = {node.name: i for i, node in enumerate(graph.nodes) if node.name}
+        one = np.array([index.get(first_use(node.name), i) for i, node in enumerate(graph.nodes)])
+        for i in [i for i, node in enumerate(graph.nodes) if node.op == "sum"]:
+            sources = np.unique(one[graph.edges[graph.edges[:, 1] == i, 0]])
+            if len(sources) == 1:  # a sum of one value is no node
+                one[i] = sources[0]
+        kept = np.flatnonzero(one == np.arange(len(one)))
+        edges = np.unique(np.searchsorted(kept, one[graph.edges]), axis=0)
+        names = [name for node in graph.nodes for name in (node.name, node.norm_bias)]
+        tied = {name: f"tied to {first_use(name)}" for name in names if name != first_use(name)}
+        nodes = [graph.nodes[i] for i in kept]
+        return Graph(nodes, edges[edges[:, 0] != edges[:, 1]], graph.skipped | tied)
+
+    @cached_property
+    def num_params(self) -> int:
+        """Number of scalars in the network's parameters, shared ones counted once."""
+        nodes = parameter_nodes(self.plan)
+        own = [node for name, node in nodes.items() if name == first_use(name)]
+        return sum(prod(node.shape) * (2 if node.norm_bias else 1) for node in own)
+
+    def build(self, num_classes=None, input_size=None, device="meta", track_running_stats=False, auxiliary=False,
+              drop_path=0.0) -> BlockNetwork:  # fmt: skip
+        """The network as a plain module, see ``Architecture.build``."""
+        own = self.adapted(num_classes, input_size)
+        return BlockNetwork(own.plan, own.input_size, device, track_running_stats, auxiliary, drop_path)
+
+
+class BlockNetwork(Network):
+    """A network of DeepNets-1M in which states apply the same parameters to both inputs."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self._share()
+
+    def _apply(self, *arguments, **options) -> BlockNetwork:
+        super()._apply(*arguments, **options)
+        self._share()  # another device has parameters of its own for each module
+        return self
+
+    def _share(self) -> None:
+        own = dict(self.named_parameters(remove_duplicate=False))
+        for name in own:
+            if name != first_use(name):
+                module, _, key = name.rpartition(".")
+                setattr(self.get_submodule(module), key, own[first_use(name)])
 
 
 @dataclass(frozen=True)
@@ -32,10 +100,11 @@ class BlockSpace(DesignSpace):
     resolution and double the channels. In terms of DeepNets-1M: an architecture whose normal and reduction cell are
     equal, a node being a state that sums the same operation on one or two inputs ("none" stands for the second).
 
-    Assumed: each node reads 1 or 2 earlier ones, uniform; the operation has weights for each input; separable
-    convolutions are the double ones of DARTS; the two input nodes are not among the 17. The paper lists nine operations
-    and speaks of eight: identity is taken to be the one it does not count. Meta-training uses 7 nodes. With 32 channels
-    these networks have about 10 million parameters, those of the paper 4.6: its wiring is sparser or shares weights.
+    Assumed: each node reads 1 or 2 earlier ones, uniform; separable convolutions are the double ones of DARTS, and
+    nodes on a block's input halve the resolution, not its bottlenecks; the two input nodes are not among the 17. The
+    paper lists nine operations and speaks of eight: identity is taken to be the one it does not count. Meta-training
+    uses 7 nodes. With 32 channels these networks have about 7 million parameters, those of the paper 4.6: its wiring is
+    sparser.
     """
 
     nodes: int = 17
@@ -48,7 +117,7 @@ class BlockSpace(DesignSpace):
     max_params: int = 100_000_000
     variations: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"train": {"nodes": 7}})
 
-    def draw(self, draws: Draws) -> Architecture:
+    def draw(self, draws: Draws) -> BlockArchitecture:
         """One architecture."""
         cell: list[tuple[str, int]] = []
         for states in range(2, self.nodes + 2):
@@ -57,7 +126,7 @@ class BlockSpace(DesignSpace):
         read = {source for name, source in cell if name != "none"}
         leaves = tuple(state for state in range(2, self.nodes + 2) if state not in read)
         genotype = Genotype(tuple(cell), leaves, tuple(cell), leaves)
-        return Architecture(genotype, self.width, draws.integer(*self.cells), stem_pool=self.stem_pool > 0)
+        return BlockArchitecture(genotype, self.width, draws.integer(*self.cells), stem_pool=self.stem_pool > 0)
 
 
 def draw_inputs(count: int, draws: Draws) -> tuple[int, ...]:

@@ -1,5 +1,4 @@
-"""The report on GHN 2018: hypernetworks rank the blocks of its space (section 5, Table 4), and networks that are asked
-for an answer at any budget of FLOPs (section 3.2, Fig. 3).
+"""The report on GHN 2018, its part on networks that answer at any budget of FLOPs (section 3.2, Fig. 3).
 
 Networks with exits map images to a list of logits, one an exit in order of cost: ``AnytimeNetwork`` and ``MSDNet``.
 """
@@ -7,8 +6,8 @@ Networks with exits map images to a list of logits, one an exit in order of cost
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import repeat
 from typing import NamedTuple
@@ -16,145 +15,29 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 
-from ghnlib.config import GHNConfig, Recipe
+from ghnlib.config import GHNConfig
 from ghnlib.data.images import ImageSet, mix
 from ghnlib.data.sources import ImageSplits
-from ghnlib.deepnets.dataset import DeepNets
-from ghnlib.deepnets.ghn2018 import AnytimeArchitecture, AnytimeSpace, BlockSpace
+from ghnlib.deepnets.ghn2018 import AnytimeArchitecture, AnytimeSpace
+from ghnlib.experiments.blocks import RANDOM, correlation, networks_of, sgd, train_in_space
 from ghnlib.experiments.msdnet import MSDNetArchitecture, exit_flops
 from ghnlib.experiments.setup import Setup
 from ghnlib.hypernetwork.ghn import GHN
-from ghnlib.measuring.accuracy import evaluate_predictions, exit_accuracies
+from ghnlib.measuring.accuracy import exit_accuracies
 from ghnlib.measuring.kept import rows_kept
-from ghnlib.reporting.statistics import Measured, mean_interval, of_row, rank_correlations, with_standard_error
-from ghnlib.training.jobs import train_on
-from ghnlib.training.networks import (
-    EVALUATION_BATCH,
-    Accuracy,
-    Run,
-    TrainingRecipe,
-    diverged,
-    initial_network,
-    run_all,
-    train_network,
+from ghnlib.reporting.statistics import (
+    Measured,
+    claims_over_trainings,
+    mean_interval,
+    with_deviation,
+    with_standard_error,
 )
+from ghnlib.training.networks import EVALUATION_BATCH, Run, initial_network, train_network
 
-REFINEMENTS = {"weight_norm": "weight normalisation", "shape_encoding": "shape encoding", "layernorm": "layer norm"}
-"""Keys of ``GHNConfig`` -> what of GHN-2 they add to the hypernetwork of 2018."""
-CHOSEN, RANDOM = "chosen by GHN", "random"
+CHOSEN, GEOMETRY, MSDNET = "chosen by GHN", "chosen by costs alone", "simplified MSDNet"
 PREDICTED = "predicted parameters of the chosen"
-
-
-def networks_of(setup: Setup, space: BlockSpace | AnytimeSpace, split: str, size: int) -> DeepNets:
-    """Architectures of a space for the images."""
-    return DeepNets(split, setup.seed, space, len(setup.images.classes), setup.images.side, size)
-
-
-def train_in_space(setup: Setup, space: BlockSpace | AnytimeSpace, name: str, config: GHNConfig, recipe: Recipe) -> GHN:
-    """Train a hypernetwork on architectures of a space, or resume that, in the folder NAME of the stage's."""
-    pool, val = (networks_of(setup, space, split, size) for split, size in
-                 (("train", setup.anytime.train_networks), ("val", setup.anytime.val_networks)))  # fmt: skip
-    about = {"data": setup.data.model_dump(exclude={"shift", "flip", "test_per_class", "download"}), "space": space,
-             "networks": len(pool)}  # fmt: skip
-    folder = setup.folder / name
-    return train_on(pool, val, setup.images, config, recipe, setup.seed, folder, setup.augment, about).cpu()
-
-
-def _sgd(setup: Setup, steps: int) -> TrainingRecipe:
-    return TrainingRecipe(steps, setup.anytime.lr, setup.anytime.batch_size, augment=setup.augment)
-
-
-class Ranking(NamedTuple):
-    """How well hypernetworks rank blocks.
-
-    Attributes:
-        scores: rows are architectures, columns accuracy (%) with the parameters of each hypernetwork, by its name, and
-            the number of ``parameters``; on validation images.
-        trained: rows of ``run_all`` of the same architectures from random initialisation, on the same images.
-        correlations: ``rank_correlations`` of "all" architectures, and of the "top half" after training.
-    """
-
-    scores: pd.DataFrame
-    trained: pd.DataFrame
-    correlations: dict[str, pd.DataFrame]
-
-    @property
-    def failed(self) -> list[str]:
-        """What the trainings are called that diverged or failed, which are left out."""
-        return diverged(self.trained)
-
-
-def rank_blocks(setup: Setup) -> Ranking:
-    """Train each hypernetwork on blocks with few nodes and rank larger ones; the ground truth are these, trained."""
-    blocks, images, scores = setup.anytime.blocks, setup.images, {}
-    architectures = list(networks_of(setup, _block_space(setup, blocks.nodes), "test", blocks.networks))
-    for name in setup.anytime.variants:
-        space = _block_space(setup, setup.anytime.train_nodes(name))
-        ghn = train_in_space(setup, space, name, setup.anytime.config(name), setup.anytime.recipe_of(name))
-        predicted = evaluate_predictions(ghn, architectures, images.val, processes=setup.processes, folder=setup.folder)
-        scores[name] = predicted["accuracy"]
-    table = pd.DataFrame(scores).assign(parameters=[architecture.num_params for architecture in architectures])
-    recipe = _sgd(setup, blocks.steps)
-    runs = [Run(network, recipe, setup.seed, labels={"network": i}) for i, network in enumerate(architectures)]
-    trained = run_all(runs, images.train, Accuracy(images.val), processes=setup.processes, folder=setup.folder)
-    parts = {"all": None, "top half": len(architectures) // 2}
-    correlations = {part: rank_correlations(table, trained["accuracy"], top) for part, top in parts.items()}
-    return Ranking(table, trained, correlations)
-
-
-def _block_space(setup: Setup, train_nodes: int) -> BlockSpace:
-    blocks = setup.anytime.blocks
-    return BlockSpace(nodes=blocks.nodes, cells=(blocks.cells,) * 2, width=blocks.width,
-                      stem_pool=float(blocks.stem_pool), variations={"train": {"nodes": train_nodes}})  # fmt: skip
-
-
-def ranking_table(setup: Setup, ranking: Ranking) -> pd.DataFrame:
-    """A row a hypernetwork, and ``parameters``: T, nodes of training blocks, what of GHN-2 it has, mean accuracy (%),
-    Kendall's tau with its interval and Pearson's r with trained accuracy."""
-    rows = {}
-    for name in setup.anytime.variants:
-        config = setup.anytime.config(name)
-        rows[name] = {
-            "T": config.layers, "training nodes": setup.anytime.train_nodes(name),
-            "of GHN-2": ", ".join(words for key, words in REFINEMENTS.items() if getattr(config, key)),
-            "accuracy (%)": f"{ranking.scores[name].mean():.1f}",
-        }  # fmt: skip
-    table = pd.DataFrame(rows).T.reindex(ranking.scores.columns)
-    for part, found in ranking.correlations.items():
-        table[f"tau, {part}"] = [_with_interval(of_row(row)) for _, row in found.iterrows()]
-        table[f"R, {part}"] = found["r"].round(2)
-    return table
-
-
-def _with_interval(tau: Measured) -> str:
-    return f"{tau.value:.2f}" + ("" if math.isnan(tau.low) else f" [{tau.low:.2f}, {tau.high:.2f}]")
-
-
-def claims_of_ranking(ranking: Ranking) -> dict[str, Measured]:
-    """Rank correlations with trained accuracy, of all architectures: of the stacked hypernetwork, and by how much one
-    is higher than another (Fig. 5, Tables 3 and 4)."""
-    taus = {name: of_row(row) for name, row in ranking.correlations["all"].dropna(subset="tau").iterrows()}
-    pairs = {"blocks-stacked-separate": ("stacked", "separate"), "blocks-passing-separate": ("passing", "separate"),
-             "blocks-forward-backward": ("forward-backward", "synchronous")}  # fmt: skip
-    claims = {"blocks-stacked": taus["stacked"]} if "stacked" in taus else {}
-    return claims | {claim: taus[a].over(taus[b]) for claim, (a, b) in pairs.items() if {a, b} <= set(taus)}
-
-
-def lines_of_design(setup: Setup, ranking: Ranking) -> list[tuple[str, pd.DataFrame]]:
-    """Where three variants or more differ in T ("layers") or "training nodes" alone (Fig. 5): which, and rows of it and
-    ``tau``."""
-    variants = setup.anytime
-    table = pd.DataFrame([
-        {**asdict(variants.config(name)), **asdict(variants.recipe_of(name)),
-         "training nodes": variants.train_nodes(name), "tau": ranking.correlations["all"].loc[name, "tau"]}
-        for name in variants.variants
-    ])  # fmt: skip
-    lines = []
-    for axis in ("layers", "training nodes"):
-        same = table.drop(columns=[axis, "tau"]).map(str).agg("|".join, axis=1)
-        lines += [(axis, rows[[axis, "tau"]].sort_values(axis)) for _, rows in table.groupby(same) if len(rows) >= 3]
-    return lines
 
 
 def _curve(architecture: AnytimeArchitecture | MSDNetArchitecture, accuracies: Sequence[float]) -> list[dict]:
@@ -176,7 +59,7 @@ class Candidates(NamedTuple):
     """Anytime networks with predicted parameters.
 
     Attributes:
-        curves: ``FLOPs`` and ``accuracy`` (%) on validation images of each ``network`` and ``exit``.
+        curves: ``FLOPs`` and ``accuracy`` (%) on validation images of each ``training``, ``network`` and ``exit``.
         chance: accuracy (%) below the first exit's FLOPs.
     """
 
@@ -194,10 +77,17 @@ class Candidates(NamedTuple):
         return area_under(curve, *self.budgets, before=self.chance)
 
     @property
-    def areas(self) -> pd.Series:
-        """That of each network."""
-        curves = self.curves.groupby("network")
-        return pd.Series({network: self.area(curve) for network, curve in curves}, name="predicted area")
+    def areas(self) -> pd.DataFrame:
+        """That of each network (rows), a column each training."""
+        curves = self.curves.groupby(["network", "training"])
+        return pd.Series({key: self.area(curve) for key, curve in curves}).unstack()
+
+    @property
+    def geometry(self) -> pd.Series:
+        """That of each network if all exits had the mean accuracy of all: what the exits' costs alone say."""
+        equal = self.curves.assign(accuracy=self.curves["accuracy"].mean())
+        first = equal[equal["training"] == equal["training"].min()]
+        return pd.Series({network: self.area(curve) for network, curve in first.groupby("network")})
 
 
 def predict_candidates(setup: Setup) -> Candidates:
@@ -205,11 +95,12 @@ def predict_candidates(setup: Setup) -> Candidates:
     exits, settings = setup.anytime.exits, setup.anytime
     space = AnytimeSpace(nodes=tuple((n, n) for n in exits.nodes), exits=exits.exits, width=exits.width)
     config = GHNConfig(**settings.ghn.model_dump() | {"anytime": True})
-    ghn = train_in_space(setup, space, "exits", config, settings.recipe_of(next(iter(settings.variants))))
+    ghns = train_in_space(setup, space, "exits", config, settings.recipe_of(next(iter(settings.variants))))
     networks = list(networks_of(setup, space, "test", exits.candidates))
     tasks = [({"network": i}, (network,)) for i, network in enumerate(networks)]
-    rows = rows_kept(_predicted_curve, tasks, (ghn, setup.images.val), setup.processes, setup.folder)
-    return Candidates(networks, _without_errors(rows), setup.chance)
+    rows = [rows_kept(_predicted_curve, tasks, (ghn, setup.images.val), setup.processes, setup.folder)
+            .assign(training=k) for k, ghn in enumerate(ghns)]  # fmt: skip
+    return Candidates(networks, _without_errors(pd.concat(rows, ignore_index=True)), setup.chance)
 
 
 @torch.no_grad()
@@ -228,39 +119,45 @@ def _without_errors(rows: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Anytime networks trained from random initialisation.
+    """Anytime networks trained from random initialisation, each once.
 
     Attributes:
-        curves: ``FLOPs`` and ``accuracy`` (%) on test images of each ``group``, ``network`` and ``exit``; of a network
-            whose training diverged without accuracy.
-        best, drawn: indices of the candidates of the groups "chosen by GHN" and "random".
+        curves: ``FLOPs`` and ``accuracy`` (%) on test images of each ``network`` and ``exit``: an index of the
+            candidates, or below 0 a multi-scale DenseNet; without accuracy where the training diverged.
+        best: of each training the candidates with the largest predicted areas.
+        groups: networks that no hypernetwork chooses: by costs alone, at random, multi-scale DenseNets.
     """
 
     candidates: Candidates
     curves: pd.DataFrame
-    best: Sequence[int]
-    drawn: Sequence[int]
+    best: Sequence[list[int]]
+    groups: Mapping[str, list[int]]
 
     @property
     def failed(self) -> list[str]:
         """The networks whose training diverged, which are left out."""
-        rows = self.curves[self.curves["accuracy"].isna() & (self.curves["exit"] == 0)]
-        return [f"{row.group}, network {row.network}" for row in rows.itertuples()]
+        return [f"network {n}" for n, area in self.areas.items() if math.isnan(area)]
 
     @cached_property
     def areas(self) -> pd.Series:
-        """Area under the curve (%) by group and network, NaN of a diverged one."""
-        curves = self.curves.groupby(["group", "network"], sort=False)
-        return pd.Series({key: self.candidates.area(curve) for key, curve in curves})
+        """Area under the curve (%) by network, NaN of a diverged one."""
+        return pd.Series({n: self.candidates.area(curve) for n, curve in self.curves.groupby("network")})
+
+    @property
+    def members(self) -> dict[str, list[int]]:
+        """Networks of all groups, of the chosen those of all trainings."""
+        return {CHOSEN: sum(self.best, []), **self.groups}
 
     @property
     def with_predicted(self) -> pd.DataFrame:
-        """All curves, and those of the chosen networks with predicted parameters."""
-        predicted = [
-            self.candidates.curves[self.candidates.curves["network"] == i].assign(group=PREDICTED, network=n)
-            for n, i in enumerate(self.best)
-        ]
-        return pd.concat([self.curves, *predicted])[["exit", "FLOPs", "accuracy", "group", "network"]]
+        """Curves of all groups, and those of the chosen networks with predicted parameters."""
+        curves = self.curves.set_index("network")
+        parts = [curves.loc[[n]].assign(group=group, member=k).reset_index()
+                 for group, members in self.members.items() for k, n in enumerate(members)]  # fmt: skip
+        predicted = self.candidates.curves.set_index(["training", "network"]).sort_index()
+        parts += [predicted.loc[[(k, n)]].assign(group=PREDICTED, member=f"{k}, {n}").reset_index()
+                  for k, best in enumerate(self.best) for n in best]  # fmt: skip
+        return pd.concat(parts)[["group", "member", "network", "exit", "FLOPs", "accuracy"]]
 
     def mean_curves(self, points: int = 100) -> pd.DataFrame:
         """Mean accuracy (%) of each group's networks at budgets of FLOPs: rows are budgets, columns groups."""
@@ -268,43 +165,44 @@ class Comparison:
         for group, rows in self.with_predicted.dropna(subset="accuracy").groupby("group", sort=False):
             curves = [
                 np.interp(budgets, curve["FLOPs"], curve["accuracy"], left=self.candidates.chance)
-                for _, curve in rows.groupby("network")
+                for _, curve in rows.groupby("member")
             ]
             means[group] = np.mean(curves, axis=0)
         return pd.DataFrame(means, index=pd.Index(budgets, name="FLOPs"))
 
     @property
     def msdnet_cost(self) -> float:
-        """FLOPs up to the last exit: those of the MSDNet over those of the chosen networks."""
-        costs = self.curves.groupby(["group", "network"])["FLOPs"].max().groupby(level=0).mean()
-        return float(costs["MSDNet"] / costs[CHOSEN])
+        """FLOPs up to the last exit: those of the multi-scale DenseNet over those of the chosen networks."""
+        costs = self.curves.groupby("network")["FLOPs"].max()
+        return float(costs[self.groups[MSDNET]].mean() / costs[self.members[CHOSEN]].mean())
 
-    def agreement(self) -> pd.Series:
-        """``rank_correlations`` of predicted and trained areas; a network of both groups counts once."""
-        members = {RANDOM: self.drawn, CHOSEN: self.best}
-        trained = {members[group][n]: area for group in members for n, area in self.areas[group].items()}
-        both = pd.DataFrame({"predicted": self.candidates.areas[list(trained)], "trained": trained})
-        return rank_correlations(both[["predicted"]], both["trained"]).loc["predicted"]
+    def agreement(self) -> dict[str, list[Measured]]:
+        """``correlation`` of areas before and after training, over all candidates that were trained: predicted, one a
+        training, and by costs alone."""
+        trained = self.areas[self.areas.index >= 0]
+        predicted = [correlation(areas[trained.index], trained) for _, areas in self.candidates.areas.items()]
+        return {CHOSEN: predicted, GEOMETRY: [correlation(self.candidates.geometry[trained.index], trained)]}
 
 
 def compare_anytime(setup: Setup, candidates: Candidates) -> Comparison:
-    """Train the candidates with the largest predicted area, as many drawn from them all, and as often an ``MSDNet``
-    with the FLOPs of the chosen."""
+    """Train the candidates with the largest area as each training predicts it, those with the largest by their exits'
+    costs alone, as many drawn from them all, and as often an ``MSDNet`` with the FLOPs of the chosen."""
     exits, images = setup.anytime.exits, setup.images
-    best = candidates.areas.nlargest(exits.chosen).index
-    drawn = np.random.default_rng(setup.seed).choice(len(candidates.networks), exits.chosen, replace=False)
-    cost = candidates.curves.groupby("network")["FLOPs"].max()[best].mean()
+    best = [areas.nlargest(exits.chosen).index.tolist() for _, areas in candidates.areas.items()]
+    earliest = candidates.geometry.nlargest(exits.chosen).index.tolist()
+    drawn = np.random.default_rng(setup.seed).choice(len(candidates.networks), exits.chosen, replace=False).tolist()
+    cost = candidates.curves.groupby("network")["FLOPs"].max()[sum(best, [])].mean()
     msdnet = MSDNetArchitecture.of_flops(
         cost, scales=3, layers=exits.exits + 2, exits=exits.exits + 1, num_classes=len(images.classes),
         input_size=images.side,
     )  # fmt: skip
-    groups = {CHOSEN: [candidates.networks[i] for i in best], RANDOM: [candidates.networks[i] for i in drawn],
-              "MSDNet": [msdnet] * exits.chosen}  # fmt: skip
-    recipe = _sgd(setup, exits.steps)
-    tasks = [({"group": group, "network": i}, (Run(network, recipe, mix(setup.seed, i)),))
-             for group, networks in groups.items() for i, network in enumerate(networks)]  # fmt: skip
+    groups = {GEOMETRY: earliest, RANDOM: drawn, MSDNET: [-1 - i for i in range(exits.chosen)]}
+    todo = sorted({n for group in (*best, *groups.values()) for n in group})
+    recipe = sgd(setup, exits.steps)
+    tasks = [({"network": n}, (Run(candidates.networks[n] if n >= 0 else msdnet, recipe, mix(setup.seed, abs(n))),))
+             for n in todo]  # fmt: skip
     rows = rows_kept(_trained_curve, tasks, (images,), setup.processes, setup.folder)
-    return Comparison(candidates, _without_errors(rows), list(best), drawn.tolist())
+    return Comparison(candidates, _without_errors(rows), best, groups)
 
 
 def _trained_curve(run: Run, images: ImageSplits) -> list[dict]:
@@ -315,19 +213,41 @@ def _trained_curve(run: Run, images: ImageSplits) -> list[dict]:
 
 
 def area_table(comparison: Comparison) -> pd.DataFrame:
-    """A row a group: ``area_under`` the curves (%), mean ± standard error over networks, how many these are,
-    mean FLOPs and accuracy of the last exit."""
-    last = comparison.curves.groupby(["group", "network"], sort=False).tail(1).groupby("group", sort=False)
-    areas = comparison.areas.groupby(level=0, sort=False)
-    return pd.DataFrame({
-        "area (%)": areas.agg(with_standard_error), "networks": areas.count(),
-        "FLOPs to the last exit": last["FLOPs"].mean().map("{:.3g}".format),
-        "accuracy of the last exit (%)": last["accuracy"].mean().round(1),
-    })  # fmt: skip
+    """A row a group: ``area_under`` the curves (%), of the chosen mean ± deviation over trainings, of others ± standard
+    error over networks, how many these are, mean FLOPs and accuracy of the last exit."""
+    last = comparison.curves.groupby("network").tail(1).set_index("network")
+    areas, rows = comparison.areas, {}
+    for group, members in comparison.members.items():
+        over_trainings = with_deviation([areas[best].mean() for best in comparison.best])
+        rows[group] = {
+            "area (%)": over_trainings if group == CHOSEN else with_standard_error(areas[members]),
+            "networks": len(set(members)), "FLOPs to the last exit": f"{last['FLOPs'][members].mean():.3g}",
+            "accuracy of the last exit (%)": round(last["accuracy"][members].mean(), 1),
+        }  # fmt: skip
+    return pd.DataFrame(rows).T
 
 
 def claims_of_areas(comparison: Comparison) -> dict[str, Measured]:
-    """Points of area by which the networks chosen by the hypernetwork are ahead of the others (Fig. 3)."""
-    means = {group: mean_interval(areas) for group, areas in comparison.areas.dropna().groupby(level=0)}
-    pairs = {"anytime-random": (CHOSEN, RANDOM), "anytime-msdnet": (CHOSEN, "MSDNet")}
-    return {claim: means[a].over(means[b]) for claim, (a, b) in pairs.items() if {a, b} <= set(means)}
+    """Points of area by which the networks chosen by the hypernetwork are ahead of the others (Fig. 3), within each
+    training."""
+    names = {"anytime-random": RANDOM, "anytime-geometry": GEOMETRY, "anytime-msdnet": MSDNET}
+    others = {claim: mean_interval(comparison.areas[comparison.groups[group]]) for claim, group in names.items()}
+    chosen = [mean_interval(comparison.areas[best]) for best in comparison.best]
+    leads = [{claim: ours.over(other) for claim, other in others.items()} for ours in chosen]
+    return claims_over_trainings([{c: lead for c, lead in of.items() if math.isfinite(lead.value)} for of in leads])
+
+
+def draw_anytime(architecture: AnytimeArchitecture, ax: Axes) -> None:
+    """Draw its nodes by order and scale, exits in red (GHN 2018 Figs. 9 and 10)."""
+    net = architecture.build()
+    read = {maps[0] for maps in net.exits[:-1]}
+    for i, sources in enumerate(net.sources, 1):
+        for j in sources:
+            ax.plot([j, i], [net.shrinks[j], net.shrinks[i]], color="0.8", linewidth=0.8, zorder=1)
+    colours = ["tab:red" if i in read else "0.4" for i in range(len(net.shrinks))]
+    ax.scatter(range(len(net.shrinks)), net.shrinks, c=colours, zorder=2)
+    for i, node in enumerate((node for cell in architecture.cells for node in ("cell", *cell)), 1):
+        ax.annotate(node if node == "cell" else node.op.removesuffix("_3x3"), (i, net.shrinks[i]), rotation=45,
+                    textcoords="offset points", xytext=(2, 5), fontsize=7)  # fmt: skip
+    ax.set(xlabel="node", ylabel="image's side / map's", yticks=sorted(set(net.shrinks)))
+    ax.invert_yaxis()

@@ -1,13 +1,17 @@
 """The spaces of GHN 2018."""
 
 from collections import Counter
+from contextlib import nullcontext
+from functools import cache
 
 import pytest
 import torch
 from shared import assert_composed_is_traced
 
 from ghnlib import DeepNets
+from ghnlib.architectures.composing import UNUSED
 from ghnlib.architectures.plan import reduction_cells
+from ghnlib.deepnets.ghn2018 import BlockSpace
 from ghnlib.deepnets.splits import belongs_to, fingerprint
 from ghnlib.graphs.nodes import Role
 
@@ -25,7 +29,43 @@ def test_blocks_are_graphs_of_nodes_with_one_operation():
         assert second == "none" or (first == second and a < b)
     read = {source for name, source in arch.genotype.normal if name != "none"}
     assert set(arch.genotype.normal_concat) == set(range(2, 19)) - read, "leaves are concatenated"
-    assert_composed_is_traced(small)
+    with pytest.warns(UserWarning, match="ties"):
+        assert_composed_is_traced(small)
+
+
+@cache
+def small():
+    space = BlockSpace(nodes=4, cells=(3, 3), width=4, stem_pool=1.0)
+    return list(DeepNets("val", space=space, input_size=16, size=30))
+
+
+def test_a_node_has_one_set_of_weights_for_both_inputs():
+    halved = ("skip_connect", 0), ("skip_connect", 1)
+    assert any(pair == halved for a in small() for pair in zip(a.genotype.normal[::2], a.genotype.normal[1::2]))
+    for architecture in small():
+        with pytest.warns(UserWarning, match="ties") if "tied" in str(architecture.graph.skipped) else nullcontext():
+            assert_composed_is_traced(architecture)
+        net = architecture.build(device="cpu")
+        assert architecture.num_params == sum(p.numel() for p in net.parameters())
+        named = dict(net.named_parameters())
+        assert {node.name for node in architecture.graph.nodes if node.name} <= set(named) and not (
+            set(architecture.graph.skipped)
+            & set(named) - {n for n, r in architecture.graph.skipped.items() if r == UNUSED}
+        )
+
+
+def test_shared_weights_get_the_gradients_of_both_inputs_and_survive_a_move():
+    architecture = next(a for a in small() if a.genotype.normal[0][0] == a.genotype.normal[1][0] == "conv_1x1")
+    net = architecture.build(device="cpu", track_running_stats=True).eval()
+    first, second = (net.cells[0]._ops[i].op for i in (0, 1))
+    assert first[1].weight is second[1].weight and first[2].bias is second[2].bias
+    x = torch.randn(1, *first[1].weight.shape[1:2], 4, 4)
+    first[2].running_mean += 1
+    assert not torch.equal(first(x), second(x)), "statistics of the batch norms are those of each input"
+    moved = net.to("meta").cells[0]._ops
+    assert moved[0].op[1].weight is moved[1].op[1].weight
+    values = {name: torch.full(p.shape, 0.1) for name, p in net.named_parameters()}
+    assert torch.func.functional_call(architecture.build(), values, torch.randn(2, 3, 16, 16)).shape == (2, 10)
 
 
 def test_anytime_networks_predict_at_every_exit():

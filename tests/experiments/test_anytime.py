@@ -6,29 +6,32 @@ import pickle
 from dataclasses import replace
 from functools import cache
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.colors import to_rgba
 from shared import ROOT, digits, params, tiny
 
-from ghnlib import GHN, DeepNets
+from ghnlib import GHN, DeepNets, GHNConfig
 from ghnlib.config import PRESETS, Recipe
 from ghnlib.data.images import mix
 from ghnlib.data.sources import ImageSplits
-from ghnlib.deepnets.ghn2018 import AnytimeSpace
-from ghnlib.experiments import anytime
-from ghnlib.experiments.anytime import CHOSEN, RANDOM, Candidates, Comparison, Ranking, area_under
+from ghnlib.deepnets.ghn2018 import AnytimeSpace, BlockSpace
+from ghnlib.experiments import anytime, blocks
+from ghnlib.experiments.anytime import CHOSEN, GEOMETRY, MSDNET, RANDOM, Candidates, Comparison, area_under
+from ghnlib.experiments.blocks import Ranking
 from ghnlib.experiments.msdnet import MSDNetArchitecture, exit_flops
 from ghnlib.experiments.setup import Setup
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Role
 from ghnlib.measuring.accuracy import exit_accuracies
-from ghnlib.measuring.costs import flops
+from ghnlib.measuring.costs import flops, inference_flops, step_flops
 from ghnlib.params import Anytime
 from ghnlib.params_file import read_merged, validate
-from ghnlib.reporting.statistics import mean_interval, rank_correlations
+from ghnlib.reporting.statistics import mean_interval, over_trainings
 from ghnlib.training.networks import TrainingRecipe, train_network
 from ghnlib.training.step import MetaTrainer
 
@@ -139,14 +142,14 @@ def test_training_takes_the_gradient_of_the_sum_of_the_losses_of_all_exits():
 
 
 def test_the_vanilla_variant_is_the_hypernetwork_of_2018_and_learns():
-    preset = {**PRESETS["ghn"], "num_classes": 10}
-    config = params().anytime.config("vanilla")
-    assert {key: getattr(config, key) for key in preset.keys() - {"max_shape"}} == {
-        key: preset[key] for key in preset.keys() - {"max_shape"}
-    }
+    preset = {**PRESETS["ghn"], "num_classes": 10, "layers": 5, "stacked": True, "max_shape": (16, 16, 7, 7)}
+    config, recipe = params().anytime.config("vanilla"), params().anytime.recipe_of("vanilla")
+    assert config == GHNConfig(**preset)
+    rates = [recipe.rate_factor(round(share * recipe.steps), 1) for share in (0, 0.49, 0.5, 0.74, 0.75, 0.99)]
+    assert rates == [1, 1, 0.5, 0.5, 0.25, 0.25]
     torch.manual_seed(0)
     trainer = MetaTrainer(GHN({**preset, "max_shape": (8, 8, 3, 3)}), Recipe(meta_batch=1, dropout=False, warmup=0), 1)
-    losses = [trainer.step([arch()], *batch(), seed=0)["loss"] for _ in range(12)]
+    losses = [trainer.step([arch()], *batch(), seed=0)["loss"] for _ in range(40)]
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -173,20 +176,15 @@ def test_the_area_under_a_curve_is_a_mean_accuracy_over_budgets():
 
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory):
-    """The tiny profile with few images, two hypernetworks and four anytime networks."""
+    """The tiny profile with few images, two hypernetworks trained twice and four anytime networks."""
     raw = read_merged(ROOT / "params.yaml", ROOT / "profiles" / "tiny.yaml")
-    values = raw["anytime"] | {"variants": {"stacked": {"stacked": True}, "larger": {"train_nodes": 3, "layers": 2}}}
-    values = values | {"batch_size": 20, "blocks": values["blocks"] | {"networks": 5, "cells": 2},
+    values = raw["anytime"] | {"variants": {"vanilla": {"layers": 1}, "larger": {"train_nodes": 3, "layers": 2}}}
+    values = values | {"batch_size": 20, "seeds": [3, 4], "blocks": values["blocks"] | {"networks": 5, "cells": 2},
+                       "search": values["search"] | {"candidates": 5, "chosen": 2, "steps": 4},
                        "exits": values["exits"] | {"candidates": 4, "chosen": 2, "steps": 30}}  # fmt: skip
     read = validate(raw)
-    setup = Setup(
-        "anytime",
-        read.profile,
-        read.seed,
-        tmp_path_factory.mktemp("anytime"),
-        data=read.data,
-        anytime=Anytime.of(values),
-    )
+    folder = tmp_path_factory.mktemp("anytime")
+    setup = Setup("anytime", read.profile, read.seed, folder, data=read.data, anytime=Anytime.of(values))
     images = digits(image_size=16)
     vars(setup)["images"] = ImageSplits(
         *(part.few_shot(20, seed=0) for part in (images.train, images.val, images.test))
@@ -195,8 +193,18 @@ def setup(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ranking(setup):
-    return anytime.rank_blocks(setup)
+def hypernetworks(setup):
+    return blocks.train_variants(setup)
+
+
+@pytest.fixture(scope="module")
+def ranking(setup, hypernetworks):
+    return blocks.rank_blocks(setup, hypernetworks)
+
+
+@pytest.fixture(scope="module")
+def searched(setup, hypernetworks):
+    return blocks.search_blocks(setup, hypernetworks["vanilla"])
 
 
 @pytest.fixture(scope="module")
@@ -209,96 +217,170 @@ def compared(setup, candidates):
     return anytime.compare_anytime(setup, candidates)
 
 
-def test_each_hypernetwork_ranks_the_same_larger_blocks(setup, ranking):
-    assert (
-        list(ranking.scores) == ["stacked", "larger", "parameters"] and len(ranking.scores) == len(ranking.trained) == 5
+def predicted_accuracy(ghn, network, images):
+    return exit_accuracies(network.build(), images, parameters=ghn.predict(network.graph))
+
+
+def test_each_training_of_a_hypernetwork_ranks_the_same_larger_blocks(setup, hypernetworks, ranking):
+    assert [list(scores) for scores in ranking.scores] == [["vanilla", "larger"]] * 2
+    assert list(ranking.baselines) == ["SGD, 2.8%", "SGD, 10%", "SGD, 25%", "one-shot", "parameters"]
+    trained_on, ranked = (
+        blocks.networks_of(setup, blocks.block_space(setup, 3), split, 3) for split in ("train", "test")
     )
-    space = anytime._block_space(setup, 3)
-    trained_on, ranked = (anytime.networks_of(setup, space, split, 3) for split in ("train", "test"))
-    assert {len(a.genotype.normal) for a in trained_on} == {2 * 3} and {len(a.genotype.normal) for a in ranked} == {
-        2 * 4
-    }
-    ghn = GHN.from_pretrained(setup.folder / "larger" / "model")
-    assert ghn.config.layers == 2
-    predicted = exit_accuracies(ranked[1].build(), setup.images.val, parameters=ghn.predict(ranked[1].graph))
-    assert ranking.scores["larger"][1] == pytest.approx(predicted[0])
-    expected = rank_correlations(ranking.scores, ranking.trained["accuracy"])
-    pd.testing.assert_frame_equal(ranking.correlations["all"], expected)
-    assert (ranking.correlations["top half"]["n"] == 2).all()
+    assert {len(a.genotype.normal) // 2 for a in trained_on} == {3}
+    assert {len(a.genotype.normal) // 2 for a in ranked} == {4}
+    ghn = GHN.from_pretrained(setup.folder / "larger-4" / "model")
+    assert ghn.config.layers == 2 and not torch.equal(*(h.embedding.op.weight for h in hypernetworks["larger"]))
+    assert ranking.scores[1]["larger"][1] == pytest.approx(predicted_accuracy(ghn, ranked[1], setup.images.val)[0])
+
+
+def test_the_ground_truth_is_the_mean_of_two_trainings_whose_agreement_is_the_ceiling(ranking):
+    runs = ranking.trained
+    truths = [runs.loc[runs["run"] == run, "accuracy"].reset_index(drop=True) for run in (0, 1)]
+    every, half = ranking.correlations()[0], ranking.correlations(half=True)[0]
+    mean = sum(truths) / 2
+    assert every["parameters"].value == pytest.approx(np.corrcoef(ranking.baselines["parameters"], mean)[0, 1])
+    assert every[blocks.CEILING].value == pytest.approx(np.corrcoef(*truths)[0, 1])
+    assert every["parameters"].n == 5 and half["parameters"].n == 2 and math.isnan(half["parameters"].value)
+
+
+def test_correlation_has_the_interval_of_fisher():
+    score, accuracy = pd.Series([1.0, 2, 3, 4, 5, math.nan]), pd.Series([2.0, 1, 4, 3, 6, 7])
+    found = blocks.correlation(score, accuracy)
+    r = np.corrcoef(score[:5], accuracy[:5])[0, 1]
+    bounds = np.tanh(np.arctanh(r) + np.array([-1, 1]) * 1.959964 / 2**0.5)
+    assert found.n == 5 and found[:3] == pytest.approx((r, *bounds), abs=1e-6)
+    assert math.isnan(blocks.correlation(pd.Series([1.0, 1, 1]), accuracy).value)
+    assert math.isnan(blocks.correlation(score[:3], accuracy[:3]).low)
 
 
 def test_the_table_of_hypernetworks_says_what_they_are(setup, ranking):
-    table = anytime.ranking_table(setup, ranking)
+    table = blocks.ranking_table(setup, ranking)
     assert table.loc["larger", ["T", "training nodes"]].tolist() == [2, 3]
-    assert table.loc["stacked", "of GHN-2"] == "weight normalisation, shape encoding, layer norm"
-    assert table.loc["parameters", ["T", "accuracy (%)"]].isna().all() and table["tau, all"].notna().all()
+    assert table.loc["vanilla", "of GHN-2"] == "" and "±" in table.loc["vanilla", "accuracy (%)"]
+    assert table.loc["parameters", ["T", "accuracy (%)"]].isna().all() and "[" in table.loc["parameters", "R, all"]
+    refined = Anytime.of(setup.anytime.model_dump() | {"variants": {"vanilla": {"layernorm": True}}})
+    own = blocks.ranking_table(replace(setup, anytime=refined), ranking)
+    assert own.loc["vanilla", "of GHN-2"] == "layer norm"
 
 
-def ranking_of(**taus):
-    rows = pd.DataFrame(
-        {name: {"n": 30, "tau": tau, "low": tau - 0.1, "high": tau + 0.1, "r": tau} for name, tau in taus.items()}
-    ).T
-    return Ranking(pd.DataFrame(), pd.DataFrame(), {"all": rows, "top half": rows})
+def ranking_of(*trainings):
+    """Of four architectures whose ground truth is 0, 1, 2, 3; each training: name -> score."""
+    trained = pd.DataFrame({"network": [0, 1, 2, 3] * 2, "run": [0] * 4 + [1] * 4, "accuracy": [0.0, 1, 2, 3] * 2})
+    baselines = pd.DataFrame({"one-shot": [0.0, 1, 3, 2], "parameters": [1.0, 2, 3, 4]})
+    return Ranking([pd.DataFrame(scores, dtype=float) for scores in trainings], baselines, trained)
 
 
-def test_claims_of_ranking_are_of_the_variants_that_there_are():
-    claims = anytime.claims_of_ranking(ranking_of(stacked=0.6, separate=0.2, synchronous=0.3, parameters=0.7))
-    assert {name: round(claim.value, 6) for name, claim in claims.items()} == {
-        "blocks-stacked": 0.6,
-        "blocks-stacked-separate": 0.4,
-    }
-    claims = anytime.claims_of_ranking(
-        ranking_of(passing=0.1, separate=0.2, synchronous=0.3, **{"forward-backward": 0.6})
-    )
-    assert {name: claim.verdict for name, claim in claims.items()} == {
-        "blocks-passing-separate": "not decided", "blocks-forward-backward": "held",
-    }  # fmt: skip
-    assert not anytime.claims_of_ranking(ranking_of(stacked=math.nan))
+def test_claims_of_ranking_are_differences_within_a_training_of_the_variants_that_there_are():
+    first = {"vanilla": [0, 1, 2, 3], "separate": [0, 2, 1, 3]}
+    second = {"vanilla": [0, 1, 3, 2], "separate": [3, 2, 1, 0]}
+    found, alone = blocks.claims_of_ranking(ranking_of(first, second)), blocks.claims_of_ranking(ranking_of(first))
+    assert list(found) == ["blocks-stacked", "blocks-stacked-separate", "blocks-one-shot"]
+    values = {name: claim.value for name, claim in found.items()}
+    assert values == pytest.approx({"blocks-stacked": 0.9, "blocks-stacked-separate": 1.0, "blocks-one-shot": 0.1})
+    assert {claim.trainings for claim in found.values()} == {2}
+    assert {claim.verdict for claim in alone.values()} == {"not decided (one training)"}
+    assert list(blocks.claims_of_ranking(ranking_of({"vanilla": [1] * 4, "passing": [0, 1, 2, 3]}))) == []
 
 
 def test_lines_join_hypernetworks_that_differ_in_one_thing(setup):
-    base = setup.anytime.model_dump()
-    variants = {
-        "two": {"train_nodes": 2},
-        "three": {"train_nodes": 3},
-        "four": {"train_nodes": 4},
-        "deep": {"layers": 2},
-        "slow": {"lr": 1e-5},
-    }
-    own = replace(setup, anytime=Anytime.of({**base, "variants": variants}))
-    taus = {"four": 0.4, "three": 0.3, "two": 0.2, "deep": 0.9, "slow": 0.8}
-    ((axis, rows),) = anytime.lines_of_design(own, ranking_of(**taus))
-    assert axis == "training nodes" and rows[axis].tolist() == [2, 3, 4] and rows["tau"].tolist() == [0.2, 0.3, 0.4]
+    variants = {"two": {"train_nodes": 2}, "three": {"train_nodes": 3}, "four": {"train_nodes": 4},
+                "deep": {"layers": 2}, "slow": {"lr": 1e-5}}  # fmt: skip
+    own = replace(setup, anytime=Anytime.of({**setup.anytime.model_dump(), "variants": variants}))
+    scores = dict.fromkeys(variants, [0, 1, 2, 3])
+    ((axis, rows),) = blocks.lines_of_design(own, ranking_of(scores, scores | {"four": [3, 2, 1, 0]}))
+    assert axis == "training nodes" and rows[axis].tolist() == [2, 2, 3, 3, 4, 4]
+    assert sorted(rows.loc[rows[axis] == 4, "R"]) == pytest.approx([-1, 1])
+
+
+def test_each_training_chooses_blocks_and_all_chosen_are_trained_once(setup, hypernetworks, searched):
+    scores = [[predicted_accuracy(ghn, network, setup.images.val)[0] for network in searched.networks]
+              for ghn in hypernetworks["vanilla"]]  # fmt: skip
+    for best, of in zip(searched.best, scores, strict=True):
+        assert min(of[i] for i in best) >= max(of[i] for i in range(5) if i not in best) and len(best) == 2
+    assert searched.trained["network"].tolist() == sorted({*searched.drawn, *sum(searched.best, [])})
+    assert searched.tested.notna().all()
+
+
+def search_of(accuracy, tested, best, drawn):
+    rows = pd.DataFrame({"network": range(len(tested)), "accuracy": accuracy, "test accuracy": tested})
+    return blocks.Search(blocks_of_search(), best, drawn, rows)
+
+
+@cache
+def blocks_of_search():
+    return list(DeepNets("search", space=BlockSpace(nodes=2, cells=(2, 2), width=16), size=5, input_size=16))
+
+
+def test_what_a_search_finds_is_compared_with_random_blocks(setup):
+    found = search_of([9, 8, 7, 6, 5], [50.0, 60.0, 70.0, 20.0, 22.0], best=[[0, 1], [1, 2]], drawn=[3, 4])
+    assert found.top_best == [0, 1]
+    claim = found.claims["blocks-top"]
+    expected = [mean_interval(best).over(mean_interval([20, 22])) for best in ([50, 60], [60, 70])]
+    assert claim == over_trainings(expected) and claim.value == 39
+    table = blocks.search_table(setup, found)
+    assert table["test accuracy (%)"].tolist() == ["21.0 ± 0.7", "60.0 ± 7.1", "55.0 ± 7.1"]
+    random, top, top_best = table["TFLOPs"].astype(float)
+    networks, last = found.networks, setup.anytime.search
+    assert random == 0 < top and top_best - top == pytest.approx(
+        last.chosen * last.steps * 20 * step_flops(networks) / 1e12, rel=0.05
+    )
+    assert not search_of([9] * 5, [math.nan] * 5, best=[[0, 1]], drawn=[3, 4]).claims
+
+
+def test_the_best_block_is_transferred_as_wide_as_the_limit_of_flops_allows(setup, searched):
+    network = blocks_of_search()[0]
+    limit = 3 * inference_flops(network)
+    wide = blocks.widest(network, limit)
+    assert inference_flops(wide) <= limit < inference_flops(replace(wide, C=wide.C + 2))
+    found = blocks.transfer_blocks(setup, searched)
+    assert (found.rows["MFLOPs"] <= setup.anytime.search.mflops).all() and not found.differs and not found.claims
+    assert found.rows.index.tolist() == sorted({*searched.top_best, *searched.drawn})
+    rows = pd.DataFrame({"test accuracy": [50.0, 60.0, 20.0, 22.0]})
+    claim = blocks.Transferred([0, 1], [2, 3], rows, differs=True).claims["blocks-transfer"]
+    assert claim.value == 34 and claim.trainings == 2
+    without = setup.anytime.search.model_copy(update={"second": None})
+    assert not blocks.transfer_blocks(
+        replace(setup, anytime=setup.anytime.model_copy(update={"search": without})), searched
+    )
 
 
 def test_candidates_are_scored_by_the_area_under_their_curve(setup, candidates):
-    ghn = GHN.from_pretrained(setup.folder / "exits" / "model")
+    ghn = GHN.from_pretrained(setup.folder / "exits-4" / "model")
     assert ghn.config.anytime
-    curve = candidates.curves[candidates.curves["network"] == 2]
+    curve = candidates.curves.query("network == 2 and training == 1")
     network = candidates.networks[2]
     assert curve["FLOPs"].tolist() == exit_flops(network) and curve["exit"].tolist() == [0, 1, 2, 3]
-    predicted = exit_accuracies(network.build(), setup.images.val, parameters=ghn.predict(network.graph))
-    assert curve["accuracy"].tolist() == pytest.approx(predicted)
+    assert curve["accuracy"].tolist() == pytest.approx(predicted_accuracy(ghn, network, setup.images.val))
     low, high = candidates.budgets
     assert (low, high) == (candidates.curves["FLOPs"].min(), candidates.curves["FLOPs"].max())
-    assert candidates.areas[2] == area_under(curve, low, high, before=10.0)
+    assert candidates.areas.loc[2, 1] == area_under(curve, low, high, before=10.0)
 
 
-def test_the_best_are_trained_beside_random_ones_and_an_msdnet_of_their_cost(setup, candidates, compared):
-    assert compared.best == candidates.areas.nlargest(2).index.tolist() and len(set(compared.drawn)) == 2
-    assert compared.curves.groupby(["group", "network"]).size().eq(4).all() and 0.5 < compared.msdnet_cost < 2
-    curves = compared.curves.set_index(["group", "network"])
-    network, seed = candidates.networks[compared.drawn[1]], mix(setup.seed, 1)
+def test_geometry_ranks_by_the_cost_of_the_first_exit_whatever_is_predicted():
+    curves = flat({"": [20.0, 90.0, 40.0]}).drop(columns="group").assign(training=0)
+    curves["FLOPs"] += curves["network"].map({0: 5, 1: 9, 2: 0})
+    found = Candidates([None] * 3, curves, 10.0).geometry
+    assert found.sort_values(ascending=False).index.tolist() == [2, 0, 1]
+
+
+def test_the_best_are_trained_beside_others_and_an_msdnet_of_their_cost(setup, candidates, compared):
+    assert compared.best == [candidates.areas[k].nlargest(2).index.tolist() for k in (0, 1)]
+    geometry, drawn = compared.groups[GEOMETRY], compared.groups[RANDOM]
+    assert geometry == candidates.geometry.nlargest(2).index.tolist() and len(set(drawn)) == 2
+    assert compared.curves.groupby("network").size().eq(4).all() and 0.5 < compared.msdnet_cost < 2
+    network, seed = candidates.networks[drawn[1]], mix(setup.seed, drawn[1])
     torch.manual_seed(seed)
     net = network.build(device="cpu", track_running_stats=True)
     recipe = TrainingRecipe(30, setup.anytime.lr, 20, augment=setup.augment)
     (accuracies,) = train_network(
         net, setup.images.train, recipe, seed, lambda net: exit_accuracies(net, setup.images.test, 256)
     ).values()
-    assert curves.loc[(RANDOM, 1), "accuracy"].tolist() == accuracies
-    assert compared.with_predicted["group"].unique().tolist() == [CHOSEN, RANDOM, "MSDNet", anytime.PREDICTED]
-    assert compared.agreement()["n"] == len({*compared.best, *compared.drawn})
-    assert anytime.area_table(compared)["networks"].tolist() == [2, 2, 2]
+    assert compared.curves.loc[compared.curves["network"] == drawn[1], "accuracy"].tolist() == accuracies
+    assert compared.with_predicted["group"].unique().tolist() == [CHOSEN, GEOMETRY, RANDOM, MSDNET, anytime.PREDICTED]
+    (by_costs,) = compared.agreement()[GEOMETRY]
+    assert by_costs.n == len({*sum(compared.best, []), *geometry, *drawn})
+    assert anytime.area_table(compared).index.tolist() == [CHOSEN, GEOMETRY, RANDOM, MSDNET]
 
 
 def flat(accuracies):
@@ -308,20 +390,31 @@ def flat(accuracies):
     return pd.DataFrame(rows)
 
 
-def test_claims_are_differences_of_mean_areas_and_what_diverged_is_left_out():
-    curves = flat({CHOSEN: [50.0, 54.0, math.nan], RANDOM: [40.0, 41.0, 42.0], "MSDNet": [60.0, 60.0, 60.0]})
-    candidates = Candidates([None] * 5, flat({"": [20.0, 30.0, 40.0, 10.0, 15.0]}).drop(columns="group"), 10.0)
-    found = Comparison(candidates, curves, best=[2, 1, 0], drawn=[1, 3, 4])
-    assert found.failed == [f"{CHOSEN}, network 2"]
-    claims = anytime.claims_of_areas(found)
-    assert claims["anytime-random"] == mean_interval([50, 54]).over(mean_interval([40, 41, 42]))
-    assert claims["anytime-msdnet"].value == -8
+def comparison_of(areas, best, **groups):
+    """Of networks (0, 1, ..., -1: a multi-scale DenseNet) with flat curves at these areas after training."""
+    rows = [{"network": n, "exit": k, "FLOPs": 10 + 10 * k, "accuracy": area}
+            for n, area in areas.items() for k in (0, 1)]  # fmt: skip
+    predicted = pd.concat([flat({"": [20.0, 30.0, 40.0, 10.0, 15.0]}).assign(training=k) for k in range(len(best))])
+    candidates = Candidates([None] * 5, predicted.drop(columns="group"), 10.0)
+    return Comparison(candidates, pd.DataFrame(rows), best, {GEOMETRY: [0], RANDOM: [3, 4], MSDNET: [-1], **groups})
+
+
+def test_claims_are_differences_of_mean_areas_within_a_training_and_what_diverged_is_left_out():
+    areas = {0: 50.0, 1: 54.0, 2: math.nan, 3: 41.0, 4: 42.0, -1: 60.0}
+    found = comparison_of(areas, best=[[2, 1, 0], [1, 0]])
+    assert found.failed == ["network 2"]
+    claims, random = anytime.claims_of_areas(found), mean_interval([41, 42])
+    assert claims["anytime-random"] == over_trainings([mean_interval([50, 54]).over(random)] * 2)
+    assert claims["anytime-geometry"].value == 2 and claims["anytime-msdnet"].value == -8
+    assert claims["anytime-msdnet"].trainings == 2
     assert found.mean_curves(3)[CHOSEN].tolist() == [52.0] * 3
-    agreement = found.agreement()  # of 2, 3, 4 and 1, which is in both groups
-    assert agreement["n"] == 4 and agreement["tau"] == pytest.approx(rank_correlations(
-        pd.DataFrame({"predicted": [40.0, 30.0, 10.0, 15.0]}), [50.0, 54.0, 41.0, 42.0])["tau"].iloc[0])  # fmt: skip
-    nothing = replace(found, curves=curves[curves["group"] != "MSDNet"])
-    assert list(anytime.claims_of_areas(nothing)) == ["anytime-random"]
+    agreement = found.agreement()[CHOSEN][1]
+    assert agreement.n == 4 and agreement.value == pytest.approx(
+        np.corrcoef([20.0, 30, 10, 15], [50.0, 54, 41, 42])[0, 1]
+    )
+    assert anytime.area_table(found).loc[CHOSEN, "area (%)"] == "52.0 ± 0.0"
+    nothing = comparison_of(areas | {-1: math.nan}, best=[[0, 1]])
+    assert list(anytime.claims_of_areas(nothing)) == ["anytime-random", "anytime-geometry"]
 
 
 def test_a_training_that_diverges_has_costs_but_no_accuracy(setup, candidates):
@@ -329,5 +422,14 @@ def test_a_training_that_diverges_has_costs_but_no_accuracy(setup, candidates):
     vars(own)["images"] = setup.images
     found = anytime.compare_anytime(own, candidates)
     assert found.curves["accuracy"].isna().all() and (found.curves["FLOPs"] > 0).all()
-    assert len(found.failed) == 6 and found.areas.isna().all() and not anytime.claims_of_areas(found)
+    assert len(found.failed) == len(found.areas) and found.areas.isna().all() and not anytime.claims_of_areas(found)
     assert np.isfinite(found.msdnet_cost)
+
+
+def test_exits_are_drawn_in_red():
+    axes = plt.subplots()[1]
+    anytime.draw_anytime(arch(), axes)
+    colours = axes.collections[-1].get_facecolors()
+    red = [i for i, colour in enumerate(colours) if tuple(colour) == to_rgba("tab:red")]
+    assert len(colours) == len(net().shrinks) and red == sorted(maps[0] for maps in net().exits[:-1])
+    plt.close("all")

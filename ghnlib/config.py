@@ -45,7 +45,8 @@ class GHNConfig:
         batching: "misaligned" reads the states of a meta-batch as the released code of GHN-3, see ``Graphormer``.
         layernorm: LayerNorm on node states before decoding.
         window: where kernels are cut from the decoded S x S map, "centre" (GHN-3) or "corner" (GHN-1, GHN-2).
-        initialization: before training, "framework" (GHN-1, GHN-2) or "ghn3" (small last layers and embeddings).
+        initialization: before training, "framework" (GHN-1, GHN-2), "ghn3" (small last layers and embeddings), or
+            "identity": decoded matrices begin near the identity, so that a channel means the same in all networks.
         convention: which graphs it reads: "correct", "ghn3" or "ppuda" (as the released hypernetworks expect).
 
     Raises:
@@ -74,7 +75,7 @@ class GHNConfig:
     batching: Literal["aligned", "misaligned"] = "aligned"
     layernorm: bool = True
     window: Literal["centre", "corner"] = "centre"
-    initialization: Literal["framework", "ghn3"] = "framework"
+    initialization: Literal["framework", "ghn3", "identity"] = "framework"
     convention: Literal["correct", "ghn3", "ppuda"] = "correct"
 
     def __post_init__(self):

@@ -46,6 +46,12 @@ class ConvDecoder(nn.Module):
         self.conv2 = nn.Linear(8 * hid, out * in_)
         self.class_layer = nn.Linear(out, num_classes)
 
+    @torch.no_grad()
+    def add_identity(self, weight: float) -> None:
+        """Add to every decoded (M_o, M_i) matrix, at each position, so many times the identity."""
+        bias = self.conv2.bias.view(self.max_shape[:2])
+        bias += weight * torch.eye(*bias.shape)
+
     def forward(self, slices: Sequence[Slice], states: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
         """Indices of ``slices``, and for each from states (n, d) the values (n, h * w, out, in); h, w = min(kernel, S).
 
@@ -101,6 +107,12 @@ class MLPDecoder(nn.Module):
         """Indices of ``slices``, and for each from states (n, d) the values (n, h * w, out, in)."""
         for i, (s, x) in enumerate(zip(slices, states)):
             yield i, (self._class_weights if s.classes else self._values)(s, F.relu(self.fc1(x)))
+
+    @torch.no_grad()
+    def add_identity(self, weight: float) -> None:
+        """As of ``ConvDecoder``."""
+        bias = self.fc2.bias.view(self.max_shape)
+        bias += weight * torch.eye(*bias.shape[:2])[..., None, None]
 
     def _values(self, s: Slice, features: Tensor) -> Tensor:
         at = slice(s.out), slice(s.in_), *(positions(size, self.max_shape[2], self.window) for size in s.kernel)

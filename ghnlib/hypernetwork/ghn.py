@@ -23,6 +23,9 @@ from ghnlib.hypernetwork.encoders import MLP, Graphormer
 from ghnlib.hypernetwork.gatedgnn import GatedGNN
 from ghnlib.released.checkpoints import CheckpointError, is_official, read_official
 
+IDENTITY = 3.0
+"""Weight of the identity at the start of a training with ``initialization: identity``; other decoded values have a
+deviation of about 0.1."""
 VECTORS = (Role.NORM, Role.BIAS, Role.CLASS_BIAS)
 ENCODERS = {"mlp": lambda config: MLP(config.hid), "gated_gnn": GatedGNN, "graphormer": Graphormer}
 DECODERS = {"conv": ConvDecoder, "mlp": MLPDecoder}
@@ -61,6 +64,8 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         self.vector_decoder = VectorDecoder(c.hid, max(c.max_shape[:2]), c.num_classes)
         if c.initialization == "ghn3":
             self._initialize_as_ghn3()
+        elif c.initialization == "identity":
+            self.weight_decoder.add_identity(IDENTITY)
 
     def _initialize_as_ghn3(self) -> None:
         """Small last layers and truncated-normal embeddings, as GHN-3 starts its training."""

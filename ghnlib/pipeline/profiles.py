@@ -164,7 +164,7 @@ def compared_with_committed(root: Path, profile: str) -> str:
         return f"{own} No committed ones to compare with."
     agreeing = agreement(pd.read_csv(io.StringIO(committed.stdout)), pd.read_csv(root / path))
     return (
-        f"{own} Where this machine rounds differently, reports, metrics and dvc.lock differ from the committed ones, and "
+        f"{own} Where this machine rounds differently, reports, metrics and dvc.lock differ from the committed ones; "
         f"git shows them as changed (git checkout reports dvc.lock takes them back). Compared with those, {agreeing}."
     )
 

@@ -26,7 +26,7 @@ def test_architectures_do_not_depend_on_what_was_read_before(space):
 
 def test_architectures_are_the_same_on_every_platform():
     """Change these only together with the sampling: they are what published experiments refer to."""
-    for space, digest in ("paper", "4ff7b123f9945400"), ("small", "e33b1e21b7a1e11e"):
+    for space, digest in ("paper", "4ff7b123f9945400"), ("small", "220a39420ae18c58"):
         drawn = [(DeepNets(split, space=space)[11]) for split in ("train", "wide", "dense")]
         assert hashlib.sha256(repr(drawn).encode()).hexdigest()[:16] == digest
     drawn = [DeepNets("test", seed=1, space=space)[i] for space in ("blocks", "anytime") for i in range(4)]

@@ -83,7 +83,7 @@ def test_bnfree_has_no_norms_and_search_always_does():
 def test_small_space():
     archs = [DeepNets("train", space="small")[i] for i in range(200)]
     assert {arch.n_cells for arch in archs} == {2, 3, 4} and {steps(arch) for arch in archs} == {1, 2}
-    assert {arch.C for arch in archs} == {8, 16, 24, 32} and {arch.fc_dim for arch in archs} == {32, 64, 96, 128}
+    assert {arch.C for arch in archs} == {16, 24, 32} and {arch.fc_dim for arch in archs} == {32, 64, 96, 128}
     assert all(arch.input_size == 16 and (arch.stem_pool or arch.stem_type == 1) for arch in archs)
     share = lambda *names: np.mean([bool({*names} & set(arch.genotype.names)) for arch in archs])
     assert 0.03 < share("msa") < 0.2 and 0.05 < share("cse") < 0.25 and 0.1 < share("none") < 0.3
@@ -92,7 +92,7 @@ def test_small_space():
     val = [DeepNets("val", space="small")[i] for i in range(60)]
     averaged = [arch.adapted(input_size=32) for arch in val if arch.glob_avg]  # the size that widths are chosen at
     assert min(arch.num_params for arch in averaged) >= 30_000
-    assert all(replace(arch, C=arch.C - 8).num_params < 30_000 for arch in averaged if arch.C > 8)
+    assert all(replace(arch, C=arch.C - 8).num_params < 30_000 for arch in averaged if arch.C > 16)
     assert {DeepNets("deep", space="small")[i].n_cells for i in range(60)} == set(range(5, 9))
     assert {steps(DeepNets("dense", space="small")[i]) for i in range(60)} == {2, 3, 4, 5}
 

@@ -115,7 +115,7 @@ def test_scales_name_both_ends_of_several_lengths_of_training():
     raw["data"] |= {"root": "data/cifar10-jpeg", "image_size": None}
     raw["train"]["variants"]["mlp"]["steps"] = 200
     raw["train"]["variants"]["ghn1"]["steps"] = 400
-    assert scales(validate(raw))["evaluate"] == "cifar10-jpeg, small, GHN 200 to 1600 steps, 3 training seed(s)"
+    assert scales(validate(raw))["evaluate"] == "cifar10-jpeg, small, GHN 200 to 2200 steps, 3 training seed(s)"
 
 
 def test_metrics_are_those_of_the_stages_that_there_are(tmp_path, monkeypatch):

@@ -74,7 +74,7 @@ def test_a_readme_without_the_section_is_left_as_it_is(tree, capsys):
 def test_a_profile_tells_its_title_its_stages_and_its_claims(tree):
     title, text, table, detection, claims = readme.results(tree).split("\n\n")
     assert title == "### Handwritten digits (default profile)"
-    assert "10 images of each class, 4 architectures, seeds [0, 1, 2]" in text and "chance is 20%" in text
+    assert "5 images of each class, 4 architectures, seeds [0, 1, 2]" in text and "chance is 20%" in text
     assert [line.split(" | ")[0] for line in table.splitlines()] == [
         "| initialisation",
         "| ---",
@@ -83,7 +83,7 @@ def test_a_profile_tells_its_title_its_stages_and_its_claims(tree):
         "| trained",
     ]
     assert table.splitlines()[-1] == "| trained | 10.0 (n = 1) | 90.0 (n = 1) |", "the first moment is first"
-    assert detection.endswith("seeds [0]: random 94.7, ghn3 86.0.") and "digit scenes, 64 pixels" in detection
+    assert detection.endswith("seeds [0, 1, 2]: random 94.7, ghn3 86.0.") and "digit scenes, 64 pixels" in detection
     assert claims == (
         "Of 5 [claims of the papers](reports/digits/8_claims.ipynb): 1 held, 2 not decided, 1 not held, 1 not testable "
         "at this scale. Contradicted here: b (B). Not decided, but against the papers' direction: 1."

@@ -179,7 +179,7 @@ def setup(tmp_path_factory):
     """The tiny profile with few images, two hypernetworks trained twice and four anytime networks."""
     raw = read_merged(ROOT / "params.yaml", ROOT / "profiles" / "tiny.yaml")
     values = raw["anytime"] | {"variants": {"vanilla": {"layers": 1}, "larger": {"train_nodes": 3, "layers": 2}}}
-    values = values | {"batch_size": 20, "seeds": [3, 4], "blocks": values["blocks"] | {"networks": 5, "cells": 2, "steps": 8},
+    values = values | {"batch_size": 20, "seeds": [3, 4], "blocks": values["blocks"] | {"networks": 5, "cells": 2, "steps": 8, "shares": [0.028, 0.1, 0.25]},
                        "search": values["search"] | {"candidates": 5, "chosen": 2, "steps": 4},
                        "exits": values["exits"] | {"candidates": 4, "chosen": 2, "steps": 30}}  # fmt: skip
     read = validate(raw)

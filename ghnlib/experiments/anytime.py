@@ -240,14 +240,17 @@ def claims_of_areas(comparison: Comparison) -> dict[str, Measured]:
 def draw_anytime(architecture: AnytimeArchitecture, ax: Axes) -> None:
     """Draw its nodes by order and scale, exits in red (GHN 2018 Figs. 9 and 10)."""
     net = architecture.build()
-    read = {maps[0] for maps in net.exits[:-1]}
-    for i, sources in enumerate(net.sources, 1):
-        for j in sources:
-            ax.plot([j, i], [net.shrinks[j], net.shrinks[i]], color="0.8", linewidth=0.8, zorder=1)
-    colours = ["tab:red" if i in read else "0.4" for i in range(len(net.shrinks))]
-    ax.scatter(range(len(net.shrinks)), net.shrinks, c=colours, zorder=2)
-    for i, node in enumerate((node for cell in architecture.cells for node in ("cell", *cell)), 1):
-        ax.annotate(node if node == "cell" else node.op.removesuffix("_3x3"), (i, net.shrinks[i]), rotation=45,
-                    textcoords="offset points", xytext=(2, 5), fontsize=7)  # fmt: skip
-    ax.set(xlabel="node", ylabel="image's side / map's", yticks=sorted(set(net.shrinks)))
+    places, read = list(enumerate(net.shrinks)), {maps[0] for maps in net.exits[:-1]}
+    arrow = {"arrowstyle": "-", "connectionstyle": "arc3,rad=0.25", "color": "0.7"}
+    for target, sources in zip(places[1:], net.sources):
+        for source in sources:
+            ax.annotate("", target, places[source], arrowprops=arrow)
+    ax.scatter(*zip(*places), c=["tab:red" if i in read else "0.4" for i, _ in places], zorder=2)
+    names = ["stem", *(name for cell in architecture.cells for name in ("cell", *(node.op for node in cell)))]
+    for name, place in zip(names, places):
+        ax.annotate(name, place, (2, 5), textcoords="offset points", rotation=40, fontsize=7)
+    ax.set(xlabel="node", ylabel="image's side / map's", yscale="log", yticks=(1, 2, 4), yticklabels=(1, 2, 4))
+    ax.margins(y=0.3)
+    ax.grid(False)
+    ax.minorticks_off()
     ax.invert_yaxis()

@@ -152,10 +152,9 @@ def rank_blocks(setup: Setup, hypernetworks: Mapping[str, Sequence[GHN]]) -> Ran
               for i in range(len(setup.anytime.seeds))]  # fmt: skip
     searched = blocks_of(setup, "search", setup.anytime.train_networks)
     baselines = {}
-    for share in blocks.shares:
-        recipe = sgd(setup, max(1, round(share * blocks.steps)))
-        found = _train_each(setup, dict(enumerate(architectures)), recipe, runs=(2,))
-        baselines[sgd_label(share)] = found["accuracy"]
+    for share, steps in sgd_steps(setup).items():
+        found = _train_each(setup, dict(enumerate(architectures)), sgd(setup, steps), runs=(2,))
+        baselines[f"SGD, {100 * share:.2g}%"] = found["accuracy"]
     recipe = sgd(setup, blocks.one_shot_steps)
     shared = train_one_shot(searched, images.train, recipe.steps, recipe.batch_size, recipe.lr, setup.seed,
                             recipe.augment)  # fmt: skip
@@ -165,9 +164,10 @@ def rank_blocks(setup: Setup, hypernetworks: Mapping[str, Sequence[GHN]]) -> Ran
     return Ranking(scores, pd.DataFrame(baselines), trained)
 
 
-def sgd_label(share: float) -> str:
-    """Name of the ranking by accuracy after a share of the ground truth's steps."""
-    return f"SGD, {100 * share:.2g}%"
+def sgd_steps(setup: Setup) -> dict[float, int]:
+    """Shares of the ground truth's SGD steps -> so many steps, of those that are a step at least."""
+    steps = {share: round(share * setup.anytime.blocks.steps) for share in setup.anytime.blocks.shares}
+    return {share: count for share, count in steps.items() if count}
 
 
 def _scores(setup: Setup, ghn: GHN, architectures: Sequence[BlockArchitecture]) -> pd.Series:

@@ -179,7 +179,7 @@ def setup(tmp_path_factory):
     """The tiny profile with few images, two hypernetworks trained twice and four anytime networks."""
     raw = read_merged(ROOT / "params.yaml", ROOT / "profiles" / "tiny.yaml")
     values = raw["anytime"] | {"variants": {"vanilla": {"layers": 1}, "larger": {"train_nodes": 3, "layers": 2}}}
-    values = values | {"batch_size": 20, "seeds": [3, 4], "blocks": values["blocks"] | {"networks": 5, "cells": 2},
+    values = values | {"batch_size": 20, "seeds": [3, 4], "blocks": values["blocks"] | {"networks": 5, "cells": 2, "steps": 8, "shares": [0.028, 0.1, 0.25]},
                        "search": values["search"] | {"candidates": 5, "chosen": 2, "steps": 4},
                        "exits": values["exits"] | {"candidates": 4, "chosen": 2, "steps": 30}}  # fmt: skip
     read = validate(raw)
@@ -223,7 +223,8 @@ def predicted_accuracy(ghn, network, images):
 
 def test_each_training_of_a_hypernetwork_ranks_the_same_larger_blocks(setup, hypernetworks, ranking):
     assert [list(scores) for scores in ranking.scores] == [["vanilla", "larger"]] * 2
-    assert list(ranking.baselines) == ["SGD, 2.8%", "SGD, 10%", "SGD, 25%", "one-shot", "parameters"]
+    assert blocks.sgd_steps(setup) == {0.1: 1, 0.25: 2}, "2.8% of 8 steps are none"
+    assert list(ranking.baselines) == ["SGD, 10%", "SGD, 25%", "one-shot", "parameters"]
     trained_on, ranked = (
         blocks.networks_of(setup, blocks.block_space(setup, 3), split, 3) for split in ("train", "test")
     )

@@ -40,7 +40,7 @@ def scales(params: Params) -> dict[str, str]:
         f"images a class, seeds: {len(transfer.seeds)}",
         "analysis": f"{ghn}, networks {params.analysis.property_steps} steps",
         "anytime": f"{images}, {anytime.blocks.cells} blocks, GHN {anytime.recipe.steps} steps, networks "
-        f"{anytime.blocks.steps} or {anytime.exits.steps}, 1 seed",
+        f"{anytime.blocks.steps} or {anytime.exits.steps}, {len(anytime.seeds)} training seed(s)",
     }
 
 

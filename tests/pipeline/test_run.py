@@ -241,7 +241,7 @@ def test_stages_depend_on_what_their_notebook_imports_and_reads(stage, dvc):
         needed = {file for file in needed if file.startswith(("ghnlib/pipeline", "ghnlib/reporting"))}
     assert not {file for file in needed if not file.startswith(tuple(declared["deps"]))}
     assert "requirements.lock" in declared["deps"]
-    read = set(run.papermill.inspect_notebook(str(path))) - {"folder", "variant"}
+    read = set(run.papermill.inspect_notebook(str(path))) - {"folder", "variant", "training_seed"}
     assert read <= {name.split(".")[0] for name in declared["params"]}
 
 
@@ -266,7 +266,7 @@ def test_plots_show_every_variant(dvc):
     variants = read_yaml(ROOT / "params.yaml")["train"]["variants"]
     for plot in dvc["plots"]:
         ((_, axes),) = plot.items()
-        assert list(axes["y"]) == [f"models/{name}/history.csv" for name in variants]
+        assert list(axes["y"]) == [f"models/{name}-0/history.csv" for name in variants]
         assert len(set(axes["y"].values())) == 1
 
 

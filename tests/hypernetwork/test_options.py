@@ -212,3 +212,14 @@ def test_stacked_modules_may_have_weights_of_their_own_and_pass_nothing():
     torch.testing.assert_close(encoder(x, [graph]), torch.cat(expected))
     passing = tiny("gated_gnn", stacked=True, modules=3).encoder(x, [graph])
     assert torch.allclose(passing[:2], torch.cat(expected)[:2]) and not torch.allclose(passing, torch.cat(expected))
+
+
+@pytest.mark.parametrize("decoder", ["conv", "mlp"])
+def test_identity_adds_a_multiple_of_the_identity_to_every_decoded_matrix(decoder):
+    graph = chain(conv(8), Node("conv", "b", (4, 6, 1, 1), Role.CONV))
+    plain = tiny(decoder=decoder).predict(graph)
+    begun = tiny(decoder=decoder, initialization="identity").predict(graph)
+    for name, value in plain.items():
+        added = (begun[name] - value) / weight_scale(tuple(value.shape))
+        expected = 3 * torch.eye(*value.shape[:2])[..., None, None].expand(value.shape)
+        np.testing.assert_allclose(added.detach(), expected, atol=1e-5)

@@ -50,5 +50,5 @@ def test_a_hypernetwork_that_is_not_there_is_trained_for_the_pipeline_to_resume(
     shutil.copytree(finished / ".training", tmp_path / ".training")
     notebook = nbformat.read(tmp_path / "notebooks" / "2_train.ipynb", as_version=4)
     NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
-    assert (tmp_path / ".training" / "tiny" / "train-ghn3" / "checkpoint.pt").exists()
+    assert (tmp_path / ".training" / "tiny" / "train-ghn3-0" / "checkpoint.pt").exists()
     assert not (tmp_path / "models").exists()

@@ -193,10 +193,11 @@ def test_what_other_code_has_kept_is_forgotten(tree, monkeypatch):
     assert not remembered_after(code, "a = 2")
 
 
-def test_training_is_given_its_own_variant_alone(tree):
+def test_a_training_is_given_its_own_variant_and_seed_alone(tree):
     tree(PARAMETERS, "1")
-    values = run.available("train", "ghn1", run._read_params())
-    assert list(values["train"]["variants"]) == ["ghn1"] and values["folder"] == ".training/digits/train-ghn1"
+    values = run.available("train", "ghn1-2", run._read_params())
+    assert list(values["train"]["variants"]) == ["ghn1"] and values["folder"] == ".training/digits/train-ghn1-2"
+    assert (values["variant"], values["training_seed"], values["train"]["seeds"]) == ("ghn1", 2, [2])
     assert len(run.available("evaluate", "", run._read_params())["train"]["variants"]) == 4
 
 

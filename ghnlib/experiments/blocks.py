@@ -23,7 +23,7 @@ from ghnlib.data.images import mix
 from ghnlib.data.sources import ImageSplits
 from ghnlib.deepnets.dataset import DeepNets
 from ghnlib.deepnets.ghn2018 import AnytimeSpace, BlockArchitecture, BlockSpace
-from ghnlib.experiments.search import one_shot_scores, train_one_shot
+from ghnlib.experiments.one_shot import one_shot_scores, train_one_shot
 from ghnlib.experiments.setup import Setup
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.accuracy import accuracy, evaluate_predictions

@@ -1,5 +1,5 @@
 """Ranking architectures without training them, a part of the report on analysis: accuracy with predicted parameters
-beside few SGD steps, a one-shot model and zero-cost proxies; what is chosen so, trained."""
+beside few SGD steps, a one-shot model and zero-cost proxies; what random search chooses so."""
 
 from __future__ import annotations
 
@@ -9,27 +9,22 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call
 
 from ghnlib.architectures.architecture import Architecture
-from ghnlib.architectures.genotypes import GENOTYPES, Genotype
-from ghnlib.data.images import Augment, ImageSet, mix
-from ghnlib.experiments.properties import Trained, embed, regression, sweet_spot, tau_from, train_and_measure
+from ghnlib.data.images import ImageSet, mix
+from ghnlib.experiments.one_shot import one_shot_scores, train_one_shot
+from ghnlib.experiments.properties import Trained, sweet_spot, tau_from, train_and_measure
 from ghnlib.experiments.proxies import PROXIES
 from ghnlib.experiments.scaling import training_costs
 from ghnlib.experiments.setup import Setup
 from ghnlib.hypernetwork.ghn import GHN
-from ghnlib.measuring.accuracy import accuracy, evaluate_predictions
+from ghnlib.measuring.accuracy import evaluate_predictions
 from ghnlib.measuring.kept import map_kept
 from ghnlib.params import Analysis
 from ghnlib.reporting.statistics import (
     Measured,
     claims_over_trainings,
     mean_and_error,
-    mean_interval,
     of_row,
     rank_correlations,
     tau_of,
@@ -37,8 +32,6 @@ from ghnlib.reporting.statistics import (
     with_deviation,
 )
 from ghnlib.training.networks import Accuracy, Run, TrainingRecipe, initial_network, run_all
-
-PLAIN, REGULARISED = "plain", "cutout, auxiliary head, drop path"
 
 
 class OneShot(NamedTuple):
@@ -126,53 +119,6 @@ def _one_shot(setup: Setup, trained: Trained) -> OneShot:
     )  # fmt: skip
     scores = one_shot_scores(shared, trained.architectures, images.val, setup.seed)
     return OneShot(scores, 100 * float(images.val.labels.bincount().max()) / len(images.val))
-
-
-def train_one_shot(
-    architectures: Sequence[Architecture], images: ImageSet, steps: int, batch_size: int, lr: float, seed: int,
-    augment: Augment | None = None,
-) -> dict[tuple[str, torch.Size], Tensor]:  # fmt: skip
-    """Parameters that all architectures share (the one-shot model of GHN 2018 Table 3; Bender et al. 2018).
-
-    A parameter belongs to its name and shape. Each step of SGD (momentum, cosine schedule) trains those of one
-    architecture drawn at random.
-    """
-    torch.manual_seed(seed)
-    chosen = np.random.default_rng(seed).integers(len(architectures), size=steps)
-    shared: dict[tuple[str, torch.Size], nn.Parameter] = {}
-    networks: dict[int, nn.Module] = {}
-    for index in np.unique(chosen):
-        networks[index] = net = architectures[index].build(device="cpu").train()
-        for name, parameter in net.named_parameters():
-            shared.setdefault((name, parameter.shape), parameter)
-        net.to("meta")  # of its parameters only those that are shared stay
-    optimizer = torch.optim.SGD(shared.values(), lr, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-    for index, (x, y) in zip(chosen, images.stream(batch_size, seed, augment=augment)):
-        net = networks[index]
-        own = {name: shared[name, parameter.shape] for name, parameter in net.named_parameters()}
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(functional_call(net, own, (x,)), y).backward()
-        norm = nn.utils.clip_grad_norm_(own.values(), 5.0)
-        if norm.isfinite():  # one architecture that overflows must not spoil what the others share
-            optimizer.step()
-        schedule.step()
-    return {key: parameter.detach() for key, parameter in shared.items()}
-
-
-def one_shot_scores(
-    shared: Mapping[tuple[str, torch.Size], Tensor], architectures: Sequence[Architecture], images: ImageSet, seed: int
-) -> pd.DataFrame:
-    """One row a network: ``accuracy`` (percent) with the shared parameters, batch norm with statistics of the batch;
-    ``shared``, the share of its parameter values that they provide (the others are random)."""
-    rows = []
-    for i, architecture in enumerate(architectures):
-        torch.manual_seed(mix(seed, i))
-        net = architecture.build(device="cpu")
-        own = {name: shared[name, p.shape] for name, p in net.named_parameters() if (name, p.shape) in shared}
-        known = sum(p.numel() for p in own.values()) / architecture.num_params
-        rows.append({"accuracy": accuracy(net, images, parameters=own), "shared": known})
-    return pd.DataFrame(rows)
 
 
 RANDOM = "random ranking"
@@ -359,83 +305,3 @@ def second_dataset(setup: Setup, trained: Trained, scores: Sequence[pd.DataFrame
     differs = (analysis.second.source, analysis.second.root) != (data.source, data.root)
     finite = {key: tau for key, tau in taus.items() if np.isfinite(tau.value)}
     return Second(differs, other.side, table, both, finite, limited, across)
-
-
-class Chosen(NamedTuple):
-    """Architectures that a regression on embeddings chooses, and published ones, trained. ``rows``: one a training:
-    ``choice`` (number of the hypernetworks' training), ``architecture``, ``parameters``, ``training``, ``seed``,
-    ``accuracy`` (percent, test images)."""
-
-    rows: pd.DataFrame
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """A row an architecture: thousand parameters, accuracy by training; mean ± deviation over the choices."""
-        means = self.rows.groupby(["architecture", "choice", "training"], sort=False)
-        accuracies = means["accuracy"].mean().unstack("training", sort=False)
-        table = (means["parameters"].first().unstack("training", sort=False).iloc[:, :1] / 1e3).set_axis(
-            ["thousand parameters"], axis=1
-        )
-        return table.join(accuracies).groupby("architecture", sort=False).agg(with_deviation).rename_axis(None)
-
-    @property
-    def claims(self) -> dict[str, Measured]:
-        """Of PPUDA Table 9: within a choice over seeds, then over the choices."""
-        return claims_over_trainings([_chosen_claims(rows) for _, rows in self.rows.groupby("choice")])
-
-
-def _chosen_claims(rows: pd.DataFrame) -> dict[str, Measured]:
-    found = {}
-    for claim, training in (("chosen-over-darts", PLAIN), ("chosen-over-darts-regularised", REGULARISED)):
-        by_seed = rows[rows["training"] == training].pivot(index="seed", columns="architecture", values="accuracy")
-        if {"ghn2", "DARTS"} <= set(by_seed):
-            ours, theirs = (mean_interval(by_seed[name]) for name in ("ghn2", "DARTS"))
-            found[claim] = ours.over(theirs)
-    return {name: measured for name, measured in found.items() if np.isfinite(measured.value)}
-
-
-def chosen_architectures(
-    setup: Setup, trained: Trained, embedded: Sequence[Mapping[str, np.ndarray]]
-) -> list[dict[str, Architecture]]:
-    """For each training of the hypernetworks: of architectures that nothing was trained on (the split for search) those
-    whose accuracy a regression on embeddings of GHN-1 and GHN-2 (or, without these, the last hypernetwork) predicts
-    highest; and the cells of DARTS and P-DARTS in networks as deep as the last of these and, nearly, as large (PPUDA
-    Table 9)."""
-    names = [name for name in embedded[0] if name in ("ghn1", "ghn2")] or list(embedded[0])[-1:]
-    searched, sound = setup.split("search", setup.analysis.search_networks), trained.sound
-    graphs, learnt_from = [a.graph for a in searched], trained.table.loc[sound, "accuracy"].to_numpy()
-    found = []
-    for ghns, states in zip(trainings(setup), embedded):
-        chosen = {}
-        for name in names:
-            model = regression(setup.analysis.svr).fit(states[name][sound], learnt_from)
-            chosen[name] = searched[int(model.predict(embed(ghns[name], graphs)).argmax())]
-        like = chosen[names[-1]]
-        found.append(chosen | {name: as_large(GENOTYPES[name], like) for name in ("DARTS", "PDARTS")})
-    return found
-
-
-def as_large(genotype: Genotype, like: Architecture) -> Architecture:
-    """An architecture of these cells as deep as another, with the channels that bring it nearest in parameters."""
-    sizes = {key: getattr(like, key) for key in ("n_cells", "num_classes", "input_size")}
-    widths = [Architecture(genotype, C, **sizes) for C in range(2, 8 * like.C + 1)]
-    return min(widths, key=lambda a: abs(a.num_params - like.num_params))
-
-
-def train_chosen(setup: Setup, choices: Sequence[Mapping[str, Architecture]], recipe: TrainingRecipe) -> Chosen:
-    """Train architectures plainly, and with cutout, auxiliary head and drop path (PPUDA Table 9). ``choices``: of each
-    training of the hypernetworks; each is trained with seeds of its own."""
-    chosen, images = setup.analysis.chosen, setup.images
-    plain = replace(recipe, steps=chosen.steps, bn_batches=2)
-    augment = replace(plain.augment, cutout=chosen.cutout)
-    recipes = {PLAIN: plain, REGULARISED: replace(plain, augment=augment, drop_path=chosen.drop_path)}
-    runs = [
-        Run(a, own, mix(seed, i), auxiliary=training == REGULARISED,
-            labels={"choice": i, "architecture": name, "parameters": a.num_params, "training": training})
-        for i, architectures in enumerate(choices)
-        for name, a in architectures.items()
-        for training, own in recipes.items()
-        for seed in chosen.seeds
-    ]  # fmt: skip
-    rows = run_all(runs, images.train, Accuracy(images.test), processes=setup.processes, folder=setup.folder)
-    return Chosen(rows[["choice", "architecture", "parameters", "training", "seed", "accuracy"]])

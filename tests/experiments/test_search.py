@@ -12,20 +12,10 @@ from shared import digits, params, pool, tiny
 from ghnlib.architectures.genotypes import GENOTYPES
 from ghnlib.data.images import Augment
 from ghnlib.experiments import search
+from ghnlib.experiments.chosen import PLAIN, REGULARISED, Chosen, as_large, train_chosen
+from ghnlib.experiments.one_shot import one_shot_scores, train_one_shot
 from ghnlib.experiments.properties import Trained
-from ghnlib.experiments.search import (
-    CEILING,
-    PLAIN,
-    REGULARISED,
-    Chosen,
-    as_large,
-    one_shot_scores,
-    r_of,
-    ranking_scores,
-    rankings,
-    search_costs,
-    train_one_shot,
-)
+from ghnlib.experiments.search import CEILING, r_of, ranking_scores, rankings, search_costs
 from ghnlib.experiments.setup import Setup
 from ghnlib.reporting.statistics import mean_interval, over_trainings, rank_correlations
 from ghnlib.training.networks import TrainingRecipe
@@ -137,7 +127,7 @@ def test_chosen_architectures_are_trained_plainly_and_regularised(tmp_path):
     setup = Setup("analysis", "tiny", 0, folder=tmp_path, data=tiny.data, analysis=tiny.analysis)
     setup.__dict__["images"] = images
     recipe = TrainingRecipe(3, 0.02, augment=Augment(1))
-    found = search.train_chosen(setup, [{"a": pool(input_size=16)[0]}] * 2, recipe)
+    found = train_chosen(setup, [{"a": pool(input_size=16)[0]}] * 2, recipe)
     assert found.rows["training"].tolist() == [PLAIN, REGULARISED] * 2 and found.rows["accuracy"].notna().all()
     assert found.rows.groupby("choice")["seed"].first().nunique() == 2  # equal choices are not one training twice
 

@@ -162,7 +162,8 @@ def _fine_tuned(metrics: Mapping[str, Any], params: Params) -> list[str]:
     settings = (setting for of_budget in found["tuned"].values() for setting in of_budget.values())
     chosen = " or ".join(sorted({setting.get("optimizer", "sgd") for setting in settings}))
     text = (
-        f"Accuracy (%) after training from each initialisation, {_count(found['accuracy'])} architectures, seeds "
+        "Accuracy (%) after training from each initialisation, mean ± standard error over "
+        f"{_count(found['accuracy'])} architectures, seeds "
         f"{list(finetune.seeds)}, settings ({chosen} and its rate) tuned equally on {finetune.tuning_networks} "
         "validation architecture(s):"
     )
@@ -177,7 +178,8 @@ def _transferred(metrics: Mapping[str, Any], params: Params) -> list[str]:
         images = f" ({data.test_per_class} test images of each class)" if data.test_per_class else ""
         text = (
             f"Accuracy (%) on {target}{images}, which the hypernetwork did not see, after SGD on {transfer.per_class} "
-            f"images of each class, {_count(accuracy)} architectures, seeds {list(transfer.seeds)}, learning rates "
+            f"images of each class, mean ± standard error over "
+            f"{_count(accuracy)} architectures, seeds {list(transfer.seeds)}, learning rates "
             f"tuned equally on {transfer.tuning_networks} validation architecture(s) (-orth: orthogonal "
             "post-processing; trained: first on the hypernetwork's classes; chance is "
             f"{found['chance'][target]:.0f}%):"

@@ -74,7 +74,10 @@ def test_a_readme_without_the_section_is_left_as_it_is(tree, capsys):
 def test_a_profile_tells_its_title_its_stages_and_its_claims(tree):
     title, text, table, detection, claims = readme.results(tree).split("\n\n")
     assert title == "### Handwritten digits (default profile)"
-    assert "5 images of each class, 4 architectures, seeds [0, 1, 2]" in text and "chance is 20%" in text
+    assert (
+        "5 images of each class, mean ± standard error over 4 architectures, seeds [0, 1, 2]" in text
+        and "chance is 20%" in text
+    )
     assert [line.split(" | ")[0] for line in table.splitlines()] == [
         "| initialisation",
         "| ---",
@@ -142,7 +145,7 @@ def test_fine_tuning_names_the_optimisers_that_were_chosen(params):
     accuracy = {"ghn3": {"2 epochs": mean(90.0), "0 steps": mean(80.0), "1 epoch": mean(85.0), "30 steps": mean(70.0)}}
     tuned = {"1 epoch": {"ghn3": {"optimizer": "sgd"}, "random": {"optimizer": "adamw"}}}
     text, table = readme.TOLD["finetune"].tell({"finetune": {"accuracy": accuracy, "tuned": tuned}}, params)
-    assert "4 architectures, seeds [0, 1, 2], settings (adamw or sgd and its rate) tuned equally on 2" in text
+    assert "over 4 architectures, seeds [0, 1, 2], settings (adamw or sgd and its rate) tuned equally on 2" in text
     assert table.splitlines()[0] == "| initialisation | 0 steps | 30 steps | 1 epoch | 2 epochs |"
 
 

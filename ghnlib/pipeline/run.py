@@ -31,6 +31,7 @@ from dvc.exceptions import DvcException
 from ipykernel.kernelspec import write_kernel_spec
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 from ghnlib.params import Params
 from ghnlib.params_file import ParamsError, read_yaml, validate
@@ -159,11 +160,11 @@ def _forget_other_code(folder: Path) -> None:
 
 
 def _execute(source: Path, progress: Path, values: dict[str, Any]) -> nbformat.NotebookNode:
-    with _own_kernel():
+    with _own_kernel() as kernel:
         try:
             return papermill.execute_notebook(
                 str(source), str(progress), values, kernel_name="python3", cwd=str(Path.cwd()), progress_bar=False,
-                stdout_file=sys.stdout, stderr_file=sys.stderr, shutdown_kernel="immediate",
+                stdout_file=sys.stdout, stderr_file=sys.stderr, shutdown_kernel="immediate", config=kernel,
             )  # fmt: skip
         except PapermillExecutionError as error:
             raise StageError(_explain(error, progress)) from None
@@ -185,15 +186,16 @@ def _disk_full(message: str) -> str:
 
 
 @contextmanager
-def _own_kernel() -> Iterator[None]:
-    """A python3 kernel that is this interpreter and sees this folder's ghnlib, whatever else is installed."""
+def _own_kernel() -> Iterator[Config]:
+    """A python3 kernel that is this interpreter and sees this folder's ghnlib, whatever else is installed. It is
+    reached by sockets in a folder of its own: stages that start at the same moment may draw the same port."""
     with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ):
         write_kernel_spec(str(Path(folder, "kernels", "python3")), extra_arguments=["--log-level=40"])
         paths = filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])
         os.environ |= {"JUPYTER_PATH": folder, "IPYTHONDIR": folder, "PYTHONPATH": os.pathsep.join(paths)}
         # One thread: the order of sums, and so the report, does not depend on how many cores are free.
         os.environ |= {"PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "OMP_NUM_THREADS": "1"}
-        yield
+        yield Config(KernelManager={"transport": "ipc", "ip": str(Path(folder, "kernel"))})
 
 
 def _record_seconds(path: Path, name: str, seconds: float) -> None:

@@ -21,7 +21,7 @@ from ghnlib.config import GHNConfig
 from ghnlib.data.images import ImageSet, mix
 from ghnlib.data.sources import ImageSplits
 from ghnlib.deepnets.ghn2018 import AnytimeArchitecture, AnytimeSpace
-from ghnlib.experiments.blocks import RANDOM, correlation, networks_of, sgd, train_in_space
+from ghnlib.experiments.blocks import RANDOM, networks_of, sgd, train_in_space
 from ghnlib.experiments.msdnet import MSDNetArchitecture, exit_flops
 from ghnlib.experiments.setup import Setup
 from ghnlib.hypernetwork.ghn import GHN
@@ -30,6 +30,8 @@ from ghnlib.measuring.kept import rows_kept
 from ghnlib.reporting.statistics import (
     Measured,
     claims_over_trainings,
+    correlation,
+    finite,
     mean_interval,
     with_deviation,
     with_standard_error,
@@ -233,8 +235,8 @@ def claims_of_areas(comparison: Comparison) -> dict[str, Measured]:
     names = {"anytime-random": RANDOM, "anytime-geometry": GEOMETRY, "anytime-msdnet": MSDNET}
     others = {claim: mean_interval(comparison.areas[comparison.groups[group]]) for claim, group in names.items()}
     chosen = [mean_interval(comparison.areas[best]) for best in comparison.best]
-    leads = [{claim: ours.over(other) for claim, other in others.items()} for ours in chosen]
-    return claims_over_trainings([{c: lead for c, lead in of.items() if math.isfinite(lead.value)} for of in leads])
+    leads = [finite({claim: ours.over(other) for claim, other in others.items()}) for ours in chosen]
+    return claims_over_trainings(leads)
 
 
 def draw_anytime(architecture: AnytimeArchitecture, ax: Axes) -> None:

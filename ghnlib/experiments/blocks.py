@@ -7,7 +7,6 @@ random initialisation, the ground truth, are the same for all.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 from torch import nn
 
 from ghnlib.config import GHNConfig, Recipe
@@ -23,7 +21,7 @@ from ghnlib.data.images import mix
 from ghnlib.data.sources import ImageSplits
 from ghnlib.deepnets.dataset import DeepNets
 from ghnlib.deepnets.ghn2018 import AnytimeSpace, BlockArchitecture, BlockSpace
-from ghnlib.experiments.one_shot import one_shot_scores, train_one_shot
+from ghnlib.experiments.one_shot import CEILING, ONE_SHOT, one_shot_scores, train_one_shot
 from ghnlib.experiments.setup import Setup
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.accuracy import accuracy, evaluate_predictions
@@ -31,9 +29,11 @@ from ghnlib.measuring.costs import inference_flops, step_flops
 from ghnlib.reporting.statistics import (
     Measured,
     claims_over_trainings,
+    correlation,
+    finite,
     mean_interval,
-    over_trainings,
     with_deviation,
+    with_interval,
     with_standard_error,
 )
 from ghnlib.training.jobs import train_on
@@ -43,7 +43,6 @@ REFINEMENTS = {"weight_norm": "weight normalisation", "shape_encoding": "shape e
 """Keys of ``GHNConfig`` -> what of GHN-2 they add to the hypernetwork of 2018."""
 PUBLISHED = "vanilla"
 """The variant that is GHN 2018 as published."""
-ONE_SHOT, CEILING = "one-shot", "the same networks trained again"
 RANDOM, TOP, TOP_BEST = "random", "GHN Top", "GHN Top-Best"
 DROP_PATH = 0.4
 """At the end of the training of the architectures that a search chooses."""
@@ -99,17 +98,6 @@ def blocks_of(setup: Setup, split: str, size: int) -> list[BlockArchitecture]:
     return list(networks_of(setup, block_space(setup, setup.anytime.blocks.nodes), split, size))
 
 
-def correlation(score: pd.Series, accuracy: pd.Series) -> Measured:
-    """Pearson's R over the pairs that are not NaN, with its interval by Fisher's transformation; not a number for fewer
-    than 3 pairs or without variance, no interval for 3."""
-    pairs = pd.DataFrame({"score": score, "accuracy": accuracy}).dropna()
-    if len(pairs) < 3 or (pairs.nunique() == 1).any():
-        return Measured(math.nan, n=len(pairs))
-    found = stats.pearsonr(pairs["score"], pairs["accuracy"])
-    low, high = found.confidence_interval() if len(pairs) > 3 else (math.nan, math.nan)
-    return Measured(float(found.statistic), float(low), float(high), len(pairs))
-
-
 class Ranking(NamedTuple):
     """How well blocks are ranked without training them.
 
@@ -155,9 +143,7 @@ def rank_blocks(setup: Setup, hypernetworks: Mapping[str, Sequence[GHN]]) -> Ran
     for share, steps in sgd_steps(setup).items():
         found = _train_each(setup, dict(enumerate(architectures)), sgd(setup, steps), runs=(2,))
         baselines[f"SGD, {100 * share:.2g}%"] = found["accuracy"]
-    recipe = sgd(setup, blocks.one_shot_steps)
-    shared = train_one_shot(searched, images.train, recipe.steps, recipe.batch_size, recipe.lr, setup.seed,
-                            recipe.augment)  # fmt: skip
+    shared = train_one_shot(searched, images.train, sgd(setup, blocks.one_shot_steps), setup.seed)
     baselines[ONE_SHOT] = one_shot_scores(shared, architectures, images.val, setup.seed)["accuracy"]
     baselines["parameters"] = [architecture.num_params for architecture in architectures]
     trained = _train_each(setup, dict(enumerate(architectures)), sgd(setup, blocks.steps), runs=(0, 1))
@@ -210,13 +196,9 @@ def ranking_table(setup: Setup, ranking: Ranking) -> pd.DataFrame:
         found = ranking.correlations(half)
         table[title] = [
             with_deviation([training[name].value for training in found], 2) if name in rows
-            else _with_interval(found[0][name]) for name in table.index
+            else with_interval(found[0][name]) for name in table.index
         ]  # fmt: skip
     return table
-
-
-def _with_interval(found: Measured) -> str:
-    return f"{found.value:.2f}" + ("" if math.isnan(found.low) else f" [{found.low:.2f}, {found.high:.2f}]")
 
 
 def claims_of_ranking(ranking: Ranking) -> dict[str, Measured]:
@@ -229,7 +211,7 @@ def claims_of_ranking(ranking: Ranking) -> dict[str, Measured]:
     for every, half in zip(ranking.correlations(), ranking.correlations(half=True)):
         own = {"blocks-stacked": every.get(PUBLISHED), "blocks-top-half": half.get(PUBLISHED)}
         own |= {claim: every[a].over(every[b]) for claim, (a, b) in pairs.items() if {a, b} <= set(every)}
-        claims.append({name: found for name, found in own.items() if found and math.isfinite(found.value)})
+        claims.append(finite({name: found for name, found in own.items() if found}))
     return claims_over_trainings(claims)
 
 
@@ -282,12 +264,8 @@ class Search(NamedTuple):
     def claims(self) -> dict[str, Measured]:
         """Points by which the chosen are ahead of random ones (Table 1)."""
         drawn = mean_interval(self.tested[self.drawn])
-        return _over_trainings("blocks-top", [mean_interval(self.tested[best]).over(drawn) for best in self.best])
-
-
-def _over_trainings(claim: str, found: Sequence[Measured]) -> dict[str, Measured]:
-    """The claim, if networks could be trained for all trainings of the hypernetwork."""
-    return {claim: over_trainings(found)} if all(math.isfinite(each.value) for each in found) else {}
+        leads = [mean_interval(self.tested[best]).over(drawn) for best in self.best]
+        return claims_over_trainings([finite({"blocks-top": lead}) for lead in leads])
 
 
 def search_blocks(setup: Setup, hypernetworks: Sequence[GHN]) -> Search:
@@ -342,13 +320,13 @@ class Transferred(NamedTuple):
         dataset."""
         tested = self.rows["test accuracy"]
         leads = [Measured(*[tested[i]] * 3).over(mean_interval(tested[self.drawn])) for i in self.best]
-        return _over_trainings("blocks-transfer", leads) if self.differs else {}
+        return claims_over_trainings([finite({"blocks-transfer": lead}) for lead in leads]) if self.differs else {}
 
 
 def transfer_blocks(setup: Setup, found: Search) -> Transferred | None:
     """Train the best block of each training and the random ones on the images of ``search.second``, each as wide as
     the limit of FLOPs allows."""
-    search, data = setup.anytime.search, setup.data
+    search = setup.anytime.search
     if search.second is None:
         return None
     images = setup.other_images(search.second)
@@ -358,8 +336,7 @@ def transfer_blocks(setup: Setup, found: Search) -> Transferred | None:
     rows = _train_each(setup, todo, sgd(setup, search.steps), runs=(0,), images=images).set_index("network")
     sizes = pd.DataFrame({i: {"C": a.C, "MFLOPs": inference_flops(a) / 1e6} for i, a in todo.items()}).T
     table = sizes.join(rows).reindex(columns=["C", "MFLOPs", "test accuracy"])
-    differs = (search.second.source, search.second.root) != (data.source, data.root)
-    return Transferred(found.top_best, found.drawn, table, differs)
+    return Transferred(found.top_best, found.drawn, table, setup.differs(search.second))
 
 
 def widest(architecture: BlockArchitecture, limit: float) -> BlockArchitecture:

@@ -14,9 +14,8 @@ from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.genotypes import GENOTYPES, Genotype
 from ghnlib.data.images import mix
 from ghnlib.experiments.properties import Trained, embed, regression
-from ghnlib.experiments.search import trainings
 from ghnlib.experiments.setup import Setup
-from ghnlib.reporting.statistics import Measured, claims_over_trainings, mean_interval, with_deviation
+from ghnlib.reporting.statistics import Measured, claims_over_trainings, finite, mean_interval, with_deviation
 from ghnlib.training.networks import Accuracy, Run, TrainingRecipe, run_all
 
 PLAIN, REGULARISED = "plain", "cutout, auxiliary head, drop path"
@@ -52,7 +51,7 @@ def _chosen_claims(rows: pd.DataFrame) -> dict[str, Measured]:
         if {"ghn2", "DARTS"} <= set(by_seed):
             ours, theirs = (mean_interval(by_seed[name]) for name in ("ghn2", "DARTS"))
             found[claim] = ours.over(theirs)
-    return {name: measured for name, measured in found.items() if np.isfinite(measured.value)}
+    return finite(found)
 
 
 def chosen_architectures(
@@ -66,7 +65,7 @@ def chosen_architectures(
     searched, sound = setup.split("search", setup.analysis.search_networks), trained.sound
     graphs, learnt_from = [a.graph for a in searched], trained.table.loc[sound, "accuracy"].to_numpy()
     found = []
-    for ghns, states in zip(trainings(setup), embedded):
+    for ghns, states in zip(setup.trainings, embedded):
         chosen = {}
         for name in names:
             model = regression(setup.analysis.svr).fit(states[name][sound], learnt_from)

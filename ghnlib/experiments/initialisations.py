@@ -14,7 +14,14 @@ from ghnlib.data.images import mix
 from ghnlib.experiments.setup import Setup
 from ghnlib.measuring.costs import flops, step_flops
 from ghnlib.measuring.kept import rows_kept
-from ghnlib.reporting.statistics import Measured, mean_and_error, over_trainings, paired_interval, with_standard_error
+from ghnlib.reporting.statistics import (
+    Measured,
+    counted,
+    mean_and_error,
+    over_trainings,
+    paired_interval,
+    with_standard_error,
+)
 from ghnlib.training.initialization import INITIALIZATIONS, Sources
 from ghnlib.training.networks import Accuracy, Run, TrainingRecipe, best_settings, initial_network, run_all
 
@@ -41,10 +48,9 @@ class Comparison:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """Accuracies: rows are initialisations, trainings and networks, columns steps; what diverged has 0, what failed
-        is left out."""
-        counted = self.rows[self.rows["error"] == ""].fillna({"accuracy": 0.0})
-        return counted.pivot(index=["initialisation", "training", "network"], columns="step", values="accuracy")
+        """Accuracies, see ``counted``: rows are initialisations, trainings and networks, columns steps."""
+        keys = ["initialisation", "training", "network"]
+        return counted(self.rows).pivot(index=keys, columns="step", values="accuracy")
 
     @property
     def failed(self) -> pd.DataFrame:

@@ -34,7 +34,7 @@ from ghnlib.measuring.accuracy import accuracy
 from ghnlib.measuring.costs import inference_flops
 from ghnlib.measuring.kept import map_kept
 from ghnlib.params import Regression
-from ghnlib.reporting.statistics import Measured, claims_over_trainings, tau_interval, tau_of, with_deviation
+from ghnlib.reporting.statistics import Measured, claims_over_trainings, finite, tau_interval, tau_of, with_deviation
 from ghnlib.training.networks import EVALUATION_BATCH, Run, TrainingRecipe, initial_network, train_network
 
 Parameters = dict[str, Tensor]
@@ -261,11 +261,6 @@ def table_of_properties(found: Sequence[Mapping[str, Mapping]], hypernetworks: S
     return pd.DataFrame(rows).T
 
 
-def tau_from(found: Mapping[str, float]) -> Measured:
-    """The tau of ``predict_property``."""
-    return Measured(found["tau"], found["low"], found["high"], found["n"])
-
-
 def noise_agreement(trained: Trained) -> Measured:
     """Kendall's tau of accuracies on clean and on noisy images (PPUDA Fig. 11)."""
     rows = trained.table[trained.sound]
@@ -303,16 +298,15 @@ def claims_of_properties(found: Sequence[Mapping[str, Mapping]], trained: Traine
     spot = sweet_spot(rows["path"], 100 - rows["test accuracy"])
     single = {"clean-and-noisy": Measured(0.0, 0.0, 0.0).over(noise_agreement(trained))}
     single |= {"error-and-path": spot.curvature} if spot else {}
-    claims = claims_over_trainings([_property_claims(each) for each in found]) | single
-    return {name: measured for name, measured in claims.items() if np.isfinite(measured.value)}
+    return finite(claims_over_trainings([_property_claims(each) for each in found]) | single)
 
 
 def _property_claims(found: Mapping[str, Mapping]) -> dict[str, Measured]:
     if "ghn2" not in found:
         return {}
-    of_ghn2 = tau_from(found["ghn2"]["accuracy"])
-    over = of_ghn2.over(tau_from(found[PREDICTOR]["accuracy"]))
-    return {"property-accuracy": of_ghn2, "property-over-neural-predictor": over}
+    of_ghn2, of_predictor = (tau_of(found[name]["accuracy"]["tau"], found[name]["accuracy"]["n"])
+                             for name in ("ghn2", PREDICTOR))  # fmt: skip
+    return {"property-accuracy": of_ghn2, "property-over-neural-predictor": of_ghn2.over(of_predictor)}
 
 
 class NeuralPredictor(nn.Module):

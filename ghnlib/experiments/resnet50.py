@@ -28,7 +28,7 @@ def compare_on_resnet50(setup: Setup) -> pd.DataFrame:
         return pd.DataFrame()
     recipe = TrainingRecipe(steps, lr=1.0, batch_size=settings.batch_size, augment=setup.augment)
     network = TorchvisionNetwork(len(images.classes), images.side)
-    hypernetworks = {name: list(setup.hypernetworks[name].values()) for name in settings.resnet50_variants}
+    hypernetworks = setup.trainings_of(settings.resnet50_variants)
     seeds = settings.seeds[: len(setup.train.seeds)]
     runs = [run for run in initial_runs([network], recipe, seeds, hypernetworks) if run.initialisation != "orthogonal"]
     grid, first, every = grid_of(settings.resnet50_lrs, [recipe.weight_decay]), seeds[0], max(1, steps // 10)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isinf, isnan
 from pathlib import Path
@@ -20,6 +20,7 @@ from ghnlib.deepnets.dataset import DeepNets, architectures_of
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.params_file import ParamsError, read_yaml, validate
 from ghnlib.reporting.statistics import Measured
+from ghnlib.training.jobs import Job
 
 SECTIONS = {name: field.annotation for name, field in params.Params.model_fields.items()
             if isinstance(field.annotation, type) and issubclass(field.annotation, params.Section)}  # fmt: skip
@@ -90,6 +91,10 @@ class Setup:
         """Those of the section ``data`` with what a target changes of it."""
         return images_of(self.data.model_copy(update=target.model_dump(exclude_unset=True)), self.seed)
 
+    def differs(self, target: params.Target) -> bool:
+        """Whether a target is another dataset: the same source at another resolution is none."""
+        return (target.source, target.root) != (self.data.source, self.data.root)
+
     @property
     def augment(self) -> Augment:
         """Augmentation of training images."""
@@ -112,6 +117,26 @@ class Setup:
         for name, (variant, seed) in self.train.trainings.items():
             found.setdefault(variant, {})[seed] = GHN.from_pretrained(f"models/{name}")
         return found
+
+    def trainings_of(self, variants: Iterable[str]) -> dict[str, list[GHN]]:
+        """Their hypernetworks, one a seed."""
+        return {name: list(self.hypernetworks[name].values()) for name in variants}
+
+    @property
+    def analysed(self) -> list[str]:
+        """The variants that the section ``analysis`` names; None there: all."""
+        return list(self.analysis.variants or self.train.variants)
+
+    @property
+    def trainings(self) -> list[dict[str, GHN]]:
+        """Their hypernetworks, by name, once for each seed of their training."""
+        return [dict(zip(self.analysed, ghns)) for ghns in zip(*self.trainings_of(self.analysed).values())]
+
+    def job(self, variant: str, seed: int, folder: Path, classes: tuple[int, ...] | None = None, **changes: Any) -> Job:
+        """The training of a variant; ``changes``: of its recipe."""
+        recipe = replace(self.train.recipe_of(variant), **changes)
+        return Job(data=self.data, deepnets=self.deepnets, seed=self.seed, training_seed=seed, classes=classes,
+                   ghn=self.train.config(variant), recipe=recipe, folder=str(folder))  # fmt: skip
 
     def history(self, variant: str) -> pd.DataFrame:
         """What the trainings of a variant have logged, see ``train_ghn``, one below the other; a column ``seed``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle, pairwise, product
@@ -262,8 +262,6 @@ def initial_runs(
     tuned: Mapping[str, Mapping[str, object]] | None = None,
     class_layers: bool = True,
     given: Mapping[str, Sequence[dict[str, Tensor]]] | None = None,
-    post_processed: Collection[str] = (),
-    orth_from: float = 0.0,
 ) -> list[Run]:
     """Runs of each architecture and seed from random, orthogonal and predicted parameters, these with GHN-3's noise.
 
@@ -273,27 +271,23 @@ def initial_runs(
         tuned: fields of the recipe that differ, by initialisation, as ``tune`` finds them.
         class_layers: whether classification layers are predicted; if not, they are random.
         given: further initialisations by name: parameters of the first architectures, by name.
-        post_processed: names of which "NAME-orth" is added, the same with GHN-orth post-processing.
-        orth_from: share of the layers that post-processing leaves, see ``orthogonalize``.
 
     Returns:
-        Runs labelled ``initialisation`` ("random", "orthogonal", a name, "NAME-orth") and ``network`` (index).
+        Runs labelled ``initialisation`` ("random", "orthogonal", a name) and ``network`` (index).
 
     Raises:
         DataError: classification layers are to be predicted for another number of classes than a hypernetwork's.
     """
     predicted = {name: [_predict(name, ghn, architectures, class_layers) for ghn in trainings]
                  for name, trainings in hypernetworks.items()}  # fmt: skip
-    given = {name: [starts] for name, starts in (given or {}).items()}
     sides = [(name, name, [[None] * len(architectures)]) for name in ("random", "orthogonal")]
     sides += [(name, "ghn-noise", starts) for name, starts in predicted.items()]
-    sides += [(name, "ghn", starts) for name, starts in given.items()]
-    sides += [(f"{name}-orth", "ghn-orth", (predicted | given)[name]) for name in post_processed]
+    sides += [(name, "ghn", [starts]) for name, starts in (given or {}).items()]
     runs = []
     for name, initialisation, trainings in sides:
         own = replace(recipe, **tuned[name]) if tuned else recipe
         for network, (architecture, *starts) in enumerate(zip(architectures, *trainings)):
-            sources = [Sources(parameters=start, orth_from=orth_from) for start in starts]
+            sources = [Sources(parameters=start) for start in starts]
             labels = {"initialisation": name, "network": network}
             runs += [Run(architecture, own, seed, initialisation, source, labels)
                      for seed, source in zip(seeds, cycle(sources))]  # fmt: skip

@@ -24,6 +24,7 @@ from ghnlib.experiments import anytime, blocks
 from ghnlib.experiments.anytime import CHOSEN, GEOMETRY, MSDNET, RANDOM, Candidates, Comparison, area_under
 from ghnlib.experiments.blocks import Ranking
 from ghnlib.experiments.msdnet import MSDNetArchitecture, exit_flops
+from ghnlib.experiments.one_shot import CEILING
 from ghnlib.experiments.setup import Setup
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Role
@@ -241,18 +242,8 @@ def test_the_ground_truth_is_the_mean_of_two_trainings_whose_agreement_is_the_ce
     every, half = ranking.correlations()[0], ranking.correlations(half=True)[0]
     mean = sum(truths) / 2
     assert every["parameters"].value == pytest.approx(np.corrcoef(ranking.baselines["parameters"], mean)[0, 1])
-    assert every[blocks.CEILING].value == pytest.approx(np.corrcoef(*truths)[0, 1])
+    assert every[CEILING].value == pytest.approx(np.corrcoef(*truths)[0, 1])
     assert every["parameters"].n == 5 and half["parameters"].n == 2 and math.isnan(half["parameters"].value)
-
-
-def test_correlation_has_the_interval_of_fisher():
-    score, accuracy = pd.Series([1.0, 2, 3, 4, 5, math.nan]), pd.Series([2.0, 1, 4, 3, 6, 7])
-    found = blocks.correlation(score, accuracy)
-    r = np.corrcoef(score[:5], accuracy[:5])[0, 1]
-    bounds = np.tanh(np.arctanh(r) + np.array([-1, 1]) * 1.959964 / 2**0.5)
-    assert found.n == 5 and found[:3] == pytest.approx((r, *bounds), abs=1e-6)
-    assert math.isnan(blocks.correlation(pd.Series([1.0, 1, 1]), accuracy).value)
-    assert math.isnan(blocks.correlation(score[:3], accuracy[:3]).low)
 
 
 def test_the_table_of_hypernetworks_says_what_they_are(setup, ranking):

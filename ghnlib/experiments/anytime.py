@@ -21,7 +21,7 @@ from ghnlib.config import GHNConfig
 from ghnlib.data.images import ImageSet, mix
 from ghnlib.data.sources import ImageSplits
 from ghnlib.deepnets.ghn2018 import AnytimeArchitecture, AnytimeSpace
-from ghnlib.experiments.blocks import RANDOM, networks_of, sgd, train_in_space
+from ghnlib.experiments.blocks import RANDOM, networks_of, train_in_space
 from ghnlib.experiments.msdnet import MSDNetArchitecture, exit_flops
 from ghnlib.experiments.setup import Setup
 from ghnlib.hypernetwork.ghn import GHN
@@ -100,7 +100,7 @@ def predict_candidates(setup: Setup) -> Candidates:
     ghns = train_in_space(setup, space, "exits", config, settings.recipe_of(next(iter(settings.variants))))
     networks = list(networks_of(setup, space, "test", exits.candidates))
     tasks = [({"network": i}, (network,)) for i, network in enumerate(networks)]
-    rows = [rows_kept(_predicted_curve, tasks, (ghn, setup.images.val), setup.processes, setup.folder)
+    rows = [rows_kept(_predicted_curve, tasks, (ghn, setup.images.val), **setup.kept)
             .assign(training=k) for k, ghn in enumerate(ghns)]  # fmt: skip
     return Candidates(networks, _without_errors(pd.concat(rows, ignore_index=True)), setup.chance)
 
@@ -200,10 +200,10 @@ def compare_anytime(setup: Setup, candidates: Candidates) -> Comparison:
     )  # fmt: skip
     groups = {GEOMETRY: earliest, RANDOM: drawn, MSDNET: [-1 - i for i in range(exits.chosen)]}
     todo = sorted({n for group in (*best, *groups.values()) for n in group})
-    recipe = sgd(setup, exits.steps)
+    recipe = setup.recipe(exits.sgd, exits.steps)
     tasks = [({"network": n}, (Run(candidates.networks[n] if n >= 0 else msdnet, recipe, mix(setup.seed, abs(n))),))
              for n in todo]  # fmt: skip
-    rows = rows_kept(_trained_curve, tasks, (images,), setup.processes, setup.folder)
+    rows = rows_kept(_trained_curve, tasks, (images,), **setup.kept)
     return Comparison(candidates, _without_errors(rows), best, groups)
 
 

@@ -83,19 +83,20 @@ def as_large(genotype: Genotype, like: Architecture) -> Architecture:
 
 
 def train_chosen(setup: Setup, choices: Sequence[Mapping[str, Architecture]], recipe: TrainingRecipe) -> Chosen:
-    """Train architectures plainly, and with cutout, auxiliary head and drop path (PPUDA Table 9). ``choices``: of each
-    training of the hypernetworks; each is trained with seeds of its own."""
+    """Train architectures plainly, and with cutout, auxiliary head and drop path (PPUDA Table 9), so also for longer.
+    ``choices``: of each training of the hypernetworks; each is trained with seeds of its own."""
     chosen, images = setup.analysis.chosen, setup.images
-    plain = replace(recipe, steps=chosen.steps, bn_batches=2)
-    augment = replace(plain.augment, cutout=chosen.cutout)
-    recipes = {PLAIN: plain, REGULARISED: replace(plain, augment=augment, drop_path=chosen.drop_path)}
+    plain = replace(recipe, steps=chosen.steps[0], bn_batches=2)
+    regularised = replace(plain, augment=replace(plain.augment, cutout=chosen.cutout), drop_path=chosen.drop_path)
+    recipes = {PLAIN: plain, REGULARISED: regularised}
+    recipes |= {f"{REGULARISED}, {n} steps": replace(regularised, steps=n) for n in chosen.steps[1:]}
     runs = [
-        Run(a, own, mix(seed, i), auxiliary=training == REGULARISED,
+        Run(a, own, mix(seed, i), auxiliary=training != PLAIN,
             labels={"choice": i, "architecture": name, "parameters": a.num_params, "training": training})
         for i, architectures in enumerate(choices)
         for name, a in architectures.items()
         for training, own in recipes.items()
         for seed in chosen.seeds
     ]  # fmt: skip
-    rows = run_all(runs, images.train, Accuracy(images.test), processes=setup.processes, folder=setup.folder)
+    rows = run_all(runs, images.train, Accuracy(images.test), **setup.kept)
     return Chosen(rows[["choice", "architecture", "parameters", "training", "seed", "accuracy"]])

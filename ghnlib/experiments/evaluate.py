@@ -27,7 +27,7 @@ from ghnlib.reporting.statistics import (
     with_deviation,
     with_standard_error,
 )
-from ghnlib.training.networks import Accuracy, Run, TrainingRecipe, run_all
+from ghnlib.training.networks import Accuracy, Run, run_all
 
 NETWORK = ["method", "split", "index"]
 KEYS = ["method", "seed", "split", "index"]
@@ -185,19 +185,19 @@ def train_from_random(setup: Setup, splits: Mapping[str, Sequence[Architecture]]
         ``error``.
     """
     section, images = setup.evaluate, setup.images
-    epoch = len(images.train) // section.train_batch_size
+    epoch = len(images.train) // section.sgd.batch_size
     runs = []
     for name, count, epochs in (
         ("random", section.random_networks, 0),
         ("SGD, 1 epoch", section.trained_networks, 1),
         (f"SGD, {section.epochs} epochs", section.trained_networks, section.epochs),
     ):
-        recipe = TrainingRecipe(epochs * epoch, section.lr, section.train_batch_size, augment=setup.augment)
+        recipe = setup.recipe(section.sgd, epochs * epoch)
         for split, architectures in splits.items():
             few = architectures[: {"test": count, "predefined": 0}.get(split, section.ood_networks)]
             labels = [{"method": name, "seed": setup.seed, "split": split, "index": i} for i in range(len(few))]
             runs += [Run(a, recipe, setup.seed, labels=label) for a, label in zip(few, labels)]
-    results = run_all(runs, images.train, Accuracy(images.test), processes=setup.processes, folder=setup.folder)
+    results = run_all(runs, images.train, Accuracy(images.test), **setup.kept)
     return results[[*KEYS, "accuracy", "error"]]
 
 
@@ -304,7 +304,7 @@ def evaluate_torchvision_networks(setup: Setup) -> pd.DataFrame:
         names, images, batch_size = torchvision_classifiers(), setup.images.test, setup.evaluate.batch_size
         for variant, seed in setup.train.trainings.values():
             ghn = setup.hypernetworks[variant][seed]
-            rows = evaluate_torchvision(ghn, names, images, batch_size, setup.processes, setup.folder)
+            rows = evaluate_torchvision(ghn, names, images, batch_size, **setup.kept)
             split = np.where(rows["network"].isin(NEWER), "newer", "PyTorch split")
             parts.append(rows.assign(method=variant, seed=seed, split=split))
     return pd.concat(parts[1:] or parts)

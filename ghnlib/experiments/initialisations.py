@@ -117,7 +117,7 @@ def compare_initialisations(
     """
     names, section, images = list(names), setup.evaluate, setup.images
     tuning, *others = islice(setup.split("val"), PEERS)
-    peers, batch_size = [a.graph for a in (tuning, *others)], section.train_batch_size
+    peers, batch_size = [a.graph for a in (tuning, *others)], section.sgd.batch_size
     trainings = {
         seed: Sources(
             setup.seed, ghn, peers=peers, images=images.train, steps=section.learned_steps, batch_size=batch_size
@@ -125,7 +125,7 @@ def compare_initialisations(
         for seed, ghn in setup.hypernetworks[variant].items()
     }
     cases = [(name, seed) for name in names for seed in list(trainings)[: None if _predicts(name) else 1]]
-    recipe = TrainingRecipe(section.initialised_steps, 1.0, batch_size, augment=setup.augment)
+    recipe = setup.recipe(section.sgd, section.initialised_steps)
     options = {"processes": setup.processes, "folder": setup.folder}
     at_rate = [replace(recipe, lr=lr) for lr in section.initialised_lrs]
     runs = [_run(name, seed, -1, tuning, own, trainings[seed]) for name, seed in cases for own in at_rate]

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.data.images import ImageSet, mix
-from ghnlib.measuring.accuracy import accuracy
+from ghnlib.measuring.accuracy import top_accuracies
 from ghnlib.training.networks import TrainingRecipe
 
 ONE_SHOT, CEILING = "one-shot", "ground truth, second seed"
@@ -49,15 +49,17 @@ def train_one_shot(
 
 
 def one_shot_scores(
-    shared: Mapping[tuple[str, torch.Size], Tensor], architectures: Sequence[Architecture], images: ImageSet, seed: int
-) -> pd.DataFrame:
-    """One row a network: ``accuracy`` (percent) with the shared parameters, batch norm with statistics of the batch;
-    ``shared``, the share of its parameter values that they provide (the others are random)."""
+    shared: Mapping[tuple[str, torch.Size], Tensor], architectures: Sequence[Architecture], images: ImageSet, seed: int,
+    score: str = "accuracy",
+) -> pd.DataFrame:  # fmt: skip
+    """One row a network: ``accuracy`` (percent, or another ``score`` of ``top_accuracies``) with the shared parameters,
+    batch norm with statistics of the batch; ``shared``, the share of its parameter values that they provide (the others
+    are random)."""
     rows = []
     for i, architecture in enumerate(architectures):
         torch.manual_seed(mix(seed, i))
         net = architecture.build(device="cpu")
         own = {name: shared[name, p.shape] for name, p in net.named_parameters() if (name, p.shape) in shared}
         known = sum(p.numel() for p in own.values()) / architecture.num_params
-        rows.append({"accuracy": accuracy(net, images, parameters=own), "shared": known})
+        rows.append({"accuracy": top_accuracies(net, images, parameters=own)[score], "shared": known})
     return pd.DataFrame(rows)

@@ -156,7 +156,7 @@ def starts_from_source(
         runs = [*(replace(run, labels=labels) for run, labels in zip(once, named)), *runs]
     if not runs:
         return {}
-    rows = run_all(runs, images, parameters_of, processes=setup.processes, folder=setup.folder)
+    rows = run_all(runs, images, parameters_of, **setup.kept)
     starts: dict[str, list[Start]] = {}
     for run, row in zip(runs, rows.to_dict("records")):
         starts.setdefault(run.labels["initialisation"], []).append(_start(run, row))

@@ -17,8 +17,6 @@ from ghnlib.experiments.properties import Trained, sweet_spot, train_and_measure
 from ghnlib.experiments.proxies import PROXIES
 from ghnlib.experiments.scaling import training_costs
 from ghnlib.experiments.setup import Setup
-from ghnlib.hypernetwork.ghn import GHN
-from ghnlib.measuring.accuracy import evaluate_predictions
 from ghnlib.measuring.kept import map_kept
 from ghnlib.params import Analysis
 from ghnlib.reporting.statistics import (
@@ -68,19 +66,14 @@ def ranking_scores(setup: Setup, trained: Trained) -> tuple[list[pd.DataFrame], 
     for name, (steps, chosen) in budgets.items():
         recipe = replace(trained.recipe, steps=steps)
         runs = [Run(architectures[i], recipe, mix(seed, i, steps)) for i in chosen]
-        found = run_all(runs, images.train, Accuracy(images.val), processes=setup.processes, folder=setup.folder)
+        found = run_all(runs, images.train, Accuracy(images.val, analysis.score), **setup.kept)
         shared[name] = pd.Series(found["accuracy"].to_numpy(), index=chosen)
     shared = shared.join(zero_cost_scores(setup, architectures))
     one_shot = _one_shot(setup, trained)
     shared[ONE_SHOT] = np.nan if one_shot.by_chance else one_shot.scores["accuracy"]
     shared["parameters"] = trained.table["parameters"]
-    return [_predicted_scores(setup, ghns, architectures).join(shared) for ghns in setup.trainings], one_shot
-
-
-def _predicted_scores(setup: Setup, ghns: Mapping[str, GHN], architectures: Sequence[Architecture]) -> pd.DataFrame:
-    rows = {name: evaluate_predictions(ghn, architectures, setup.images.val, processes=setup.processes,
-                                       folder=setup.folder)["accuracy"] for name, ghn in ghns.items()}  # fmt: skip
-    return pd.DataFrame(rows)
+    predicted = [setup.validated(ghns, architectures, analysis.score) for ghns in setup.trainings]
+    return [scores.join(shared) for scores in predicted], one_shot
 
 
 def zero_cost_scores(setup: Setup, architectures: Sequence[Architecture]) -> pd.DataFrame:
@@ -90,7 +83,7 @@ def zero_cost_scores(setup: Setup, architectures: Sequence[Architecture]) -> pd.
     """
     runs = [(Run(a, TrainingRecipe(0, 1.0), mix(setup.seed, i)),) for i, a in enumerate(architectures)]
     common = (setup.images.train, setup.analysis.images)
-    return pd.DataFrame(map_kept(_zero_cost, runs, common, setup.processes, setup.folder))
+    return pd.DataFrame(map_kept(_zero_cost, runs, common, **setup.kept))
 
 
 def _zero_cost(run: Run, images: ImageSet, batch_size: int) -> dict[str, float]:
@@ -103,8 +96,9 @@ def _one_shot(setup: Setup, trained: Trained) -> OneShot:
     analysis, images, recipe = setup.analysis, setup.images, trained.recipe
     length = replace(recipe, steps=analysis.one_shot_steps)
     shared = train_one_shot(setup.split("train"), images.train, length, setup.seed)
-    scores = one_shot_scores(shared, trained.architectures, images.val, setup.seed)
-    return OneShot(scores, 100 * float(images.val.labels.bincount().max()) / len(images.val))
+    scores = one_shot_scores(shared, trained.architectures, images.val, setup.seed, analysis.score)
+    answers = images.val.labels.bincount().sort(descending=True).values[: 5 if analysis.score == "top5" else 1]
+    return OneShot(scores, 100 * float(answers.sum()) / len(images.val))
 
 
 RANDOM = "random ranking"

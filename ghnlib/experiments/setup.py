@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isinf, isnan
@@ -14,13 +14,16 @@ from typing import Any, Self
 import pandas as pd
 
 from ghnlib import params
+from ghnlib.architectures.architecture import Architecture
 from ghnlib.data.images import Augment
 from ghnlib.data.sources import ImageSplits, augmentation_of, images_of
 from ghnlib.deepnets.dataset import DeepNets, architectures_of
 from ghnlib.hypernetwork.ghn import GHN
+from ghnlib.measuring.accuracy import evaluate_predictions
 from ghnlib.params_file import ParamsError, read_yaml, validate
 from ghnlib.reporting.statistics import Measured
 from ghnlib.training.jobs import Job
+from ghnlib.training.networks import TrainingRecipe
 
 SECTIONS = {name: field.annotation for name, field in params.Params.model_fields.items()
             if isinstance(field.annotation, type) and issubclass(field.annotation, params.Section)}  # fmt: skip
@@ -100,6 +103,10 @@ class Setup:
         """Augmentation of training images."""
         return augmentation_of(self.data)
 
+    def recipe(self, sgd: params.Sgd, steps: int) -> TrainingRecipe:
+        """Training of a network from random initialisation."""
+        return TrainingRecipe(steps, **sgd.model_dump(), augment=self.augment)
+
     @property
     def chance(self) -> float:
         """Accuracy (%) of guessing."""
@@ -117,6 +124,20 @@ class Setup:
         for name, (variant, seed) in self.train.trainings.items():
             found.setdefault(variant, {})[seed] = GHN.from_pretrained(f"models/{name}")
         return found
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """Options of calls in processes whose results are kept, see ``map_kept``."""
+        return {"processes": self.processes, "folder": self.folder}
+
+    def validated(
+        self, ghns: Mapping[str, GHN], architectures: Sequence[Architecture], score: str = "accuracy"
+    ) -> pd.DataFrame:
+        """Accuracy (percent, or another score) on validation images with predicted parameters: rows are architectures,
+        columns hypernetworks."""
+        found = {name: evaluate_predictions(ghn, architectures, self.images.val, **self.kept)[score]
+                 for name, ghn in ghns.items()}  # fmt: skip
+        return pd.DataFrame(found)
 
     def trainings_of(self, variants: Iterable[str]) -> dict[str, list[GHN]]:
         """Their hypernetworks, one a seed."""

@@ -160,7 +160,7 @@ def torchvision_statistics(setup: Setup) -> pd.DataFrame:
     """One row a classifier of torchvision, with 1000 classes (GHN-3 Table 3): ``network``, its name, what
     ``graph_statistics`` returns, ``parameters``."""
     names = [(name,) for name in torchvision_classifiers()]
-    return pd.DataFrame(map_kept(_torchvision_row, names, (), setup.processes, setup.folder))
+    return pd.DataFrame(map_kept(_torchvision_row, names, (), **setup.kept))
 
 
 def _torchvision_row(name: str) -> dict[str, float | str]:

@@ -260,7 +260,7 @@ def correlations_by_start(setup: Setup, source: Source, learnt: Learnt, processi
     """
     runs = runs_from(setup, source, learnt, setup.transfer.seeds[: len(source.trainings)], processing=processing)
     tasks = [(run.labels, (run,)) for run in runs]
-    return rows_kept(_correlations, tasks, (), setup.processes, setup.folder).dropna(subset="layer")
+    return rows_kept(_correlations, tasks, (), **setup.kept).dropna(subset="layer")
 
 
 def _correlations(run: Run) -> list[dict[str, object]]:

@@ -143,9 +143,16 @@ def test_training_takes_the_gradient_of_the_sum_of_the_losses_of_all_exits():
 
 
 def test_the_vanilla_variant_is_the_hypernetwork_of_2018_and_learns():
-    preset = {**PRESETS["ghn"], "num_classes": 10, "layers": 5, "stacked": True, "max_shape": (16, 16, 7, 7)}
+    preset = {**PRESETS["ghn"], "num_classes": 10, "max_shape": (16, 16, 7, 7)}
     config, recipe = params().anytime.config("vanilla"), params().anytime.recipe_of("vanilla")
-    assert config == GHNConfig(**preset)
+    assert (config.stacked, config.passing, config.modules, config.directions, config.layers) == (
+        True,
+        True,
+        1,
+        "both",
+        5,
+    )
+    assert config == GHNConfig(**preset) and params("cifar10").anytime.config("vanilla") == GHNConfig(**PRESETS["ghn"])
     rates = [recipe.rate_factor(round(share * recipe.steps), 1) for share in (0, 0.49, 0.5, 0.74, 0.75, 0.99)]
     assert rates == [1, 1, 0.5, 0.5, 0.25, 0.25]
     torch.manual_seed(0)
@@ -180,9 +187,9 @@ def setup(tmp_path_factory):
     """The tiny profile with few images, two hypernetworks trained twice and four anytime networks."""
     raw = read_merged(ROOT / "params.yaml", ROOT / "profiles" / "tiny.yaml")
     values = raw["anytime"] | {"variants": {"vanilla": {"layers": 1}, "larger": {"train_nodes": 3, "layers": 2}}}
-    values = values | {"batch_size": 20, "seeds": [3, 4], "blocks": values["blocks"] | {"networks": 5, "cells": 2, "steps": 8, "shares": [0.028, 0.1, 0.25]},
+    values = values | {"sgd": values["sgd"] | {"batch_size": 20}, "seeds": [3, 4], "blocks": values["blocks"] | {"networks": 5, "cells": 2, "steps": 8, "shares": [0.028, 0.1, 0.25]},
                        "search": values["search"] | {"candidates": 5, "chosen": 2, "steps": 4},
-                       "exits": values["exits"] | {"candidates": 4, "chosen": 2, "steps": 30}}  # fmt: skip
+                       "exits": values["exits"] | {"candidates": 4, "chosen": 2, "steps": 30, "sgd": values["sgd"] | {"batch_size": 20, "lr": 0.1, "schedule": "step-half"}}}  # fmt: skip
     read = validate(raw)
     folder = tmp_path_factory.mktemp("anytime")
     setup = Setup("anytime", read.profile, read.seed, folder, data=read.data, anytime=Anytime.of(values))
@@ -364,7 +371,7 @@ def test_the_best_are_trained_beside_others_and_an_msdnet_of_their_cost(setup, c
     network, seed = candidates.networks[drawn[1]], mix(setup.seed, drawn[1])
     torch.manual_seed(seed)
     net = network.build(device="cpu", track_running_stats=True)
-    recipe = TrainingRecipe(30, setup.anytime.lr, 20, augment=setup.augment)
+    recipe = TrainingRecipe(30, 0.1, 20, schedule="step-half", augment=setup.augment)
     (accuracies,) = train_network(
         net, setup.images.train, recipe, seed, lambda net: exit_accuracies(net, setup.images.test, 256)
     ).values()
@@ -410,7 +417,9 @@ def test_claims_are_differences_of_mean_areas_within_a_training_and_what_diverge
 
 
 def test_a_training_that_diverges_has_costs_but_no_accuracy(setup, candidates):
-    own = replace(setup, anytime=setup.anytime.model_copy(update={"lr": math.inf}))
+    exits = setup.anytime.exits
+    diverging = exits.model_copy(update={"sgd": exits.sgd.model_copy(update={"lr": math.inf})})
+    own = replace(setup, anytime=setup.anytime.model_copy(update={"exits": diverging}))
     vars(own)["images"] = setup.images
     found = anytime.compare_anytime(own, candidates)
     assert found.curves["accuracy"].isna().all() and (found.curves["FLOPs"] > 0).all()

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from shared import digits, pool, tiny
 from torch import nn
 
@@ -88,6 +89,14 @@ def test_each_optimizer_trains(optimizer):
     net, losses = initial_network(Run(pool()[0], recipe, 0)), []
     train_network(net, digits().train, recipe, 0, lambda net: 0.0, log=losses.append)
     assert len(losses) == 30 and np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize(("options", "weight"), [({}, 0.4), ({"auxiliary_weight": 0.5}, 0.5)])
+def test_the_loss_of_an_auxiliary_head_is_weighted(options, weight):
+    logits, labels = torch.randn(2, 6, 10), torch.arange(6)
+    own, other = (F.cross_entropy(each, labels) for each in logits)
+    loss = networks._loss((logits[0], logits[1]), labels, TrainingRecipe(1, 0.1, **options))
+    torch.testing.assert_close(loss, own + weight * other)
 
 
 def test_losses_are_means_between_the_rows():

@@ -120,23 +120,28 @@ def compare_initialisations(
     peers, batch_size = [a.graph for a in (tuning, *others)], section.sgd.batch_size
     trainings = {
         seed: Sources(
-            setup.seed, ghn, peers=peers, images=images.train, steps=section.learned_steps, batch_size=batch_size
-        )
+            setup.seed,
+            ghn,
+            peers=peers,
+            images=images.train,
+            held_out=images.val,
+            steps=section.learned_steps,
+            batch_size=batch_size,
+        )  # fmt: skip
         for seed, ghn in setup.hypernetworks[variant].items()
     }
     cases = [(name, seed) for name in names for seed in list(trainings)[: None if _predicts(name) else 1]]
     recipe = setup.recipe(section.sgd, section.initialised_steps)
-    options = {"processes": setup.processes, "folder": setup.folder}
     at_rate = [replace(recipe, lr=lr) for lr in section.initialised_lrs]
     runs = [_run(name, seed, -1, tuning, own, trainings[seed]) for name, seed in cases for own in at_rate]
-    tuned = best_settings(run_all(runs, images.train, Accuracy(images.val), **options), "initialisation", ["lr"])
+    tuned = best_settings(run_all(runs, images.train, Accuracy(images.val), **setup.kept), "initialisation", ["lr"])
     runs = [_run(name, seed, i, architecture, replace(recipe, **tuned[name]), trainings[seed])
             for name, seed in cases for i, architecture in enumerate(architectures)]  # fmt: skip
-    rows = run_all(runs, images.train, Accuracy(images.test), (0,), **options)
+    rows = run_all(runs, images.train, Accuracy(images.test), (0,), **setup.kept)
     counted = min(architectures, key=lambda a: len(a.graph))
     common = (_run("random", 0, 0, counted, recipe, next(iter(trainings.values()))),)
     tasks = [({"initialisation": name}, (name,)) for name in names]
-    costs = rows_kept(initialisation_cost, tasks, common, **options).set_index("initialisation")
+    costs = rows_kept(initialisation_cost, tasks, common, **setup.kept).set_index("initialisation")
     return Comparison(rows, costs["cost"])
 
 
@@ -155,8 +160,6 @@ def _run(
 
 def initialisation_cost(name: str, run: Run) -> Mapping[str, float]:
     """``cost``: FLOPs of convolutions and matrix products (QR is not counted) of an initialisation, in those of a
-    training step of the run. Counting is slow: of GradInit and NIO one batch is counted, times their number."""
-    batches = run.sources.steps if "images" in INITIALIZATIONS[name][1] else 1
-    own = replace(run, initialisation=name, sources=replace(run.sources, steps=1))
-    once = flops(lambda: initial_network(own))
-    return {"cost": batches * once / (run.recipe.batch_size * step_flops([run.architecture]))}
+    training step of the run."""
+    spent = flops(lambda: initial_network(replace(run, initialisation=name)))
+    return {"cost": spent / (run.recipe.batch_size * step_flops([run.architecture]))}

@@ -169,6 +169,25 @@ def test_exits_are_scored_one_by_one():
     assert scored == pytest.approx((100 * correct / len(digits(image_size=16).val)).tolist())
 
 
+def test_an_msdnet_has_the_published_structure():
+    """Dense, at three scales of which the finest go one after the other, with bottlenecks and strided classifiers."""
+    built = MSDNetArchitecture(6, 3, 6, 4, 10, 32).build(device="cpu").eval()
+    shapes = []
+    for layer in built.layers:
+        layer.register_forward_hook(lambda layer, maps, out: shapes.append([tuple(m.shape[1:3]) for m in out]))
+    assert [logits.shape for logits in built(torch.zeros(2, 3, 32, 32))] == [(2, 10)] * 4
+    assert shapes == [
+        [(12, 32), (24, 16), (48, 8)], [(18, 32), (36, 16), (72, 8)], [(30, 16), (60, 8)], [(42, 16), (84, 8)],
+        [(66, 8)], [(90, 8)],
+    ]  # fmt: skip
+    of = lambda chain: [(m.in_channels, m.out_channels, m.kernel_size[0], m.stride[0]) for m in chain.modules()
+                        if isinstance(m, torch.nn.Conv2d)]  # fmt: skip
+    layer = built.layers[1]
+    assert of(layer.same[1]) == [(24, 12, 1, 1), (12, 6, 3, 1)] and of(layer.finer[0]) == [(12, 6, 1, 1), (6, 6, 3, 2)]
+    assert of(built.layers[2].drop) == [(36, 18, 1, 1), (72, 36, 1, 1)]
+    assert of(built.heads[0]) == [(60, 120, 3, 2), (120, 120, 3, 2)]
+
+
 @pytest.mark.parametrize("growth", [3, 12])
 def test_a_multi_scale_densenet_of_given_flops_is_the_nearest(growth):
     target = exit_flops(MSDNetArchitecture(growth, 3, 3, 2, 10, 16))[-1]

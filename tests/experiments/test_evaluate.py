@@ -220,7 +220,7 @@ def test_initialisations_have_costs_in_training_steps_and_accuracies_before_and_
     )
     assert (found.rows["lr"][found.rows["initialisation"] != "xavier"] == 0.01).all()  # the other diverges
     assert found.costs["random"] == 0 and found.costs["ghn"] > 0
-    assert found.costs["gradinit"] > 3 * 2 / 3  # batches, a gradient on two thirds of each, and more
+    assert found.costs["gradinit"] > 3 * 2 / 3  # batches, a gradient on two thirds of each, and those held out
     assert found.claims["few-steps-gradinit"] == found.after["gradinit"] and set(found.after) == {"random", "gradinit"}
     assert found.rows.groupby("initialisation")["training"].unique().map(list).to_dict() == {
         "random": [0], "gradinit": [0], "ghn": [0, 1], "xavier": [0]

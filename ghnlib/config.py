@@ -104,7 +104,9 @@ def _ghn3(hid: int, layers: int, heads: int) -> dict:
 
 _PLAIN = {"weight_norm": False, "virtual_edges": False, "layernorm": False}
 PRESETS: dict[str, dict] = {
-    "ghn": _GHN2 | _PLAIN | {"max_shape": (64, 64, 7, 7), "shape_encoding": False, "decoder": "mlp"},
+    "ghn": _GHN2
+    | _PLAIN
+    | {"max_shape": (64, 64, 7, 7), "shape_encoding": False, "decoder": "mlp", "layers": 5, "stacked": True},
     "mlp": _GHN2 | {"encoder": "mlp"},
     "ghn1": _GHN2 | _PLAIN,
     "ghn2": _GHN2,
@@ -113,8 +115,8 @@ PRESETS: dict[str, dict] = {
     "ghn3-l": _ghn3(256, 12, 16),
     "ghn3-xl": _ghn3(384, 24, 16),
 }
-"""The GHN of 2018 (here with one sweep, not its T = 5), GHN-1, GHN-2 and MLP for CIFAR-10 (PPUDA appendix B), GHN-3 for
-ImageNet (GHN-3 Table 1)."""
+"""The GHN of 2018 (one GNN for all blocks, T = 5 forward-backward sweeps, as in the section ``anytime``), GHN-1, GHN-2
+and MLP for CIFAR-10 (PPUDA appendix B), GHN-3 for ImageNet (GHN-3 Table 1)."""
 
 
 @dataclass(frozen=True, config=CHECKED)

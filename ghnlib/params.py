@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_type_hints
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
-from ghnlib.config import GHNConfig, NonNegative, Positive, Rate, Recipe, Share
+from ghnlib.config import BelowOne, GHNConfig, NonNegative, Positive, Rate, Recipe, Share
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 """Lower case, digits, dots and dashes: it becomes part of file names."""
@@ -131,6 +131,16 @@ class Train(Hypernetworks):
         return {f"{name}-{seed}": (name, seed) for name in self.variants for seed in self.seeds}
 
 
+class Sgd(Section):
+    """Training of networks from random initialisation, see ``TrainingRecipe``; ``batch_size``: images a step."""
+
+    batch_size: Positive
+    lr: Rate
+    weight_decay: NonNegative
+    schedule: Literal["cosine", "step", "step-half", "constant"]
+    label_smoothing: BelowOne
+
+
 class Evaluate(Section):
     """Accuracy without fine-tuning, the yardsticks trained from random initialisation, other initialisations."""
 
@@ -138,12 +148,11 @@ class Evaluate(Section):
     bn_batches: Positive
     bn_networks: Positive
     torchvision: bool
-    train_batch_size: Positive
     random_networks: Positive
     trained_networks: Positive
     ood_networks: Count
     epochs: Positive
-    lr: Rate
+    sgd: Sgd
     initialised_networks: Positive
     initialised_steps: Positive
     initialised_lrs: Rates
@@ -164,7 +173,7 @@ class FineTune(Section):
     lrs: RatesByOptimizer
     weight_decays: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
     schedule: Literal["cosine", "step", "constant"]
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    label_smoothing: BelowOne
     families: tuple[str, ...]
     resnet50_steps: Count
     resnet50_variants: tuple[Name, ...]
@@ -231,9 +240,10 @@ class Regression(Section):
 
 
 class Chosen(Section):
-    """Training of the architectures that a search chooses (PPUDA Table 9)."""
+    """Training of the architectures that a search chooses (PPUDA Table 9): for the first of the ``steps`` plainly, for
+    each of them regularised; without any it is left out."""
 
-    steps: Count
+    steps: tuple[Positive, ...]
     seeds: Seeds
     cutout: Count
     drop_path: Annotated[float, Field(ge=0, lt=1)]
@@ -249,7 +259,8 @@ class Analysis(Section):
     property_steps: Positive
     repeated_networks: Positive
     checkpoints: Annotated[tuple[Positive, ...], Field(min_length=1)]
-    lr: Rate
+    sgd: Sgd
+    score: Literal["accuracy", "top5"]
     noise: NonNegative
     converged: Annotated[float, Field(gt=0, le=100)]
     top: Positive
@@ -308,6 +319,7 @@ class Exits(Choice):
     nodes: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)]
     exits: Positive
     width: Positive
+    sgd: Sgd
 
 
 class VanillaVariant(Variant):
@@ -324,8 +336,7 @@ class Anytime(Hypernetworks):
     variants: Annotated[dict[Name, VanillaVariant], Field(min_length=1)]
     train_networks: Positive
     val_networks: Positive
-    batch_size: Positive
-    lr: Rate
+    sgd: Sgd
     blocks: Blocks
     search: Search
     exits: Exits

@@ -70,8 +70,8 @@ def test_what_is_not_allowed_is_named(raw, key, value, said):
 
 
 def test_a_missing_key_is_named(raw):
-    del raw["evaluate"]["lr"]
-    with pytest.raises(ParamsError, match="evaluate.lr: this key is missing"):
+    del raw["evaluate"]["epochs"]
+    with pytest.raises(ParamsError, match="evaluate.epochs: this key is missing"):
         validate(raw)
 
 

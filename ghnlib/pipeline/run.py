@@ -26,8 +26,6 @@ sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's check of web addr
 import filelock
 import nbformat
 import papermill
-from dvc.api import params_show
-from dvc.exceptions import DvcException
 from ipykernel.kernelspec import write_kernel_spec
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
@@ -90,10 +88,7 @@ def _run(stage: str, training: str, params: Params) -> None:
 def _read_params() -> Params:
     if not Path("params.yaml").exists():
         raise ParamsError("there is no params.yaml here: run stages in the root of the repository")
-    try:
-        return validate(params_show("params.yaml") if Path(".dvc").exists() else read_yaml("params.yaml"))
-    except DvcException as error:
-        raise ParamsError(f"params.yaml: {error.__cause__ or error}") from None
+    return validate(read_yaml("params.yaml"))
 
 
 def write_sources() -> None:

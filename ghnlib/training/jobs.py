@@ -23,7 +23,7 @@ from ghnlib.deepnets.dataset import DeepNets, architectures_of
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.accuracy import predicted_accuracies
 from ghnlib.measuring.kept import map_kept
-from ghnlib.params import Count, Data, Section
+from ghnlib.params import Count, Data, Section, Seed
 from ghnlib.params import DeepNets as DeepNetsSection
 from ghnlib.processes import stop_with
 from ghnlib.training.checkpointing import TrainingError
@@ -40,8 +40,8 @@ class Job(Section):
 
     data: Data
     deepnets: DeepNetsSection
-    seed: Count
-    training_seed: Count
+    seed: Seed
+    training_seed: Seed
     classes: tuple[Count, ...] | None = None
     ghn: GHNConfig
     recipe: Recipe

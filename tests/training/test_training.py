@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import pickle
 import random
 import re
 import resource
@@ -403,18 +404,62 @@ def test_processes_save_when_their_caller_is_killed(tmp_path):
         assert 0 < torch.load(tmp_path / "checkpoint.pt")["progress"]["step"] < 10_000
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.load(path)["ghn"]["weight_decoder.fc.weight"].numpy().tobytes()) + 101] ^= 4
+    path.write_bytes(content)
+
+
+def zero_4_kilobytes(path):
+    content = bytearray(path.read_bytes())
+    start = content.index(torch.load(path)["ghn"]["weight_decoder.fc.weight"].numpy().tobytes())
+    content[start : start + 4096] = bytes(4096)
+    path.write_bytes(content)
+
+
+def forget_a_key(path):
+    torch.save({key: value for key, value in torch.load(path).items() if key != "schedule"}, path)
+
+
+def forget_the_position(path):
+    state = torch.load(path)
+    del state["progress"]["position"]
+    torch.save(state, path)
+
+
+DAMAGES = [cut, flip_a_bit, zero_4_kilobytes, forget_a_key, forget_the_position, lambda path: torch.save([1], path),
+           lambda path: path.write_bytes(pickle.dumps({"identity": 1})), lambda path: torch.save(Recipe(), path)]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys, damage):
     whole, history = train(tmp_path)
     path = tmp_path / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    damage(path)
+    damaged = path.read_bytes()
     resumed, again = train(tmp_path)
     output = capsys.readouterr().out
-    assert "damaged" in output and "resuming after step 9" in output
+    assert "checkpoint.pt is damaged" in output and "resuming after step 9" in output
     assert_same_weights(whole, resumed)
     pd.testing.assert_frame_equal(history, again, check_exact=True)
     for name, last in ("checkpoint.pt", 12), ("checkpoint.previous.pt", 9):  # not the damaged one
         assert torch.load(tmp_path / name)["progress"]["step"] == last
+    assert (tmp_path / "checkpoint.damaged.pt").read_bytes() == damaged
     assert len(pd.read_csv(tmp_path / "throughput.csv")) == 5
+
+
+def test_the_checkpoint_of_other_layers_is_set_aside(tmp_path, capsys):
+    whole, _ = train(tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt")
+    state["ghn"]["before"] = state["ghn"].popitem()[1]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    again, _ = train(tmp_path)
+    assert "starting anew" in capsys.readouterr().out
+    assert_same_weights(whole, again)
 
 
 def test_a_second_writer_is_kept_out(tmp_path):

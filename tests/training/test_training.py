@@ -99,6 +99,14 @@ def test_same_seed_same_weights_and_history(tmp_path):
     assert (tmp_path / "a" / "history.csv").read_bytes() == (tmp_path / "b" / "history.csv").read_bytes()
 
 
+def test_a_process_that_lacks_images_ends_in_one_line(tmp_path):
+    wanted = job(tmp_path, data={**JOB["data"], "source": "folder", "root": str(tmp_path / "none")})
+    (tmp_path / "job.json").write_text(wanted.model_dump_json())
+    with pytest.raises(SystemExit) as stopped:
+        jobs._main(str(tmp_path / "job.json"))
+    assert re.fullmatch(f"DataError: no images in {tmp_path}/none: [^\n]+", stopped.value.code)
+
+
 class Interrupted(Exception):
     pass
 
@@ -482,6 +490,42 @@ def test_losses_that_stop_being_finite_are_noticed_late_in_training():
     loop._stop_if_diverged([0] * 980 + [2] * 20, 2)
     with pytest.raises(TrainingError, match="42 of the last 2000"):
         loop._stop_if_diverged([0] * 979 + [2] * 21, 2)
+
+
+def test_losses_far_above_guessing_stop_the_training_from_its_middle_on():
+    stop = loop._stop_if_worse_than_guessing
+    high, wild = [5e14] * 100, [2.3] * 51 + [1e12] * 49  # as in healthy trainings: some networks lose very much
+    for at, steps in (4, 4), (199, 199), (999, 2000), (60, 60):
+        stop(high[:at], at, steps, 10)
+    for at, steps in (200, 200), (1000, 2000), (2000, 2000):
+        stop(wild, at, steps, 10)
+        for losses in high, [math.nan] * 100:
+            with pytest.raises(TrainingError, match=f"after {at} of {steps} steps.*guessing has 2.3.*train.recipe.lr"):
+                stop(losses, at, steps, 10)
+
+
+def test_a_training_that_diverges_with_finite_losses_fails(tmp_path, monkeypatch):
+    update = MetaTrainer.step
+    monkeypatch.setattr(MetaTrainer, "step", lambda *a, **k: update(*a, **k) | {"loss": 5e14})
+    monkeypatch.setattr(loop, "SETTLED", 8)
+    monkeypatch.setattr(loop, "JUDGED", 4)
+    for _ in range(2):  # started again, it fails again
+        with pytest.raises(TrainingError, match="the training has diverged: after (8|10) of 12 steps"):
+            train(tmp_path)
+    assert torch.load(tmp_path / "checkpoint.pt")["progress"]["step"] == 6
+
+
+def test_checkpoints_of_earlier_versions_are_resumed(tmp_path, capsys):
+    whole, history = train(tmp_path)
+    for name in "checkpoint.pt", "checkpoint.previous.pt":
+        state = torch.load(tmp_path / name)
+        del state["progress"]["losses"]
+        torch.save(state, tmp_path / name)
+    cut(tmp_path / "checkpoint.pt")
+    resumed, again = train(tmp_path)
+    assert "resuming after step 9" in capsys.readouterr().out
+    assert_same_weights(whole, resumed)
+    pd.testing.assert_frame_equal(history, again, check_exact=True)
 
 
 def test_a_step_without_an_update_leaves_the_mean_gradient_norm_finite(tmp_path, monkeypatch):

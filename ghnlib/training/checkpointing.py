@@ -13,8 +13,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from ghnlib.processes import sole_holder
 from ghnlib.training.ranks import is_first_rank, sum_over_ranks
 from ghnlib.training.step import MetaTrainer
+
+ENDING = 60
+"""Seconds that a training is given to save and end before another in its folder is refused."""
 
 
 class TrainingError(RuntimeError):
@@ -106,8 +110,9 @@ def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 @contextmanager
 def only_writer(folder: Path):
+    """Within, no other process trains in the folder."""
     try:
-        with filelock.FileLock(folder / "lock", timeout=0) if is_first_rank() else nullcontext():
+        with sole_holder(folder / "lock", f"a training in {folder}", ENDING, say) if is_first_rank() else nullcontext():
             yield
     except filelock.Timeout as error:
         raise TrainingError(f"another process is training in {folder}: wait for it or stop it") from error

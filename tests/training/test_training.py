@@ -26,7 +26,7 @@ from shared import digits, params, pool
 from ghnlib import GHN, DeepNets
 from ghnlib.config import Recipe
 from ghnlib.data.images import Augment
-from ghnlib.training import jobs, loop, step
+from ghnlib.training import checkpointing, jobs, loop, step
 from ghnlib.training.checkpointing import TrainingError
 from ghnlib.training.jobs import Job, train_in_processes, train_variant
 from ghnlib.training.loop import sample_meta_batch, train_ghn
@@ -470,13 +470,16 @@ def test_the_checkpoint_of_other_layers_is_set_aside(tmp_path, capsys):
     assert_same_weights(whole, again)
 
 
-def test_a_second_writer_is_kept_out(tmp_path):
+def test_a_second_writer_is_kept_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpointing, "ENDING", 0.1)
+
     def second(ghn):
         train(tmp_path)
         return {}
 
     with pytest.raises(TrainingError, match="another process"):
         train(tmp_path, validate=second)
+    assert "waiting 0.1 seconds" in capsys.readouterr().out
 
 
 def test_losses_that_are_not_finite_stop_the_training(tmp_path):

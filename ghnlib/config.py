@@ -9,8 +9,6 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
@@ -145,28 +143,28 @@ class Recipe:
         log_every, validate_every: intervals; a checkpoint is written with every log line.
     """
 
-    steps: Positive = 1000
-    batch_size: Positive = 32
-    meta_batch: Positive = 4
+    steps: Annotated[int, Field(gt=0, le=10**8)] = 1000
+    batch_size: Annotated[int, Field(ge=2, le=2**16)] = 32
+    meta_batch: Annotated[int, Field(gt=0, le=4096)] = 4
     optimizer: Literal["adam", "adamw"] = "adam"
-    lr: Rate = 2e-3
+    lr: Annotated[float, Field(gt=0, le=1e3)] = 2e-3
     betas: Annotated[tuple[BelowOne, BelowOne], FromList] = (0.9, 0.95)
-    weight_decay: NonNegative = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1e3)] = 0.0
     schedule: Literal["cosine", "cosine-epochs", "multistep"] = "cosine"
-    warmup: NonNegative = 0.1
-    milestones: Annotated[tuple[Share, ...], FromList] = (2 / 3, 5 / 6)
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
+    milestones: Annotated[tuple[Share, ...], FromList, Field(max_length=100)] = (2 / 3, 5 / 6)
     decay: Share = 0.1
-    clip: Rate = 5.0
-    gamma: NonNegative = 0.0
+    clip: Annotated[float, Field(gt=0, le=1e12)] = 5.0
+    gamma: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     penalty: Literal["norm", "squared"] = "norm"
     label_smoothing: BelowOne = 0.0
     dropout: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
-    architectures: Positive | None = None
+    architectures: Annotated[int, Field(gt=0, le=10**7)] | None = None
     widths: Literal["narrow", "wide"] = "narrow"
-    max_nodes: Positive = 275
-    log_every: Positive = 50
-    validate_every: Positive = 250
+    max_nodes: Annotated[int, Field(gt=0, le=10**6)] = 275
+    log_every: Annotated[int, Field(gt=0, le=10**8)] = 50
+    validate_every: Annotated[int, Field(gt=0, le=10**8)] = 250
 
     def rate_factor(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of a step as a share of ``lr``."""

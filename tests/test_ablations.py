@@ -50,8 +50,8 @@ PUBLISHED = [
     ("imagenet", "ghn3-no-penalty", "6.91 M"),
     ("imagenet", "ghn3-forward", "6.90 M"),
     ("imagenet", "ghn3-no-attention", "6.74 M"),
-    ("imagenet", "ghn3-no-penalty-decay-0.1", "6.91 M"),
-    ("imagenet", "ghn3-no-penalty-decay-0.3", "6.91 M"),
+    ("imagenet", "ghn3-no-penalty-decay-1e-1", "6.91 M"),
+    ("imagenet", "ghn3-no-penalty-decay-3e-1", "6.91 M"),
     ("imagenet", "ghn3-gamma-1e-4", "6.91 M"),
     ("imagenet", "ghn3-misaligned", "6.91 M"),
 ]  # PPUDA Table 8; GHN-3 Tables 1, 2, 5, 10 and 11

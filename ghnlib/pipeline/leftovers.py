@@ -14,7 +14,7 @@ WORKERS = {"dvc", "ghnlib.pipeline.run", "ghnlib.training.jobs"}
 
 def clear_away(folder: Path) -> None:
     """Wait for DVC and stages that work in a folder, then remove DVC's locks that no process holds; both are told."""
-    if others := [process for process in psutil.process_iter() if _works_in(process, folder)]:
+    if others := at_work(folder):
         numbers = ", ".join(str(process.pid) for process in others)
         print(f"waiting for the end of DVC or of an earlier run in {folder} (processes {numbers})", flush=True)
         psutil.wait_procs(others)
@@ -24,6 +24,11 @@ def clear_away(folder: Path) -> None:
         if owners is None or (owners and not any(map(_is_dvc, owners))):
             rwlock.unlink()
             print(f"removed {rwlock}: {'damaged' if owners is None else 'its processes have ended'}", flush=True)
+
+
+def at_work(folder: Path) -> list[psutil.Process]:
+    """DVC, stages and trainings that run in a folder."""
+    return [process for process in psutil.process_iter() if _works_in(process, folder)]
 
 
 def _works_in(process: psutil.Process, folder: Path) -> bool:

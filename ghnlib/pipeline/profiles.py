@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from ghnlib.params import Params
 from ghnlib.params_file import ParamsError, read_merged, read_yaml, validate
 from ghnlib.pipeline.claims import agreement
-from ghnlib.pipeline.leftovers import clear_away
+from ghnlib.pipeline.leftovers import at_work, clear_away
 from ghnlib.processes import sole_holder
 
 COPIED = ("ghnlib", "notebooks", "dvc.yaml", ".dvcignore", "requirements.lock")
@@ -60,7 +60,8 @@ def main(arguments: Sequence[str]) -> int:
     except ParamsError as error:
         print(error, file=sys.stderr)
     except filelock.Timeout:
-        print(f"the pipeline is already running in {folder}", file=sys.stderr)
+        numbers = ", ".join(str(process.pid) for process in at_work(folder))
+        print(f"the pipeline is already running in {folder}: processes {numbers or 'none'} at work", file=sys.stderr)
     except OSError as error:
         print(f"{error}: the pipeline needs to write here, or in a copy of this folder", file=sys.stderr)
     except KeyboardInterrupt:  # before the first stage; later the stages are interrupted, not this

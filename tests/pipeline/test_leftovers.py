@@ -82,7 +82,10 @@ def test_a_second_pipeline_waits_a_moment_for_the_first(folder, capfd, monkeypat
     with sole_holder(folder / ".dvc" / "tmp" / "pipeline.lock", "the first", 0, print):
         assert profiles.main([]) == 2
     shown = capfd.readouterr()
-    assert "waiting 0.2 seconds" in shown.out and shown.err == f"the pipeline is already running in {folder}\n"
+    assert (
+        "waiting 0.2 seconds" in shown.out
+        and shown.err == f"the pipeline is already running in {folder}: processes none at work\n"
+    )
     assert profiles.main([]) == 2  # there is no params.yaml, which is said in one line
     assert capfd.readouterr().err == f"{folder}/params.yaml cannot be read: No such file or directory\n"
     with filelock.FileLock(folder / ".dvc" / "tmp" / "pipeline.lock", timeout=0):

@@ -9,6 +9,11 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 Positive = Annotated[int, Field(gt=0)]
+Depth = Annotated[int, Field(gt=0, le=200)]
+Width = Annotated[int, Field(gt=0, le=16_384)]
+Side = Annotated[int, Field(gt=0, le=256)]
+Classes = Annotated[int, Field(gt=0, le=1_000_000)]
+"""Sizes of a hypernetwork, far above those of the papers: a file that asks for more is damaged or hostile."""
 Share = Annotated[float, Field(gt=0, lt=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
@@ -52,11 +57,11 @@ class GHNConfig:
     """
 
     encoder: Literal["mlp", "gated_gnn", "graphormer"] = "graphormer"
-    num_classes: Positive = 10
-    hid: Positive = 64
-    layers: Positive = 3
-    heads: Positive = 8
-    max_shape: Annotated[tuple[Positive, Positive, Positive, Positive], FromList] = (64, 64, 11, 11)
+    num_classes: Classes = 10
+    hid: Width = 64
+    layers: Depth = 3
+    heads: Width = 8
+    max_shape: Annotated[tuple[Width, Width, Side, Side], FromList] = (64, 64, 11, 11)
     decoder: Literal["conv", "mlp"] = "conv"
     weight_norm: bool = True
     fan: Literal["in", "out"] = "in"
@@ -65,7 +70,7 @@ class GHNConfig:
     directions: Literal["both", "forward", "none", "synchronous"] = "both"
     stacked: bool = False
     passing: bool = True
-    modules: Positive = 1
+    modules: Depth = 1
     anytime: bool = False
     attention: bool = True
     centrality: bool = True

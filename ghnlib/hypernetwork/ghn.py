@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ghnlib.config import GHNConfig
@@ -22,8 +20,8 @@ from ghnlib.hypernetwork.decoders import ConvDecoder, MLPDecoder, VectorDecoder,
 from ghnlib.hypernetwork.embedding import NodeEmbedding
 from ghnlib.hypernetwork.encoders import MLP, Graphormer
 from ghnlib.hypernetwork.gatedgnn import GatedGNN
+from ghnlib.hypernetwork.pretrained import load_pretrained
 from ghnlib.hypernetwork.writing import InitializationReport, Patterns, Prediction, protected, quantised, write
-from ghnlib.released.checkpoints import CheckpointError, is_official, read_official
 
 IDENTITY = 3.0
 """Weight of the identity at the start of a training with ``initialization: identity``; other decoded values have a
@@ -254,12 +252,25 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
             yield keys[i], "name", shaped(values, role, shape, c.max_shape[2])
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **config_overrides) -> GHN:
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        map_location: str | torch.device = "cpu",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **config_overrides,
+    ) -> GHN:
         """Load a hypernetwork.
 
         Args:
-            source: a folder of ``save_pretrained``, a hub repository, or an official file of PPUDA or GHN-3
-                (a path, or a released name such as "ghn3tm8.pt").
+            source: a folder of ``save_pretrained`` or the file of weights in it, a hub repository, or an official file
+                of PPUDA or GHN-3 (a path, or a released name such as "ghn3tm8.pt").
+            map_location: the device that it is put on.
+            revision, token, cache_dir, local_files_only, force_download: of downloads, see ``hf_hub_download``.
             config_overrides: fields of ``GHNConfig`` that replace what the file says or implies.
 
         Raises:
@@ -267,19 +278,9 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
             ValueError: an unknown or impossible configuration value.
         """
         _check_names(config_overrides)
-        if is_official(source):
-            config, state = read_official(source)
-            ghn = cls(config, **config_overrides)
-            try:
-                ghn.load_state_dict(state)
-            except RuntimeError as error:
-                raise CheckpointError(f"{source} does not fit its configuration: {str(error)[:1000]}") from error
-            return ghn
-        try:
-            with contextlib.redirect_stdout(None):  # the hub's mixin prints where it loads from
-                return super().from_pretrained(source, strict=True, **config_overrides)
-        except (SafetensorError, HfHubHTTPError, RuntimeError, OSError) as error:
-            raise CheckpointError(f"{source} is not a hypernetwork folder or repository: {error}") from error
+        hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        hub |= {"local_files_only": local_files_only, "force_download": force_download}
+        return load_pretrained(cls, source, config_overrides, hub).to(map_location)
 
 
 class _Target(NamedTuple):

@@ -117,9 +117,12 @@ def parameters_of(net: nn.Module, convention: Convention) -> Iterator[tuple[nn.P
     modules, names = dict(net.named_modules(remove_duplicate=False)), {}
     for name, tensor in net.named_parameters(remove_duplicate=False):
         names.setdefault(tensor, []).append(name)
+    shapes = {name: tensor.shape for tensor, (name, *_) in names.items()}
     for tensor, (name, *aliases) in names.items():
         owner, _, attribute = name.rpartition(".")
         parameter = classify(name, attribute, tuple(tensor.shape), modules[owner], convention)
+        if shapes.get(parameter.norm_bias) != tensor.shape:  # a buffer, a flag, another layer's or of another shape
+            parameter = parameter._replace(norm_bias="")
         yield tensor, parameter._replace(aliases=tuple(aliases))
 
 

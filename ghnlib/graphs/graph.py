@@ -51,7 +51,7 @@ class Graph:
 
     @classmethod
     def from_module(
-        cls, net: nn.Module, input_shape: tuple[int, ...] | None = None, convention: str = "correct"
+        cls, net: nn.Module, input_shape: tuple[int, ...] | None = None, convention: str = "correct", example=None
     ) -> Graph:
         """Trace any network on the meta device (PPUDA appendix A).
 

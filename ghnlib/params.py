@@ -52,7 +52,9 @@ Width = Annotated[int, Field(gt=0, le=2**14)]
 """Channels, or features of a layer."""
 Few = Annotated[int, Field(gt=0, le=1024)]
 """Processes, devices; nodes, cells and exits of a network."""
-Rate = Annotated[float, Field(gt=0, le=1e6)]
+Rate = Annotated[float, Field(gt=0, le=1e20)]
+"""Learning rate: one that is too high ends its own run alone."""
+Amount = Annotated[float, Field(gt=0, le=1e6)]
 NonNegative = Annotated[float, Field(ge=0, le=1e6)]
 Source = Literal["digits", "cifar10", "cifar100", "imagenet", "folder"]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=100), AfterValidator(_different)]
@@ -214,7 +216,7 @@ class FineTune(Section):
     top: Positive
     tuning_networks: Positive
     seeds: Seeds
-    budgets: Rates
+    budgets: Annotated[tuple[Annotated[float, Field(gt=0, le=1e4)], ...], Field(min_length=1, max_length=100)]
     batch_size: Batch
     lrs: RatesByOptimizer
     weight_decays: NonNegatives
@@ -280,8 +282,8 @@ class Transfer(Section):
 class Regression(Section):
     """Settings of the SVR that predicts properties, see ``regression``."""
 
-    C: Rates
-    gamma: Annotated[tuple[Literal["scale", "auto"] | Rate, ...], Field(min_length=1, max_length=100)]
+    C: Annotated[tuple[Amount, ...], Field(min_length=1, max_length=100)]
+    gamma: Annotated[tuple[Literal["scale", "auto"] | Amount, ...], Field(min_length=1, max_length=100)]
     epsilon: NonNegatives
 
 
@@ -356,7 +358,7 @@ class Search(Choice):
     """Blocks; ``second``: images that the best are transferred to, with at most so many ``mflops`` an image."""
 
     second: Target | None
-    mflops: Rate
+    mflops: Amount
 
 
 class Exits(Choice):

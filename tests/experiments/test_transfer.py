@@ -168,7 +168,7 @@ def test_without_epoch_and_oracle_nothing_is_learnt(tmp_path):
 
 
 def test_what_diverged_on_the_source_is_named_and_does_not_go_on(tmp_path, capsys):
-    setup = setup_with(tmp_path, source_lr=1e30)
+    setup = setup_with(tmp_path, source_lr=1e20)
     networks, source = pool(size=1, num_classes=6), source_of(setup)
     starts = starts_from_source(setup, networks, source)
     assert "diverged on the source, counted as 0%: trained, network 0" in capsys.readouterr().out

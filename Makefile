@@ -8,17 +8,24 @@
 # Needs python3 (3.11 or newer; or PYTHON=...) and make.
 
 PYTHON ?= python3
-BIN := $(CURDIR)/.venv/bin
+# Relative: the path of this folder may hold spaces.
+BIN := .venv/bin
 DONE := .venv/.installed
 # Only there while an installation runs: an environment that still has it was left half-made.
 HALF := .venv/.installing
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-export PATH := $(BIN):$(PATH)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: env repro test report readme lab clean
 
-env: $(DONE)
+# One installs at a time, where there is a flock: a second one waits, and then finds it done.
+LOCK := $(if $(shell command -v flock),flock .dvc/tmp/env.lock)
+
+env:
+	@$(MAKE) --silent --question $(DONE) 2> /dev/null || { mkdir -p .dvc/tmp && \
+		{ $(if $(LOCK),flock --nonblock .dvc/tmp/env.lock true || echo "Another make installs here: waiting for it.";) \
+		$(LOCK) $(MAKE) --silent --no-print-directory $(DONE); }; }
 
 $(DONE): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -35,7 +42,7 @@ $(DONE): requirements.lock pyproject.toml
 	@rm -f $(HALF) && touch $(DONE)
 
 repro: env
-	@test -e .git || $(BIN)/dvc config --local core.no_scm true
+	@test -e .git || $(BIN)/python -m dvc config --local core.no_scm true
 	@$(BIN)/python -m ghnlib.pipeline.profiles $(filter-out digits,$(PROFILE))
 
 test: env

@@ -9,8 +9,11 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Depth = Annotated[int, Field(gt=0, le=200)]
+Width = Annotated[int, Field(gt=0, le=16_384)]
+Side = Annotated[int, Field(gt=0, le=256)]
+Classes = Annotated[int, Field(gt=0, le=1_000_000)]
+"""Sizes of a hypernetwork, far above those of the papers: a file that asks for more is damaged or hostile."""
 Share = Annotated[float, Field(gt=0, lt=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
@@ -54,11 +57,11 @@ class GHNConfig:
     """
 
     encoder: Literal["mlp", "gated_gnn", "graphormer"] = "graphormer"
-    num_classes: Positive = 10
-    hid: Positive = 64
-    layers: Positive = 3
-    heads: Positive = 8
-    max_shape: Annotated[tuple[Positive, Positive, Positive, Positive], FromList] = (64, 64, 11, 11)
+    num_classes: Classes = 10
+    hid: Width = 64
+    layers: Depth = 3
+    heads: Width = 8
+    max_shape: Annotated[tuple[Width, Width, Side, Side], FromList] = (64, 64, 11, 11)
     decoder: Literal["conv", "mlp"] = "conv"
     weight_norm: bool = True
     fan: Literal["in", "out"] = "in"
@@ -67,7 +70,7 @@ class GHNConfig:
     directions: Literal["both", "forward", "none", "synchronous"] = "both"
     stacked: bool = False
     passing: bool = True
-    modules: Positive = 1
+    modules: Depth = 1
     anytime: bool = False
     attention: bool = True
     centrality: bool = True
@@ -104,7 +107,9 @@ def _ghn3(hid: int, layers: int, heads: int) -> dict:
 
 _PLAIN = {"weight_norm": False, "virtual_edges": False, "layernorm": False}
 PRESETS: dict[str, dict] = {
-    "ghn": _GHN2 | _PLAIN | {"max_shape": (64, 64, 7, 7), "shape_encoding": False, "decoder": "mlp"},
+    "ghn": _GHN2
+    | _PLAIN
+    | {"max_shape": (64, 64, 7, 7), "shape_encoding": False, "decoder": "mlp", "layers": 5, "stacked": True},
     "mlp": _GHN2 | {"encoder": "mlp"},
     "ghn1": _GHN2 | _PLAIN,
     "ghn2": _GHN2,
@@ -113,8 +118,8 @@ PRESETS: dict[str, dict] = {
     "ghn3-l": _ghn3(256, 12, 16),
     "ghn3-xl": _ghn3(384, 24, 16),
 }
-"""The GHN of 2018 (here with one sweep, not its T = 5), GHN-1, GHN-2 and MLP for CIFAR-10 (PPUDA appendix B), GHN-3 for
-ImageNet (GHN-3 Table 1)."""
+"""The GHN of 2018 (one GNN for all blocks, T = 5 forward-backward sweeps, as in the section ``anytime``), GHN-1, GHN-2
+and MLP for CIFAR-10 (PPUDA appendix B), GHN-3 for ImageNet (GHN-3 Table 1)."""
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -143,28 +148,28 @@ class Recipe:
         log_every, validate_every: intervals; a checkpoint is written with every log line.
     """
 
-    steps: Positive = 1000
-    batch_size: Positive = 32
-    meta_batch: Positive = 4
+    steps: Annotated[int, Field(gt=0, le=10**8)] = 1000
+    batch_size: Annotated[int, Field(ge=2, le=2**16)] = 32
+    meta_batch: Annotated[int, Field(gt=0, le=4096)] = 4
     optimizer: Literal["adam", "adamw"] = "adam"
-    lr: Rate = 2e-3
+    lr: Annotated[float, Field(gt=0, le=1e3)] = 2e-3
     betas: Annotated[tuple[BelowOne, BelowOne], FromList] = (0.9, 0.95)
-    weight_decay: NonNegative = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1e3)] = 0.0
     schedule: Literal["cosine", "cosine-epochs", "multistep"] = "cosine"
-    warmup: NonNegative = 0.1
-    milestones: Annotated[tuple[Share, ...], FromList] = (2 / 3, 5 / 6)
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
+    milestones: Annotated[tuple[Share, ...], FromList, Field(max_length=100)] = (2 / 3, 5 / 6)
     decay: Share = 0.1
-    clip: Rate = 5.0
-    gamma: NonNegative = 0.0
+    clip: Annotated[float, Field(gt=0, le=1e12)] = 5.0
+    gamma: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     penalty: Literal["norm", "squared"] = "norm"
     label_smoothing: BelowOne = 0.0
     dropout: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
-    architectures: Positive | None = None
+    architectures: Annotated[int, Field(gt=0, le=10**7)] | None = None
     widths: Literal["narrow", "wide"] = "narrow"
-    max_nodes: Positive = 275
-    log_every: Positive = 50
-    validate_every: Positive = 250
+    max_nodes: Annotated[int, Field(gt=0, le=10**6)] = 275
+    log_every: Annotated[int, Field(gt=0, le=10**8)] = 50
+    validate_every: Annotated[int, Field(gt=0, le=10**8)] = 250
 
     def rate_factor(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of a step as a share of ``lr``."""

@@ -10,14 +10,57 @@ from typing import Annotated, Any, Literal, Self, get_type_hints
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
-from ghnlib.config import GHNConfig, NonNegative, Positive, Rate, Recipe, Share
+from ghnlib.config import BelowOne, GHNConfig, Recipe, Share
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+MOST = 10**7
+"""Networks, steps or whatever else is counted: beyond what the papers do and what a list can hold."""
+
+
+def _different(values: tuple) -> tuple:
+    if len({*values}) < len(values):
+        raise PydanticCustomError("repeated", "each may be named only once")
+    return values
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 """Lower case, digits, dots and dashes: it becomes part of file names."""
-Count = Annotated[int, Field(ge=0)]
+TAKEN = {
+    *("sources", "architectures", "train", "evaluate", "finetune", "transfer", "analysis", "anytime", "claims"),
+    *("random", "orthogonal", "trained", "parameters", "one-shot"),
+    *("null", "true", "false"),
+}
+"""Stages, rows and columns of the reports' tables, words of YAML: a variant of this name would be mistaken for them."""
+
+
+def _free(name: str) -> str:
+    if name in TAKEN:
+        raise PydanticCustomError("taken", "this name stands for something else, choose another")
+    return name
+
+
+VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64), AfterValidator(_free)]
+"""No dots either: DVC reads them as the keys of mappings."""
+Folder = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", max_length=4096)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Positive = Annotated[int, Field(gt=0, le=MOST)]
+Batch = Annotated[int, Field(ge=2, le=2**16)]
+"""Images a step, or a batch: batch norm needs two to take the statistics of."""
+Side = Annotated[int, Field(ge=8, le=1024)]
+"""Pixels: networks halve them up to three times."""
+Width = Annotated[int, Field(gt=0, le=2**14)]
+"""Channels, or features of a layer."""
+Few = Annotated[int, Field(gt=0, le=1024)]
+"""Processes, devices; nodes, cells and exits of a network."""
+Rate = Annotated[float, Field(gt=0, le=1e6)]
+NonNegative = Annotated[float, Field(ge=0, le=1e6)]
 Source = Literal["digits", "cifar10", "cifar100", "imagenet", "folder"]
-Seeds = Annotated[tuple[Count, ...], Field(min_length=1)]
-Rates = Annotated[tuple[Rate, ...], Field(min_length=1)]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=100), AfterValidator(_different)]
+Names = Annotated[tuple[Name, ...], Field(min_length=1, max_length=100), AfterValidator(_different)]
+Rates = Annotated[tuple[Rate, ...], Field(min_length=1, max_length=100)]
+NonNegatives = Annotated[tuple[NonNegative, ...], Field(min_length=1, max_length=100)]
+Networks = Annotated[tuple[Name, ...], Field(max_length=100), AfterValidator(_different)]
+"""Of torchvision, by name."""
 
 
 def _not_empty(lrs: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
@@ -26,7 +69,10 @@ def _not_empty(lrs: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]
     return lrs
 
 
-RatesByOptimizer = Annotated[dict[Literal["sgd", "adam", "adamw"], tuple[Rate, ...]], AfterValidator(_not_empty)]
+RatesByOptimizer = Annotated[
+    dict[Literal["sgd", "adam", "adamw"], Annotated[tuple[Rate, ...], Field(max_length=100)]],
+    AfterValidator(_not_empty),
+]
 """Learning rates to choose from; an empty list leaves an optimiser out."""
 
 
@@ -47,12 +93,12 @@ class Data(Section):
     """Images, see ``load_images``."""
 
     source: Source
-    root: str | None
-    image_size: Positive | None
+    root: Folder | None
+    image_size: Side | None
     val_share: Share
     test_share: Share
     test_per_class: Positive | None
-    shift: Count
+    shift: Annotated[int, Field(ge=0, le=512)]
     flip: bool
     download: bool
 
@@ -62,7 +108,7 @@ class DeepNets(Section):
     meta JSON, from which architectures are read instead of sampled."""
 
     scale: Literal["small", "paper"]
-    path: str | None
+    path: Folder | None
     train_pool: Positive
     val: Positive
     test: Positive
@@ -93,7 +139,7 @@ class Hypernetworks(Section):
 
     ghn: GHNSection
     recipe: RecipeSection
-    variants: Annotated[dict[Name, Variant], Field(min_length=1)]
+    variants: Annotated[dict[VariantName, Variant], Field(min_length=1, max_length=100)]
 
     @model_validator(mode="after")
     def _possible_hypernetworks(self) -> Self:
@@ -123,7 +169,7 @@ class Train(Hypernetworks):
     """The hypernetworks of the report, each trained once for each of the ``seeds``."""
 
     seeds: Seeds
-    devices: Positive
+    devices: Few
 
     @property
     def trainings(self) -> dict[str, tuple[str, int]]:
@@ -131,19 +177,28 @@ class Train(Hypernetworks):
         return {f"{name}-{seed}": (name, seed) for name in self.variants for seed in self.seeds}
 
 
+class Sgd(Section):
+    """Training of networks from random initialisation, see ``TrainingRecipe``; ``batch_size``: images a step."""
+
+    batch_size: Batch
+    lr: Rate
+    weight_decay: NonNegative
+    schedule: Literal["cosine", "step", "step-half", "constant"]
+    label_smoothing: BelowOne
+
+
 class Evaluate(Section):
     """Accuracy without fine-tuning, the yardsticks trained from random initialisation, other initialisations."""
 
-    batch_size: Positive
+    batch_size: Batch
     bn_batches: Positive
     bn_networks: Positive
     torchvision: bool
-    train_batch_size: Positive
     random_networks: Positive
     trained_networks: Positive
     ood_networks: Count
     epochs: Positive
-    lr: Rate
+    sgd: Sgd
     initialised_networks: Positive
     initialised_steps: Positive
     initialised_lrs: Rates
@@ -154,20 +209,20 @@ class FineTune(Section):
     """SGD or AdamW from random, orthogonal and predicted initialisation; ResNet-50 by each of its optimisers. The i-th
     of ``seeds`` starts from predictions of the i-th training of each hypernetwork."""
 
-    variants: Annotated[tuple[Name, ...], Field(min_length=1)]
+    variants: Names
     networks: Positive
     top: Positive
     tuning_networks: Positive
     seeds: Seeds
     budgets: Rates
-    batch_size: Positive
+    batch_size: Batch
     lrs: RatesByOptimizer
-    weight_decays: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    weight_decays: NonNegatives
     schedule: Literal["cosine", "step", "constant"]
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
-    families: tuple[str, ...]
+    label_smoothing: BelowOne
+    families: Networks
     resnet50_steps: Count
-    resnet50_variants: tuple[Name, ...]
+    resnet50_variants: Networks
     resnet50_lrs: RatesByOptimizer
 
 
@@ -175,25 +230,25 @@ class Target(Section):
     """What of the section ``data`` differs for a dataset that networks are transferred to."""
 
     source: Source
-    root: str | None
-    image_size: Positive | None
+    root: Folder | None
+    image_size: Side | None
     test_per_class: Positive | None = None
 
 
 class Detection(Section):
     """Faster R-CNN on scenes of digits, or on Penn-Fudan's images in ``root``."""
 
-    root: str | None
-    image_size: Annotated[int, Field(ge=64)]
+    root: Folder | None
+    image_size: Annotated[int, Field(ge=64, le=4096)]
     train_scenes: Positive
     test_scenes: Positive
-    backbones: Annotated[tuple[Count | str, ...], Field(min_length=1)]
+    backbones: Annotated[tuple[Count | Name, ...], Field(min_length=1, max_length=100), AfterValidator(_different)]
     seeds: Seeds
     epochs: Positive
-    batch_size: Positive
+    batch_size: Few
     lrs: Rates
-    hidden: Positive
-    proposals: Positive
+    hidden: Width
+    proposals: Annotated[int, Field(gt=0, le=10**5)]
 
 
 class Transfer(Section):
@@ -209,14 +264,14 @@ class Transfer(Section):
     tuning_networks: Positive
     seeds: Seeds
     steps: Positive
-    batch_size: Positive
+    batch_size: Batch
     lrs: RatesByOptimizer
-    weight_decays: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
-    orth_from: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)]
-    noise: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    weight_decays: NonNegatives
+    orth_from: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1, max_length=100)]
+    noise: NonNegatives
     source_lr: Rate
     source_epoch: bool
-    families: tuple[str, ...]
+    families: Networks
     oracle_networks: Count
     oracle_epochs: Positive
     detection: Detection
@@ -226,30 +281,32 @@ class Regression(Section):
     """Settings of the SVR that predicts properties, see ``regression``."""
 
     C: Rates
-    gamma: Annotated[tuple[Literal["scale", "auto"] | Rate, ...], Field(min_length=1)]
-    epsilon: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    gamma: Annotated[tuple[Literal["scale", "auto"] | Rate, ...], Field(min_length=1, max_length=100)]
+    epsilon: NonNegatives
 
 
 class Chosen(Section):
-    """Training of the architectures that a search chooses (PPUDA Table 9)."""
+    """Training of the architectures that a search chooses (PPUDA Table 9): for the first of the ``steps`` plainly, for
+    each of them regularised; without any it is left out."""
 
-    steps: Count
+    steps: tuple[Positive, ...]
     seeds: Seeds
-    cutout: Count
+    cutout: Annotated[int, Field(ge=0, le=1024)]
     drop_path: Annotated[float, Field(ge=0, lt=1)]
 
 
 class Analysis(Section):
     """Properties of trained networks, search, diversity, variance by depth, graph embeddings."""
 
-    variants: Annotated[tuple[Name, ...], Field(min_length=1)] | None
+    variants: Names | None
     networks: Positive
-    images: Positive
-    property_networks: Annotated[int, Field(ge=10)]
+    images: Batch
+    property_networks: Annotated[int, Field(ge=10, le=MOST)]
     property_steps: Positive
     repeated_networks: Positive
-    checkpoints: Annotated[tuple[Positive, ...], Field(min_length=1)]
-    lr: Rate
+    checkpoints: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=100), AfterValidator(_different)]
+    sgd: Sgd
+    score: Literal["accuracy", "top5"]
     noise: NonNegative
     converged: Annotated[float, Field(gt=0, le=100)]
     top: Positive
@@ -260,7 +317,7 @@ class Analysis(Section):
     svr: Regression
     search_networks: Positive
     chosen: Chosen
-    activations: Annotated[tuple[str, ...], Field(min_length=1)]
+    activations: Names
     activation_steps: Count
     distance_networks: Positive
 
@@ -269,14 +326,14 @@ class Blocks(Section):
     """Networks of the block space, see ``BlockSpace``: trained as ground truth, ranked by hypernetworks, after the
     ``shares`` of these SGD steps, and by a one-shot model."""
 
-    nodes: Positive
-    train_nodes: Positive
-    cells: Positive
-    width: Positive
+    nodes: Few
+    train_nodes: Few
+    cells: Few
+    width: Width
     stem_pool: bool
-    networks: Annotated[int, Field(ge=3)]
+    networks: Annotated[int, Field(ge=3, le=MOST)]
     steps: Positive
-    shares: tuple[Share, ...]
+    shares: Annotated[tuple[Share, ...], Field(max_length=100)]
     one_shot_steps: Positive
 
 
@@ -305,15 +362,16 @@ class Search(Choice):
 class Exits(Choice):
     """Anytime networks, see ``AnytimeSpace``."""
 
-    nodes: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)]
-    exits: Positive
-    width: Positive
+    nodes: Annotated[tuple[Annotated[int, Field(ge=2, le=1024)], ...], Field(min_length=3, max_length=3)]
+    exits: Few
+    width: Width
+    sgd: Sgd
 
 
 class VanillaVariant(Variant):
     """Also: nodes of the blocks that it is trained on, in place of ``blocks.train_nodes``."""
 
-    train_nodes: Positive | None = None
+    train_nodes: Few | None = None
 
 
 class Anytime(Hypernetworks):
@@ -321,11 +379,10 @@ class Anytime(Hypernetworks):
     anytime prediction."""
 
     seeds: Seeds
-    variants: Annotated[dict[Name, VanillaVariant], Field(min_length=1)]
+    variants: Annotated[dict[VariantName, VanillaVariant], Field(min_length=1, max_length=100)]
     train_networks: Positive
     val_networks: Positive
-    batch_size: Positive
-    lr: Rate
+    sgd: Sgd
     blocks: Blocks
     search: Search
     exits: Exits
@@ -339,8 +396,8 @@ class Params(Section):
     """The whole of params.yaml."""
 
     profile: Name
-    seed: Count
-    processes: Positive
+    seed: Seed
+    processes: Few
     data: Data
     deepnets: DeepNets
     architectures: Architectures

@@ -7,8 +7,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 
+import filelock
 import psutil
 
 PATIENCE = 600
@@ -30,6 +32,19 @@ def termination_noted() -> Iterator[Callable[[], bool]]:
         yield noted.is_set
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def sole_holder(
+    path: Path, holder: str, patience: float, say: Callable[[str], object]
+) -> AbstractContextManager[filelock.BaseFileLock]:
+    """A lock, held until the context ends. Another process that holds it, the ``holder``, may be about to end: it is
+    given so many seconds. Raises filelock.Timeout if it goes on."""
+    lock = filelock.FileLock(path)
+    try:
+        return lock.acquire(timeout=0)
+    except filelock.Timeout:
+        say(f"{holder} still runs: waiting {patience} seconds, in case it is about to end")
+    return lock.acquire(timeout=patience)
 
 
 def stop_with(pid: int) -> None:

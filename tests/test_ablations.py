@@ -42,15 +42,19 @@ PUBLISHED = [
     ("imagenet", "ghn3-s", "35.81 M"),
     ("imagenet", "ghn3-xl-m16", "654.37 M"),
     ("imagenet", "ghn3-l", "214.7 M"),
+    ("imagenet", "ghn3-m16", "6.91 M"),
+    ("imagenet", "ghn3-s-m16", "35.81 M"),
+    ("imagenet", "ghn3-l-m16", "214.7 M"),
+    ("imagenet", "ghn3-xl", "654.37 M"),
     ("imagenet", "ghn3-squared-penalty", "6.91 M"),
     ("imagenet", "ghn3-no-penalty", "6.91 M"),
     ("imagenet", "ghn3-forward", "6.90 M"),
     ("imagenet", "ghn3-no-attention", "6.74 M"),
-    ("imagenet", "ghn3-no-penalty-decay-0.1", "6.91 M"),
-    ("imagenet", "ghn3-no-penalty-decay-0.3", "6.91 M"),
+    ("imagenet", "ghn3-no-penalty-decay-1e-1", "6.91 M"),
+    ("imagenet", "ghn3-no-penalty-decay-3e-1", "6.91 M"),
     ("imagenet", "ghn3-gamma-1e-4", "6.91 M"),
     ("imagenet", "ghn3-misaligned", "6.91 M"),
-]  # PPUDA Table 8; GHN-3 Tables 1, 5, 10 and 11
+]  # PPUDA Table 8; GHN-3 Tables 1, 2, 5, 10 and 11
 
 
 def count(profile, name):

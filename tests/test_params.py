@@ -1,6 +1,13 @@
-import pytest
-from shared import ROOT, params
+import json
+import random
+import re
+import time
+from dataclasses import fields
 
+import pytest
+from shared import ROOT, digits, params
+
+from ghnlib.config import GHNConfig
 from ghnlib.params_file import ParamsError, merge, read_merged, read_yaml, validate
 
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
@@ -56,6 +63,32 @@ def test_a_variant_is_what_all_share_with_its_changes(raw):
         ("finetune", None, ["finetune", "None"]),
         ("finetune.lrs", {"sgd": [], "adamw": []}, ["finetune.lrs", "{'sgd': []", "at least 1"]),
         ("anytime.exits.chosen", 21, ["anytime.exits", "chosen = 21", "20 candidates", "at most all"]),
+        ("deepnets.test", 10**30, ["deepnets.test", "less than or equal to 10000000"]),
+        ("train.recipe.steps", 10**30, ["train.recipe.steps", "100000000"]),
+        ("train.variants.ghn1.meta_batch", 401, ["train.variants.ghn1: meta_batch = 401", "at most 400"]),
+        ("train.variants.ghn2.architectures", 401, ["train.variants.ghn2: architectures = 401: at most 400"]),
+        ("anytime.variants.vanilla.meta_batch", 61, ["anytime.variants.vanilla: meta_batch = 61", "at most 60"]),
+        ("train.seeds", [0, 1, 0], ["train.seeds", "only once"]),
+        ("train.seeds", list(range(101)), ["train.seeds", "at most 100"]),
+        ("train.variants.null", {}, ["train.variants.null", "something else"]),
+        ("train.variants.evaluate", {}, ["train.variants.evaluate", "something else"]),
+        ("train.variants.a/b", {}, ["train.variants.a/b", "pattern"]),
+        ("anytime.search.second.size", 8, ["unknown key anytime.search.second.size", "allowed here: source, root"]),
+        (
+            "transfer.targets",
+            {"a": {"source": "digits", "root": None, "image_size": 8, "sise": 8}},
+            ["unknown key transfer.targets.a.sise", "image_size"],
+        ),
+        ("evaluate.batch_size", 1, ["evaluate.batch_size = 1", "greater than or equal to 2"]),
+        ("evaluate.sgd.batch_size", 1080, ["evaluate.sgd.batch_size = 1080: at most 1079", "epoch"]),
+        ("data.val_share", 0.99, ["val_share", "at most 0.98", "two images of each digit"]),
+        ("data.test_per_class", 36, ["data.test_per_class = 36: at most 35"]),
+        ("data.image_size", 257, ["data.image_size = 257: at most 256"]),
+        ("data.source", "cifar10", ["data.root = None: the source cifar10 needs the folder"]),
+        ("transfer.per_class", 105, ["transfer.per_class = 105: at most 104"]),
+        ("transfer.source_classes", 10, ["transfer.source_classes = 10: at most 9", "10 classes"]),
+        ("transfer.detection.backbones", [100], ["transfer.detection.backbones = 100: at most 99"]),
+        ("transfer.detection.batch_size", 23, ["transfer.detection.batch_size = 23: at most 22"]),
     ],
 )
 def test_what_is_not_allowed_is_named(raw, key, value, said):
@@ -69,9 +102,20 @@ def test_what_is_not_allowed_is_named(raw, key, value, said):
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_limits_are_those_of_the_embedded_digits(raw):
+    splits = digits(val_share=0.9, test_share=0.3)
+    trained, tested = splits.train.labels.bincount(), splits.test.labels.bincount()
+    raw["data"] |= {"val_share": 0.9, "test_share": 0.3, "test_per_class": 180}
+    raw["transfer"]["per_class"], raw["evaluate"]["sgd"]["batch_size"] = 180, 2000
+    with pytest.raises(ParamsError) as error:
+        validate(raw)
+    limits = tested.min(), trained.min(), trained.sum()
+    assert re.findall(r"at most (\d+)", str(error.value)) == [str(int(limit)) for limit in limits]
+
+
 def test_a_missing_key_is_named(raw):
-    del raw["evaluate"]["lr"]
-    with pytest.raises(ParamsError, match="evaluate.lr: this key is missing"):
+    del raw["evaluate"]["epochs"]
+    with pytest.raises(ParamsError, match="evaluate.epochs: this key is missing"):
         validate(raw)
 
 
@@ -86,8 +130,19 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path):
     assert read_yaml(path) == {"a": 1e-3, "b": "yes", "c": 10}
 
 
-@pytest.mark.parametrize("text", ["a: [1", "a: 1\na: 2\n", "- 1\n", ""])
-def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+LAUGHS = "a: &a [1, 1]\n" + "".join(
+    f"b{i}: &b{i} [{', '.join([f'*b{i - 1}' if i else '*a'] * 9)}]\n" for i in range(12)
+)
+MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: [1", "a: 1\na: 2\n", "a: {b: 1, b: 1}", "- 1\n", "", "1: 2", "a: 2024-02-30", "a: 2024-01-01", "a: !!set {b}",
+     "a: !!omap [b: 1, b: 2]", f"a: {'1' * 5000}", "a: &a [*a]", "[" * 2000, f"a: {'b' * 300_000}", LAUGHS, MERGES],
+    ids=range(16),
+)  # fmt: skip
+def test_a_file_that_is_no_plain_mapping_is_refused(tmp_path, text):
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     with pytest.raises(ParamsError, match="broken.yaml"):
@@ -106,7 +161,75 @@ def test_an_overlay_extends_another(tmp_path):
     (tmp_path / "high.yaml").write_text("extends: low\nseed: 6\n")
     merged = read_merged(ROOT / "params.yaml", tmp_path / "high.yaml")
     assert (merged["seed"], merged["processes"]) == (6, 3) and "extends" not in merged
-    for below in "lower", "high":
+    for below in "lower", "high", "../high", [1]:
         (tmp_path / "high.yaml").write_text(f"extends: {below}\n")
-        with pytest.raises(ParamsError, match=f"high.yaml: extends = '{below}'"):
+        with pytest.raises(ParamsError, match=re.escape(f"high.yaml: extends = {below!r}")):
             read_merged(ROOT / "params.yaml", tmp_path / "high.yaml")
+    (tmp_path / "high.yaml").write_text("extends: low\n")
+    (tmp_path / "low.yaml").write_text("extends: high\n")
+    with pytest.raises(ParamsError, match="low.yaml: extends = 'high'"):
+        read_merged(ROOT / "params.yaml", tmp_path / "high.yaml")
+
+
+HUGE = 10**30
+GHN_KEYS = {field.name for field in fields(GHNConfig)}
+WRONG = (HUGE, -1, 0, 1, 0.5, 1e308, float("nan"), float("inf"), None, True, "x", "\0", "1e3", [], {}, [[]], [HUGE], {"x": HUGE},
+         ["a", "a"], [0, 0], "9" * 10_000)  # fmt: skip
+
+
+def places(value, path=()):
+    """Paths of all values within one."""
+    yield from [path] if path else []
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from places(item, (*path, key))
+
+
+def replaced(raw, path, value):
+    copy = json.loads(json.dumps(raw))
+    inner = copy
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return copy
+
+
+def accepted(read):
+    """Whether parameters may be used; what is refused has messages, of one line each, within a second."""
+    started = time.monotonic()
+    try:
+        read()
+        return True
+    except ParamsError as error:
+        lines = str(error).splitlines()
+        assert lines and max(map(len, lines)) < 2500
+        return False
+    finally:
+        assert time.monotonic() - started < 5
+
+
+@pytest.mark.slow
+def test_wrong_values_in_every_place_are_clear_errors_or_none(raw):
+    counts = {True: 0, False: 0}
+    for path in places(raw):
+        for value in WRONG:
+            found = accepted(lambda path=path, value=value: validate(replaced(raw, path, value)))
+            counts[found] += 1
+            assert not (found and str(HUGE) in str(value) and not GHN_KEYS & {*path}), (path, value)
+    print(counts)
+    assert counts[False] > 4 * counts[True]
+
+
+@pytest.mark.slow
+def test_damaged_files_are_clear_errors_or_none(tmp_path):
+    text, draw, path = (ROOT / "params.yaml").read_text(), random.Random(0), tmp_path / "params.yaml"
+    counts = {True: 0, False: 0}
+    for _ in range(400):
+        at, length = draw.randrange(len(text)), draw.choice((1, 3, 20, 500))
+        other = draw.choice(
+            ("", "\t", "\0", "\udcff", ": ", "- ", "[", "}", "&a ", "*a", "!!set ", "%", "'", "\n", "  ", "9" * 40)
+        )
+        path.write_text(text[:at] + other + text[at + length :], errors="surrogateescape")
+        counts[accepted(lambda: validate(read_yaml(path)))] += 1
+    print(counts)
+    assert counts[False] > counts[True]

@@ -142,8 +142,11 @@ class ImageFiles(ImageSet):
         files = _Decoded(self, _file_transform(self, augment))
         workers = os.cpu_count() or 1
         pinned = self.device != "cpu"
-        for images, labels in DataLoader(files, batch_sampler=keys, num_workers=workers, pin_memory=pinned):
-            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        try:
+            for images, labels in DataLoader(files, batch_sampler=keys, num_workers=workers, pin_memory=pinned):
+                yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        except DataError as error:  # of a worker: the message ends with the own one, below a traceback
+            raise DataError(str(error).strip().rpartition("\n")[2].removeprefix(f"{__name__}.DataError: ")) from None
 
 
 class _Decoded(Dataset):
@@ -221,5 +224,6 @@ def decode(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} is not a readable image ({error}). Delete or replace the file.") from None
+    except Exception as error:  # decoders of damaged files raise all kinds, and a bomb an own one
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path} is not a readable image ({reason}). Delete or replace the file.") from None

@@ -21,7 +21,7 @@ from ghnlib.config import GHNConfig
 from ghnlib.data.images import ImageSet, mix
 from ghnlib.data.sources import ImageSplits
 from ghnlib.deepnets.ghn2018 import AnytimeArchitecture, AnytimeSpace
-from ghnlib.experiments.blocks import RANDOM, correlation, networks_of, sgd, train_in_space
+from ghnlib.experiments.blocks import RANDOM, networks_of, train_in_space
 from ghnlib.experiments.msdnet import MSDNetArchitecture, exit_flops
 from ghnlib.experiments.setup import Setup
 from ghnlib.hypernetwork.ghn import GHN
@@ -30,13 +30,15 @@ from ghnlib.measuring.kept import rows_kept
 from ghnlib.reporting.statistics import (
     Measured,
     claims_over_trainings,
+    correlation,
+    finite,
     mean_interval,
     with_deviation,
     with_standard_error,
 )
 from ghnlib.training.networks import EVALUATION_BATCH, Run, initial_network, train_network
 
-CHOSEN, GEOMETRY, MSDNET = "chosen by GHN", "chosen by costs alone", "simplified MSDNet"
+CHOSEN, GEOMETRY, MSDNET = "chosen by GHN", "chosen by costs alone", "MSDNet"
 PREDICTED = "predicted parameters of the chosen"
 
 
@@ -98,7 +100,7 @@ def predict_candidates(setup: Setup) -> Candidates:
     ghns = train_in_space(setup, space, "exits", config, settings.recipe_of(next(iter(settings.variants))))
     networks = list(networks_of(setup, space, "test", exits.candidates))
     tasks = [({"network": i}, (network,)) for i, network in enumerate(networks)]
-    rows = [rows_kept(_predicted_curve, tasks, (ghn, setup.images.val), setup.processes, setup.folder)
+    rows = [rows_kept(_predicted_curve, tasks, (ghn, setup.images.val), **setup.kept)
             .assign(training=k) for k, ghn in enumerate(ghns)]  # fmt: skip
     return Candidates(networks, _without_errors(pd.concat(rows, ignore_index=True)), setup.chance)
 
@@ -198,10 +200,10 @@ def compare_anytime(setup: Setup, candidates: Candidates) -> Comparison:
     )  # fmt: skip
     groups = {GEOMETRY: earliest, RANDOM: drawn, MSDNET: [-1 - i for i in range(exits.chosen)]}
     todo = sorted({n for group in (*best, *groups.values()) for n in group})
-    recipe = sgd(setup, exits.steps)
+    recipe = setup.recipe(exits.sgd, exits.steps)
     tasks = [({"network": n}, (Run(candidates.networks[n] if n >= 0 else msdnet, recipe, mix(setup.seed, abs(n))),))
              for n in todo]  # fmt: skip
-    rows = rows_kept(_trained_curve, tasks, (images,), setup.processes, setup.folder)
+    rows = rows_kept(_trained_curve, tasks, (images,), **setup.kept)
     return Comparison(candidates, _without_errors(rows), best, groups)
 
 
@@ -233,8 +235,8 @@ def claims_of_areas(comparison: Comparison) -> dict[str, Measured]:
     names = {"anytime-random": RANDOM, "anytime-geometry": GEOMETRY, "anytime-msdnet": MSDNET}
     others = {claim: mean_interval(comparison.areas[comparison.groups[group]]) for claim, group in names.items()}
     chosen = [mean_interval(comparison.areas[best]) for best in comparison.best]
-    leads = [{claim: ours.over(other) for claim, other in others.items()} for ours in chosen]
-    return claims_over_trainings([{c: lead for c, lead in of.items() if math.isfinite(lead.value)} for of in leads])
+    leads = [finite({claim: ours.over(other) for claim, other in others.items()}) for ours in chosen]
+    return claims_over_trainings(leads)
 
 
 def draw_anytime(architecture: AnytimeArchitecture, ax: Axes) -> None:

@@ -7,7 +7,6 @@ random initialisation, the ground truth, are the same for all.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 from torch import nn
 
 from ghnlib.config import GHNConfig, Recipe
@@ -23,30 +21,31 @@ from ghnlib.data.images import mix
 from ghnlib.data.sources import ImageSplits
 from ghnlib.deepnets.dataset import DeepNets
 from ghnlib.deepnets.ghn2018 import AnytimeSpace, BlockArchitecture, BlockSpace
-from ghnlib.experiments.one_shot import one_shot_scores, train_one_shot
+from ghnlib.experiments.one_shot import CEILING, ONE_SHOT, one_shot_scores, train_one_shot
 from ghnlib.experiments.setup import Setup
 from ghnlib.hypernetwork.ghn import GHN
-from ghnlib.measuring.accuracy import accuracy, evaluate_predictions
+from ghnlib.measuring.accuracy import accuracy
 from ghnlib.measuring.costs import inference_flops, step_flops
 from ghnlib.reporting.statistics import (
     Measured,
     claims_over_trainings,
+    correlation,
+    finite,
     mean_interval,
-    over_trainings,
     with_deviation,
+    with_interval,
     with_standard_error,
 )
 from ghnlib.training.jobs import train_on
-from ghnlib.training.networks import EVALUATION_BATCH, Run, TrainingRecipe, diverged, run_all
+from ghnlib.training.networks import EVALUATION_BATCH, Run, diverged, run_all
 
 REFINEMENTS = {"weight_norm": "weight normalisation", "shape_encoding": "shape encoding", "layernorm": "layer norm"}
 """Keys of ``GHNConfig`` -> what of GHN-2 they add to the hypernetwork of 2018."""
 PUBLISHED = "vanilla"
 """The variant that is GHN 2018 as published."""
-ONE_SHOT, CEILING = "one-shot", "the same networks trained again"
 RANDOM, TOP, TOP_BEST = "random", "GHN Top", "GHN Top-Best"
-DROP_PATH = 0.4
-"""At the end of the training of the architectures that a search chooses."""
+REGULARISED = {"drop_path": 0.4, "auxiliary_weight": 0.5}
+"""Training of the architectures that a search chooses, with an auxiliary head at two thirds (section 5.1)."""
 
 
 def networks_of(setup: Setup, space: BlockSpace | AnytimeSpace, split: str, size: int) -> DeepNets:
@@ -67,11 +66,6 @@ def train_in_space(
         train_on(pool, val, setup.images, config, recipe, seed, setup.folder / f"{name}-{seed}", setup.augment, about)
         .cpu() for seed in setup.anytime.seeds
     ]  # fmt: skip
-
-
-def sgd(setup: Setup, steps: int) -> TrainingRecipe:
-    """Training of a network from random initialisation."""
-    return TrainingRecipe(steps, setup.anytime.lr, setup.anytime.batch_size, augment=setup.augment)
 
 
 # Ranking blocks ------------------------------------------------------------------------------------------------------
@@ -97,17 +91,6 @@ def block_space(setup: Setup, train_nodes: int) -> BlockSpace:
 def blocks_of(setup: Setup, split: str, size: int) -> list[BlockArchitecture]:
     """Blocks that are ranked ("test") or searched ("search")."""
     return list(networks_of(setup, block_space(setup, setup.anytime.blocks.nodes), split, size))
-
-
-def correlation(score: pd.Series, accuracy: pd.Series) -> Measured:
-    """Pearson's R over the pairs that are not NaN, with its interval by Fisher's transformation; not a number for fewer
-    than 3 pairs or without variance, no interval for 3."""
-    pairs = pd.DataFrame({"score": score, "accuracy": accuracy}).dropna()
-    if len(pairs) < 3 or (pairs.nunique() == 1).any():
-        return Measured(math.nan, n=len(pairs))
-    found = stats.pearsonr(pairs["score"], pairs["accuracy"])
-    low, high = found.confidence_interval() if len(pairs) > 3 else (math.nan, math.nan)
-    return Measured(float(found.statistic), float(low), float(high), len(pairs))
 
 
 class Ranking(NamedTuple):
@@ -148,19 +131,17 @@ def rank_blocks(setup: Setup, hypernetworks: Mapping[str, Sequence[GHN]]) -> Ran
     """Rank larger blocks than those of the trainings, and train them twice."""
     blocks, images = setup.anytime.blocks, setup.images
     architectures = blocks_of(setup, "test", blocks.networks)
-    scores = [pd.DataFrame({name: _scores(setup, ghns[i], architectures) for name, ghns in hypernetworks.items()})
-              for i in range(len(setup.anytime.seeds))]  # fmt: skip
+    trainings = [dict(zip(hypernetworks, ghns)) for ghns in zip(*hypernetworks.values())]
+    scores = [setup.validated(ghns, architectures) for ghns in trainings]
     searched = blocks_of(setup, "search", setup.anytime.train_networks)
     baselines = {}
     for share, steps in sgd_steps(setup).items():
-        found = _train_each(setup, dict(enumerate(architectures)), sgd(setup, steps), runs=(2,))
+        found = _train_each(setup, dict(enumerate(architectures)), steps, runs=(2,))
         baselines[f"SGD, {100 * share:.2g}%"] = found["accuracy"]
-    recipe = sgd(setup, blocks.one_shot_steps)
-    shared = train_one_shot(searched, images.train, recipe.steps, recipe.batch_size, recipe.lr, setup.seed,
-                            recipe.augment)  # fmt: skip
+    shared = train_one_shot(searched, images.train, setup.recipe(setup.anytime.sgd, blocks.one_shot_steps), setup.seed)
     baselines[ONE_SHOT] = one_shot_scores(shared, architectures, images.val, setup.seed)["accuracy"]
     baselines["parameters"] = [architecture.num_params for architecture in architectures]
-    trained = _train_each(setup, dict(enumerate(architectures)), sgd(setup, blocks.steps), runs=(0, 1))
+    trained = _train_each(setup, dict(enumerate(architectures)), blocks.steps, runs=(0, 1))
     return Ranking(scores, pd.DataFrame(baselines), trained)
 
 
@@ -170,23 +151,19 @@ def sgd_steps(setup: Setup) -> dict[float, int]:
     return {share: count for share, count in steps.items() if count}
 
 
-def _scores(setup: Setup, ghn: GHN, architectures: Sequence[BlockArchitecture]) -> pd.Series:
-    found = evaluate_predictions(ghn, architectures, setup.images.val, processes=setup.processes, folder=setup.folder)
-    return found["accuracy"]
-
-
 def _train_each(
-    setup: Setup, networks: Mapping[int, BlockArchitecture], recipe: TrainingRecipe, runs: Sequence[int],
-    images: ImageSplits | None = None, auxiliary: bool = False,
+    setup: Setup, networks: Mapping[int, BlockArchitecture], steps: int, runs: Sequence[int],
+    images: ImageSplits | None = None, **regularised: float,
 ) -> pd.DataFrame:  # fmt: skip
-    """Rows of ``run_all`` by ``network``, a key, and ``run``: ``accuracy`` on validation images, ``test accuracy``."""
-    images = images or setup.images
+    """Rows of ``run_all`` by ``network``, a key, and ``run``: ``accuracy`` on validation images, ``test accuracy``.
+    ``regularised``: fields of the recipe, with an auxiliary head."""
+    images, recipe = images or setup.images, replace(setup.recipe(setup.anytime.sgd, steps), **regularised)
     todo = [
-        Run(net, recipe, mix(setup.seed, i, run), labels={"network": i, "run": run}, auxiliary=auxiliary)
+        Run(net, recipe, mix(setup.seed, i, run), labels={"network": i, "run": run}, auxiliary=bool(regularised))
         for run in runs for i, net in networks.items()
     ]  # fmt: skip
     measure = partial(_accuracies, images=images)
-    return run_all(todo, images.train, measure, processes=setup.processes, folder=setup.folder)
+    return run_all(todo, images.train, measure, **setup.kept)
 
 
 def _accuracies(net: nn.Module, images: ImageSplits) -> dict[str, float]:
@@ -210,13 +187,9 @@ def ranking_table(setup: Setup, ranking: Ranking) -> pd.DataFrame:
         found = ranking.correlations(half)
         table[title] = [
             with_deviation([training[name].value for training in found], 2) if name in rows
-            else _with_interval(found[0][name]) for name in table.index
+            else with_interval(found[0][name]) for name in table.index
         ]  # fmt: skip
     return table
-
-
-def _with_interval(found: Measured) -> str:
-    return f"{found.value:.2f}" + ("" if math.isnan(found.low) else f" [{found.low:.2f}, {found.high:.2f}]")
 
 
 def claims_of_ranking(ranking: Ranking) -> dict[str, Measured]:
@@ -229,7 +202,7 @@ def claims_of_ranking(ranking: Ranking) -> dict[str, Measured]:
     for every, half in zip(ranking.correlations(), ranking.correlations(half=True)):
         own = {"blocks-stacked": every.get(PUBLISHED), "blocks-top-half": half.get(PUBLISHED)}
         own |= {claim: every[a].over(every[b]) for claim, (a, b) in pairs.items() if {a, b} <= set(every)}
-        claims.append({name: found for name, found in own.items() if found and math.isfinite(found.value)})
+        claims.append(finite({name: found for name, found in own.items() if found}))
     return claims_over_trainings(claims)
 
 
@@ -282,24 +255,19 @@ class Search(NamedTuple):
     def claims(self) -> dict[str, Measured]:
         """Points by which the chosen are ahead of random ones (Table 1)."""
         drawn = mean_interval(self.tested[self.drawn])
-        return _over_trainings("blocks-top", [mean_interval(self.tested[best]).over(drawn) for best in self.best])
-
-
-def _over_trainings(claim: str, found: Sequence[Measured]) -> dict[str, Measured]:
-    """The claim, if networks could be trained for all trainings of the hypernetwork."""
-    return {claim: over_trainings(found)} if all(math.isfinite(each.value) for each in found) else {}
+        leads = [mean_interval(self.tested[best]).over(drawn) for best in self.best]
+        return claims_over_trainings([finite({"blocks-top": lead}) for lead in leads])
 
 
 def search_blocks(setup: Setup, hypernetworks: Sequence[GHN]) -> Search:
-    """Let each training of a hypernetwork choose, and train what they choose as published: drop path, auxiliary head at
-    two thirds (GHN 2018 weighs it 0.5, here 0.4, as in ``TrainingRecipe``)."""
+    """Let each training of a hypernetwork choose, and train what they choose as published, see ``REGULARISED``."""
     search = setup.anytime.search
     networks = blocks_of(setup, "search", search.candidates)
-    best = [_scores(setup, ghn, networks).nlargest(search.chosen).index.tolist() for ghn in hypernetworks]
+    scores = setup.validated(dict(enumerate(hypernetworks)), networks)
+    best = [scores[k].nlargest(search.chosen).index.tolist() for k in scores]
     drawn = np.random.default_rng(setup.seed).choice(search.candidates, search.chosen, replace=False).tolist()
-    recipe = replace(sgd(setup, search.steps), drop_path=DROP_PATH)
     todo = {i: networks[i] for i in sorted({*drawn, *sum(best, [])})}
-    return Search(networks, best, drawn, _train_each(setup, todo, recipe, runs=(0,), auxiliary=True))
+    return Search(networks, best, drawn, _train_each(setup, todo, search.steps, runs=(0,), **REGULARISED))
 
 
 def search_table(setup: Setup, found: Search) -> pd.DataFrame:
@@ -314,7 +282,7 @@ def search_table(setup: Setup, found: Search) -> pd.DataFrame:
     image = step_flops(networks[:5]) / 3
     training = recipe.steps * recipe.meta_batch * recipe.batch_size * step_flops(list(pool))
     top = training + search.candidates * len(setup.images.val) * image
-    top_best = top + search.chosen * search.steps * settings.batch_size * 3 * image
+    top_best = top + search.chosen * search.steps * settings.sgd.batch_size * 3 * image
     sizes = pd.Series([network.num_params / 1e3 for network in networks])
     over = lambda values, groups: with_deviation([values[group].mean() for group in groups])
     single = [[i] for i in found.top_best]
@@ -342,24 +310,23 @@ class Transferred(NamedTuple):
         dataset."""
         tested = self.rows["test accuracy"]
         leads = [Measured(*[tested[i]] * 3).over(mean_interval(tested[self.drawn])) for i in self.best]
-        return _over_trainings("blocks-transfer", leads) if self.differs else {}
+        return claims_over_trainings([finite({"blocks-transfer": lead}) for lead in leads]) if self.differs else {}
 
 
 def transfer_blocks(setup: Setup, found: Search) -> Transferred | None:
     """Train the best block of each training and the random ones on the images of ``search.second``, each as wide as
     the limit of FLOPs allows."""
-    search, data = setup.anytime.search, setup.data
+    search = setup.anytime.search
     if search.second is None:
         return None
     images = setup.other_images(search.second)
     todo = {}
     for i in sorted({*found.top_best, *found.drawn}):
         todo[i] = widest(found.networks[i].adapted(len(images.classes), images.side), 1e6 * search.mflops)
-    rows = _train_each(setup, todo, sgd(setup, search.steps), runs=(0,), images=images).set_index("network")
+    rows = _train_each(setup, todo, search.steps, runs=(0,), images=images).set_index("network")
     sizes = pd.DataFrame({i: {"C": a.C, "MFLOPs": inference_flops(a) / 1e6} for i, a in todo.items()}).T
     table = sizes.join(rows).reindex(columns=["C", "MFLOPs", "test accuracy"])
-    differs = (search.second.source, search.second.root) != (data.source, data.root)
-    return Transferred(found.top_best, found.drawn, table, differs)
+    return Transferred(found.top_best, found.drawn, table, setup.differs(search.second))
 
 
 def widest(architecture: BlockArchitecture, limit: float) -> BlockArchitecture:

@@ -14,9 +14,8 @@ from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.genotypes import GENOTYPES, Genotype
 from ghnlib.data.images import mix
 from ghnlib.experiments.properties import Trained, embed, regression
-from ghnlib.experiments.search import trainings
 from ghnlib.experiments.setup import Setup
-from ghnlib.reporting.statistics import Measured, claims_over_trainings, mean_interval, with_deviation
+from ghnlib.reporting.statistics import Measured, claims_over_trainings, finite, mean_interval, with_deviation
 from ghnlib.training.networks import Accuracy, Run, TrainingRecipe, run_all
 
 PLAIN, REGULARISED = "plain", "cutout, auxiliary head, drop path"
@@ -52,7 +51,7 @@ def _chosen_claims(rows: pd.DataFrame) -> dict[str, Measured]:
         if {"ghn2", "DARTS"} <= set(by_seed):
             ours, theirs = (mean_interval(by_seed[name]) for name in ("ghn2", "DARTS"))
             found[claim] = ours.over(theirs)
-    return {name: measured for name, measured in found.items() if np.isfinite(measured.value)}
+    return finite(found)
 
 
 def chosen_architectures(
@@ -66,7 +65,7 @@ def chosen_architectures(
     searched, sound = setup.split("search", setup.analysis.search_networks), trained.sound
     graphs, learnt_from = [a.graph for a in searched], trained.table.loc[sound, "accuracy"].to_numpy()
     found = []
-    for ghns, states in zip(trainings(setup), embedded):
+    for ghns, states in zip(setup.trainings, embedded):
         chosen = {}
         for name in names:
             model = regression(setup.analysis.svr).fit(states[name][sound], learnt_from)
@@ -84,19 +83,20 @@ def as_large(genotype: Genotype, like: Architecture) -> Architecture:
 
 
 def train_chosen(setup: Setup, choices: Sequence[Mapping[str, Architecture]], recipe: TrainingRecipe) -> Chosen:
-    """Train architectures plainly, and with cutout, auxiliary head and drop path (PPUDA Table 9). ``choices``: of each
-    training of the hypernetworks; each is trained with seeds of its own."""
+    """Train architectures plainly, and with cutout, auxiliary head and drop path (PPUDA Table 9), so also for longer.
+    ``choices``: of each training of the hypernetworks; each is trained with seeds of its own."""
     chosen, images = setup.analysis.chosen, setup.images
-    plain = replace(recipe, steps=chosen.steps, bn_batches=2)
-    augment = replace(plain.augment, cutout=chosen.cutout)
-    recipes = {PLAIN: plain, REGULARISED: replace(plain, augment=augment, drop_path=chosen.drop_path)}
+    plain = replace(recipe, steps=chosen.steps[0], bn_batches=2)
+    regularised = replace(plain, augment=replace(plain.augment, cutout=chosen.cutout), drop_path=chosen.drop_path)
+    recipes = {PLAIN: plain, REGULARISED: regularised}
+    recipes |= {f"{REGULARISED}, {n} steps": replace(regularised, steps=n) for n in chosen.steps[1:]}
     runs = [
-        Run(a, own, mix(seed, i), auxiliary=training == REGULARISED,
+        Run(a, own, mix(seed, i), auxiliary=training != PLAIN,
             labels={"choice": i, "architecture": name, "parameters": a.num_params, "training": training})
         for i, architectures in enumerate(choices)
         for name, a in architectures.items()
         for training, own in recipes.items()
         for seed in chosen.seeds
     ]  # fmt: skip
-    rows = run_all(runs, images.train, Accuracy(images.test), processes=setup.processes, folder=setup.folder)
+    rows = run_all(runs, images.train, Accuracy(images.test), **setup.kept)
     return Chosen(rows[["choice", "architecture", "parameters", "training", "seed", "accuracy"]])

@@ -31,6 +31,7 @@ from ghnlib.params import Detection
 from ghnlib.reporting.statistics import (
     Measured,
     claims_over_trainings,
+    counted,
     paired_interval,
     with_deviation,
 )
@@ -227,8 +228,8 @@ class Detected:
 
     @cached_property
     def counted(self) -> pd.DataFrame:
-        """The rows that statistics are taken of: what diverged has 0 %, what failed is left out."""
-        return self.rows[self.rows["error"] == ""].fillna({"ap": 0.0})
+        """The rows that statistics are taken of, see ``counted``."""
+        return counted(self.rows, "ap")
 
     @property
     def diverged(self) -> pd.DataFrame:

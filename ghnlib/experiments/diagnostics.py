@@ -19,10 +19,9 @@ from torch.nn.modules.module import register_module_forward_hook
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.vision import TorchvisionNetwork
 from ghnlib.experiments.properties import Trained
-from ghnlib.experiments.search import trainings
 from ghnlib.experiments.setup import Setup
 from ghnlib.hypernetwork.ghn import GHN
-from ghnlib.reporting.statistics import Measured
+from ghnlib.reporting.statistics import Measured, finite
 from ghnlib.training.initialization import Sources, initialize
 from ghnlib.training.networks import Run, TrainingRecipe, initial_network, train_network
 
@@ -51,18 +50,17 @@ class Diversity(NamedTuple):
     @property
     def claims(self) -> dict[str, Measured]:
         """Of PPUDA Table 12 and GHN-3 Table 9."""
-        found = {
-            "diversity-trained": _least_step(self.table["diversity"], ("ghn2", "trained")),
-            "diversity-order": _least_step(self.table["diversity"], ("mlp", "ghn1", "ghn2")),
-            "sparsity-order": _least_step(self.table["sparsity (%)"], ("mlp", "ghn1", "ghn2")),
-            "diversity-matched": _least_step(self.matched, ("mlp", "ghn2", "ghn3", "trained")),
-        }
-        return {name: Measured(step) for name, step in found.items() if np.isfinite(step)}
+        return finite({
+            "diversity-trained": _least_step(self.table["diversity"], "ghn2", "trained"),
+            "diversity-order": _least_step(self.table["diversity"], "mlp", "ghn1", "ghn2"),
+            "sparsity-order": _least_step(self.table["sparsity (%)"], "mlp", "ghn1", "ghn2"),
+            "diversity-matched": _least_step(self.matched, "mlp", "ghn2", "ghn3", "trained"),
+        })  # fmt: skip
 
 
-def _least_step(values: Mapping[str, float], order: Sequence[str]) -> float:
+def _least_step(values: Mapping[str, float], *order: str) -> Measured:
     """The least of the steps from one to the next; not a number where one is missing."""
-    return float(np.min([values.get(b, np.nan) - values.get(a, np.nan) for a, b in pairwise(order)]))
+    return Measured(float(np.min([values.get(b, np.nan) - values.get(a, np.nan) for a, b in pairwise(order)])))
 
 
 def shape_name(shape: Sequence[int]) -> str:
@@ -118,9 +116,7 @@ class Activations(NamedTuple):
     @property
     def claims(self) -> dict[str, Measured]:
         """Of PPUDA Fig. 8: one network."""
-        spread = self.table["deviation of log10 variance"]
-        step = spread.get("ghn1", np.nan) - spread.get("ghn2", np.nan)
-        return {"activation-spread": Measured(float(step))} if np.isfinite(step) else {}
+        return finite({"activation-spread": _least_step(self.table["deviation of log10 variance"], "ghn2", "ghn1")})
 
 
 def compare_activations(setup: Setup, recipe: TrainingRecipe) -> dict[str, list[Activations]]:
@@ -143,7 +139,7 @@ def _activations(setup: Setup, name: str, recipe: TrainingRecipe, batch: Tensor)
             train_network(own := initial_network(run), setup.images.train, run.recipe, run.seed, lambda net: None)
         shared[TRAINED] = activation_variances(net, batch, dict(own.named_parameters()))
     found = []
-    for seed, ghns in zip(setup.train.seeds, trainings(setup)):
+    for seed, ghns in zip(setup.train.seeds, setup.trainings):
         variances, scales = dict(shared), {}
         for source, ghn in ghns.items():
             torch.manual_seed(seed)  # as its training began

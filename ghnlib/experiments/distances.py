@@ -14,13 +14,11 @@ from sklearn.decomposition import PCA
 
 from ghnlib.architectures.vision import TorchvisionNetwork, without_skips
 from ghnlib.experiments.properties import embed
-from ghnlib.experiments.search import trainings
 from ghnlib.experiments.setup import Setup
-from ghnlib.experiments.splits import OUT_OF_DISTRIBUTION
 from ghnlib.graphs.graph import Graph
-from ghnlib.reporting.statistics import Measured
+from ghnlib.reporting.publish import EVALUATED, OUT_OF_DISTRIBUTION
+from ghnlib.reporting.statistics import Measured, finite
 
-SPLITS = ("test", *OUT_OF_DISTRIBUTION)
 SINGLE = ("ResNet-34", "ResNet-50 without skips", "ViT")
 """Networks compared with ResNet-50, nearest first in the paper's order for GHN-2."""
 
@@ -29,9 +27,9 @@ def members_of(setup: Setup) -> dict[str, list[Graph]]:
     """Graphs to compare: equally many of each split, as many others of training ("reference"), single networks."""
     count, images = setup.analysis.distance_networks, setup.images
     # released files hold so many evaluation architectures and no more
-    sizes = {"train": 2 * count} | dict.fromkeys(SPLITS, None if setup.deepnets.path else count)
+    sizes = {"train": 2 * count} | dict.fromkeys(EVALUATED, None if setup.deepnets.path else count)
     members = {
-        split: [a.graph for a in setup.split(split, sizes.get(split))] for split in ("train", *SPLITS, "predefined")
+        split: [a.graph for a in setup.split(split, sizes.get(split))] for split in ("train", *EVALUATED, "predefined")
     }
     members["reference"], members["train"] = members["train"][:count], members["train"][count:]
     classes, side = len(images.classes), images.side
@@ -59,13 +57,11 @@ class Distances(NamedTuple):
         if "ghn2" not in self.found:
             return {}
         l2, frechet = self.found["ghn2"]["l2"], self.found["ghn2"]["frechet"]
-        steps = np.diff([l2[name] for name in SINGLE])
-        found = {
-            "distance-vit-resnet34": l2["ViT"] - l2["ResNet-34"],
-            "distance-order": float(steps.min()),
-            "frechet-nearest": frechet["nearest shifted"] - frechet["test"],
-        }
-        return {name: Measured(value) for name, value in found.items() if np.isfinite(value)}
+        return finite({
+            "distance-vit-resnet34": Measured(l2["ViT"] - l2["ResNet-34"]),
+            "distance-order": Measured(float(np.diff([l2[name] for name in SINGLE]).min())),
+            "frechet-nearest": Measured(frechet["nearest shifted"] - frechet["test"]),
+        })  # fmt: skip
 
     @property
     def table(self) -> pd.DataFrame:
@@ -90,7 +86,7 @@ def compare_distances(setup: Setup) -> list[Distances]:
     members = members_of(setup)
     hungarian = {name: hungarian_distance(members["predefined"][0], members[name][0]) for name in SINGLE}
     found = []
-    for ghns in trainings(setup):
+    for ghns in setup.trainings:
         states = {name: {part: embed(ghn, graphs) for part, graphs in members.items()} for name, ghn in ghns.items()}
         found.append(Distances(members, states, {name: _distances(of) for name, of in states.items()}, hungarian))
     return found
@@ -116,8 +112,8 @@ def _neighbourhoods(graph: Graph) -> Counter:
 
 
 def _distances(of: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    l2 = {part: float(cdist(of["predefined"][:1], of[part]).mean()) for part in ("train", *SPLITS, *SINGLE)}
-    frechet = {split: frechet_distance(of[split], of["reference"]) for split in ("train", *SPLITS)}
+    l2 = {part: float(cdist(of["predefined"][:1], of[part]).mean()) for part in ("train", *EVALUATED, *SINGLE)}
+    frechet = {split: frechet_distance(of[split], of["reference"]) for split in ("train", *EVALUATED)}
     nearest = min(frechet[split] for split in OUT_OF_DISTRIBUTION)
     return {"l2": l2, "frechet": frechet | {"nearest shifted": nearest}}
 
@@ -141,7 +137,7 @@ def two_components(
 ) -> tuple[pd.DataFrame, float]:
     """Two principal components of the embeddings of splits and predefined networks: rows ``first``, ``second``,
     ``split``, ``nodes``; and the share of the variance that they hold."""
-    parts = (*SPLITS, "predefined")
+    parts = (*EVALUATED, "predefined")
     pca = PCA(2, svd_solver="full").fit(np.concatenate([states[part] for part in parts]))
     rows = [
         pd.DataFrame(pca.transform(states[part]), columns=["first", "second"]).assign(

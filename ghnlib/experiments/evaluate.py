@@ -14,10 +14,12 @@ from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.vision import NEWER, torchvision_classifiers
 from ghnlib.data.images import ImageSet
 from ghnlib.experiments.setup import Setup
-from ghnlib.experiments.splits import OUT_OF_DISTRIBUTION, describe
+from ghnlib.experiments.splits import describe
 from ghnlib.measuring.accuracy import NOT_FINITE, evaluate_predictions, evaluate_torchvision
+from ghnlib.reporting.publish import EVALUATED
 from ghnlib.reporting.statistics import (
     Measured,
+    counted,
     mean_and_error,
     mean_interval,
     over_trainings,
@@ -25,7 +27,7 @@ from ghnlib.reporting.statistics import (
     with_deviation,
     with_standard_error,
 )
-from ghnlib.training.networks import Accuracy, Run, TrainingRecipe, run_all
+from ghnlib.training.networks import Accuracy, Run, run_all
 
 NETWORK = ["method", "split", "index"]
 KEYS = ["method", "seed", "split", "index"]
@@ -76,9 +78,8 @@ class Evaluation:
 
     @cached_property
     def counted(self) -> pd.DataFrame:
-        """Rows that statistics are taken of: what has diverged has 0 %, what has failed is left out."""
-        accuracy = self.rows["accuracy"].mask(self.rows.index.isin(self.diverged.index), 0.0)
-        return self.rows.assign(accuracy=accuracy).dropna(subset="accuracy")
+        """Rows that statistics are taken of, see ``counted``; scores that are not finite are no failure."""
+        return counted(self.rows.replace({"error": {NOT_FINITE: ""}}))
 
     @cached_property
     def sampled(self) -> pd.DataFrame:
@@ -127,7 +128,7 @@ class Evaluation:
 
 def evaluation_splits(setup: Setup) -> dict[str, list[Architecture]]:
     """The architectures that are evaluated, by split: test, out-of-distribution and predefined ones."""
-    return {split: list(setup.split(split)) for split in ("test", *OUT_OF_DISTRIBUTION, "predefined")}
+    return {split: list(setup.split(split)) for split in (*EVALUATED, "predefined")}
 
 
 def evaluate_networks(setup: Setup, splits: Mapping[str, Sequence[Architecture]]) -> Evaluation:
@@ -184,19 +185,19 @@ def train_from_random(setup: Setup, splits: Mapping[str, Sequence[Architecture]]
         ``error``.
     """
     section, images = setup.evaluate, setup.images
-    epoch = len(images.train) // section.train_batch_size
+    epoch = len(images.train) // section.sgd.batch_size
     runs = []
     for name, count, epochs in (
         ("random", section.random_networks, 0),
         ("SGD, 1 epoch", section.trained_networks, 1),
         (f"SGD, {section.epochs} epochs", section.trained_networks, section.epochs),
     ):
-        recipe = TrainingRecipe(epochs * epoch, section.lr, section.train_batch_size, augment=setup.augment)
+        recipe = setup.recipe(section.sgd, epochs * epoch)
         for split, architectures in splits.items():
             few = architectures[: {"test": count, "predefined": 0}.get(split, section.ood_networks)]
             labels = [{"method": name, "seed": setup.seed, "split": split, "index": i} for i in range(len(few))]
             runs += [Run(a, recipe, setup.seed, labels=label) for a, label in zip(few, labels)]
-    results = run_all(runs, images.train, Accuracy(images.test), processes=setup.processes, folder=setup.folder)
+    results = run_all(runs, images.train, Accuracy(images.test), **setup.kept)
     return results[[*KEYS, "accuracy", "error"]]
 
 
@@ -209,7 +210,7 @@ def accuracy_table(evaluation: Evaluation) -> pd.DataFrame:
     groups = evaluation.counted.assign(split=places).groupby(["method", "split"], sort=False)
     cells = {place: _cell(rows, "accuracy", place[0] in evaluation.variants) for place, rows in groups}
     table = pd.Series(cells).unstack().reindex(evaluation.methods).rename(columns={0: "ResNet-50", 1: "ViT"})
-    table = table.reindex(columns=["test", *OUT_OF_DISTRIBUTION, "ResNet-50", "ViT"])
+    table = table.reindex(columns=[*EVALUATED, "ResNet-50", "ViT"])
     table["deviation, test"] = of_test["accuracy"].std(ddof=0).round(1)
     table["best of test"] = of_test["accuracy"].max().round(1)
     top5 = {method: _cell(rows, "top5", True) for (method, split), rows in groups if split == "test"}
@@ -303,7 +304,7 @@ def evaluate_torchvision_networks(setup: Setup) -> pd.DataFrame:
         names, images, batch_size = torchvision_classifiers(), setup.images.test, setup.evaluate.batch_size
         for variant, seed in setup.train.trainings.values():
             ghn = setup.hypernetworks[variant][seed]
-            rows = evaluate_torchvision(ghn, names, images, batch_size, setup.processes, setup.folder)
+            rows = evaluate_torchvision(ghn, names, images, batch_size, **setup.kept)
             split = np.where(rows["network"].isin(NEWER), "newer", "PyTorch split")
             parts.append(rows.assign(method=variant, seed=seed, split=split))
     return pd.concat(parts[1:] or parts)
@@ -312,7 +313,7 @@ def evaluate_torchvision_networks(setup: Setup) -> pd.DataFrame:
 def torchvision_table(rows: pd.DataFrame, variants: Sequence[str]) -> pd.DataFrame:
     """Accuracy of torchvision's networks, mean over trainings, a row a variant: mean ± deviation over the networks of
     each split, and of ResNet-50."""
-    words = lambda values: f"{values.mean():.2f} ± {values.std(ddof=0):.2f} (n = {values.count()})"
+    words = lambda values: f"{with_deviation(values, 2, ddof=0)} (n = {values.count()})"
     means = rows.dropna(subset="accuracy").groupby(["method", "split", "network"], as_index=False)["accuracy"].mean()
     by_split = means.groupby(["method", "split"])["accuracy"].agg(words).unstack()
     of_resnet = means[means["network"] == "resnet50"].set_index("method")["accuracy"].round(2)

@@ -1,8 +1,13 @@
-"""Networks of torchvision's families, fine-tuned and transferred beside those of DeepNets."""
+"""Networks of torchvision's families, trained beside those of DeepNets: fine-tuned, and transferred."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
+
+import pandas as pd
 
 from ghnlib.architectures.vision import TorchvisionNetwork
 from ghnlib.data.images import DataError
@@ -10,6 +15,44 @@ from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Role
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.kept import rows_kept
+from ghnlib.reporting.statistics import counted
+from ghnlib.training.networks import diverged
+
+DEEPNETS = "DeepNets"
+"""The family of the architectures that are drawn, beside torchvision's."""
+
+
+@dataclass(frozen=True)
+class TrainedFamilies:
+    """Networks trained from several initialisations.
+
+    Attributes:
+        rows: of ``run_all``, with ``initialisation``, ``network``, ``family`` and ``training``: which training of the
+            hypernetworks a run's seed stands for, on every side.
+    """
+
+    rows: pd.DataFrame
+
+    @cached_property
+    def by_training(self) -> list[Self]:
+        """For each training of the hypernetworks what starts from its predictions, beside the other sides' runs of the
+        same seeds."""
+        return [replace(self, rows=rows) for _, rows in self.rows.groupby("training")]
+
+    @cached_property
+    def failed(self) -> list[str]:
+        """What the runs are called that diverged or failed."""
+        return diverged(self.rows)
+
+    @cached_property
+    def counted(self) -> pd.DataFrame:
+        """The rows that statistics are taken of, see ``counted``."""
+        return counted(self.rows)
+
+    @property
+    def deepnets(self) -> pd.DataFrame:
+        """Those of DeepNets."""
+        return self.counted[self.counted["family"] == DEEPNETS]
 
 
 def family_networks(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle, islice
 from typing import NamedTuple, Self
@@ -12,10 +12,9 @@ import pandas as pd
 
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.vision import TorchvisionNetwork
-from ghnlib.experiments.families import family_networks
+from ghnlib.experiments.families import DEEPNETS, TrainedFamilies, family_networks
 from ghnlib.experiments.setup import Setup
 from ghnlib.experiments.splits import graph_statistics
-from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.reporting.publish import published
 from ghnlib.reporting.statistics import (
     Measured,
@@ -30,15 +29,12 @@ from ghnlib.reporting.statistics import (
 from ghnlib.training.networks import (
     Accuracy,
     TrainingRecipe,
-    diverged,
     grid_of,
     initial_runs,
     run_all,
     tune,
 )
 
-DEEPNETS = "DeepNets"
-"""The family of the architectures that are drawn, beside torchvision's."""
 EARLY = (0, 4)
 """Steps of the shortest training at which networks are compared, beside the end of each."""
 TENTH = (0.05, 0.2)
@@ -106,7 +102,7 @@ def choose_networks(setup: Setup) -> Networks:
     """The first test architectures, the first of the split "val" for tuning, torchvision's networks. None is chosen by
     what a hypernetwork makes of it: that would be in its favour."""
     settings, images = setup.finetune, setup.images
-    ghn = _hypernetworks(setup)[settings.variants[-1]][0]
+    ghn = setup.trainings_of(settings.variants)[settings.variants[-1]][0]
     found, refused = family_networks(settings.families, len(images.classes), images.side, ghn)
     of_torchvision = {family: [network] for family, network in found.items()}
     counts = {"val": settings.tuning_networks, "test": settings.networks}
@@ -118,7 +114,7 @@ def tune_settings(setup: Setup, networks: Networks) -> dict[tuple[str, int], Set
     """For each family and budget in steps the best settings of each initialisation on validation images, all of the
     same grid; of the first training of each hypernetwork, which stands for the others."""
     grid, budgets, tuned = grid_of(setup.finetune.lrs, setup.finetune.weight_decays), Budgets.of(setup), {}
-    first = {name: trainings[:1] for name, trainings in _hypernetworks(setup).items()}
+    first = {name: trainings[:1] for name, trainings in setup.trainings_of(setup.finetune.variants).items()}
     for family, members in networks.tuning.items():
         for steps in budgets.steps:
             runs = initial_runs(members, _recipe(setup, steps), [setup.seed], first)
@@ -138,46 +134,24 @@ def _recipe(setup: Setup, steps: int) -> TrainingRecipe:
     )  # fmt: skip
 
 
-def _hypernetworks(setup: Setup) -> dict[str, list[GHN]]:
-    return {name: list(setup.hypernetworks[name].values()) for name in setup.finetune.variants}
-
-
 @dataclass(frozen=True)
-class FineTuned:
+class FineTuned(TrainedFamilies):
     """Networks trained from each initialisation, by family and budget.
 
     Attributes:
-        rows: those of ``run_all``, on test images, with ``moment`` (a name, see ``Budgets``), ``family`` and
-            ``training``: which training of the hypernetworks its seed stands for, on every side.
+        rows: also ``moment``, a name, see ``Budgets``; on test images.
         variants: hypernetworks whose predictions are compared; the last one's are looked at most closely.
         top: how many of its own best networks each side has in ``top_table`` (GHN-3 Table 2: ten).
     """
 
-    rows: pd.DataFrame
     budgets: Budgets
     variants: tuple[str, ...]
     top: int
 
     @cached_property
-    def by_training(self) -> list[Self]:
-        """For each training of the hypernetworks what starts from its predictions, beside the other sides' runs of the
-        same seeds."""
-        return [replace(self, rows=rows) for _, rows in self.rows.groupby("training")]
-
-    @property
-    def failed(self) -> list[str]:
-        """What the runs are called that diverged, which count as 0 %, or failed, which are left out."""
-        return diverged(self.rows)
-
-    @cached_property
     def counted(self) -> pd.DataFrame:
-        """The rows that are compared."""
-        return self.rows[self.rows["error"] == ""].dropna(subset="moment").fillna({"accuracy": 0.0})
-
-    @property
-    def deepnets(self) -> pd.DataFrame:
-        """Those of DeepNets."""
-        return self.counted[self.counted["family"] == DEEPNETS]
+        """Those at a moment at which networks are compared."""
+        return super().counted.dropna(subset="moment")
 
     @property
     def moments(self) -> list[str]:
@@ -250,13 +224,14 @@ class FineTuned:
 def train_networks(setup: Setup, networks: Networks, tuned: Mapping[tuple[str, int], Settings]) -> FineTuned:
     """Train the chosen networks from each initialisation with its settings, measured on test images: the runs of each
     seed from the predictions of one training of the hypernetworks."""
-    budgets, images, parts = Budgets.of(setup), setup.images, []
-    trainings = dict(zip(setup.finetune.seeds, cycle(range(len(setup.train.seeds)))))
+    settings, budgets, images, parts = setup.finetune, Budgets.of(setup), setup.images, []
+    trainings = dict(zip(settings.seeds, cycle(range(len(setup.train.seeds)))))
     for family, members in networks.chosen.items():
         for budget in budgets.steps:
             runs = initial_runs(
-                members, _recipe(setup, budget), setup.finetune.seeds, _hypernetworks(setup), tuned[family, budget]
-            )
+                members, _recipe(setup, budget), settings.seeds, setup.trainings_of(settings.variants),
+                tuned[family, budget],
+            )  # fmt: skip
             part = run_all(
                 runs, images.train, Accuracy(images.test), budgets.checkpoints(budget), setup.processes, setup.folder,
                 loss_every=max(1, budget // 10),
@@ -264,7 +239,7 @@ def train_networks(setup: Setup, networks: Networks, tuned: Mapping[tuple[str, i
             print(f"{family}, {budget} steps: {len(runs)} runs", flush=True)
             moments = [budgets.moments.get((budget, step)) for step in part["step"]]
             parts.append(part.assign(moment=moments, family=family, training=part["seed"].map(trainings)))
-    return FineTuned(pd.concat(parts), budgets, setup.finetune.variants, setup.finetune.top)
+    return FineTuned(pd.concat(parts), budgets, settings.variants, settings.top)
 
 
 def wins(results: pd.DataFrame, name: str, against: str | None = None) -> pd.DataFrame:

@@ -14,7 +14,14 @@ from ghnlib.data.images import mix
 from ghnlib.experiments.setup import Setup
 from ghnlib.measuring.costs import flops, step_flops
 from ghnlib.measuring.kept import rows_kept
-from ghnlib.reporting.statistics import Measured, mean_and_error, over_trainings, paired_interval, with_standard_error
+from ghnlib.reporting.statistics import (
+    Measured,
+    counted,
+    mean_and_error,
+    over_trainings,
+    paired_interval,
+    with_standard_error,
+)
 from ghnlib.training.initialization import INITIALIZATIONS, Sources
 from ghnlib.training.networks import Accuracy, Run, TrainingRecipe, best_settings, initial_network, run_all
 
@@ -41,10 +48,9 @@ class Comparison:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """Accuracies: rows are initialisations, trainings and networks, columns steps; what diverged has 0, what failed
-        is left out."""
-        counted = self.rows[self.rows["error"] == ""].fillna({"accuracy": 0.0})
-        return counted.pivot(index=["initialisation", "training", "network"], columns="step", values="accuracy")
+        """Accuracies, see ``counted``: rows are initialisations, trainings and networks, columns steps."""
+        keys = ["initialisation", "training", "network"]
+        return counted(self.rows).pivot(index=keys, columns="step", values="accuracy")
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -111,26 +117,31 @@ def compare_initialisations(
     """
     names, section, images = list(names), setup.evaluate, setup.images
     tuning, *others = islice(setup.split("val"), PEERS)
-    peers, batch_size = [a.graph for a in (tuning, *others)], section.train_batch_size
+    peers, batch_size = [a.graph for a in (tuning, *others)], section.sgd.batch_size
     trainings = {
         seed: Sources(
-            setup.seed, ghn, peers=peers, images=images.train, steps=section.learned_steps, batch_size=batch_size
-        )
+            setup.seed,
+            ghn,
+            peers=peers,
+            images=images.train,
+            held_out=images.val,
+            steps=section.learned_steps,
+            batch_size=batch_size,
+        )  # fmt: skip
         for seed, ghn in setup.hypernetworks[variant].items()
     }
     cases = [(name, seed) for name in names for seed in list(trainings)[: None if _predicts(name) else 1]]
-    recipe = TrainingRecipe(section.initialised_steps, 1.0, batch_size, augment=setup.augment)
-    options = {"processes": setup.processes, "folder": setup.folder}
+    recipe = setup.recipe(section.sgd, section.initialised_steps)
     at_rate = [replace(recipe, lr=lr) for lr in section.initialised_lrs]
     runs = [_run(name, seed, -1, tuning, own, trainings[seed]) for name, seed in cases for own in at_rate]
-    tuned = best_settings(run_all(runs, images.train, Accuracy(images.val), **options), "initialisation", ["lr"])
+    tuned = best_settings(run_all(runs, images.train, Accuracy(images.val), **setup.kept), "initialisation", ["lr"])
     runs = [_run(name, seed, i, architecture, replace(recipe, **tuned[name]), trainings[seed])
             for name, seed in cases for i, architecture in enumerate(architectures)]  # fmt: skip
-    rows = run_all(runs, images.train, Accuracy(images.test), (0,), **options)
+    rows = run_all(runs, images.train, Accuracy(images.test), (0,), **setup.kept)
     counted = min(architectures, key=lambda a: len(a.graph))
     common = (_run("random", 0, 0, counted, recipe, next(iter(trainings.values()))),)
     tasks = [({"initialisation": name}, (name,)) for name in names]
-    costs = rows_kept(initialisation_cost, tasks, common, **options).set_index("initialisation")
+    costs = rows_kept(initialisation_cost, tasks, common, **setup.kept).set_index("initialisation")
     return Comparison(rows, costs["cost"])
 
 
@@ -149,8 +160,6 @@ def _run(
 
 def initialisation_cost(name: str, run: Run) -> Mapping[str, float]:
     """``cost``: FLOPs of convolutions and matrix products (QR is not counted) of an initialisation, in those of a
-    training step of the run. Counting is slow: of GradInit and NIO one batch is counted, times their number."""
-    batches = run.sources.steps if "images" in INITIALIZATIONS[name][1] else 1
-    own = replace(run, initialisation=name, sources=replace(run.sources, steps=1))
-    once = flops(lambda: initial_network(own))
-    return {"cost": batches * once / (run.recipe.batch_size * step_flops([run.architecture]))}
+    training step of the run."""
+    spent = flops(lambda: initial_network(replace(run, initialisation=name)))
+    return {"cost": spent / (run.recipe.batch_size * step_flops([run.architecture]))}

@@ -6,8 +6,11 @@ no further than the first k, of ``MSDNet`` as of ``AnytimeNetwork``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,49 +18,80 @@ from torch.utils.flop_counter import FlopCounterMode
 from ghnlib.architectures.layers import RELU, Linear, conv, make_chain, norm
 from ghnlib.deepnets.ghn2018 import AnytimeArchitecture
 
+Block = Callable[..., nn.Sequential]
+
 
 class MSDNet(nn.Module):
     """A multi-scale DenseNet (Huang et al. 2018, section 4): at scale k, maps are 2^k times smaller than the image and
-    a layer adds ``growth * 2^k`` channels made from all earlier ones, half of them (k > 0) from those of scale k - 1.
+    a layer adds ``growth * 2^k`` channels made from all earlier ones, half of them from those of the next finer scale.
 
-    Left out: bottlenecks, the removal of fine scales in later layers, and convolutions before the classifiers, which
-    read the average of the coarsest maps after each of the last ``exits`` layers.
+    As published: 1x1 bottlenecks, two strided convolutions before each classifier (with five times the channels that
+    the coarsest scale grows by, about the paper's 128 for 24), and layers in as many parts as there are scales, from
+    one to the next of which the finest scale goes and 1x1 convolutions halve the channels. Classifiers read the
+    coarsest maps after each of the last ``exits`` layers, of a few layers instead of the paper's dozens.
     """
 
     def __init__(self, growth: int, scales: int, layers: int, exits: int, num_classes: int,
                  track_running_stats: bool = False, device=None):  # fmt: skip
         super().__init__()
-        block = lambda c_in, c_out, stride: make_chain(
-            [conv(c_in, c_out, 3, stride), norm(c_out), RELU], track_running_stats, device
-        )
+
+        def block(*widths: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+            """A bottleneck of the middle width, if there are three, and a convolution."""
+            chain = [layer for a, b in pairwise(widths[:-1]) for layer in (conv(a, b, 1), norm(b), RELU)]
+            chain += [conv(*widths[-2:], kernel, stride), norm(widths[-1]), RELU]
+            return make_chain(chain, track_running_stats, device)
+
         new = [growth * 2**scale for scale in range(scales)]
-        inputs = [3, *new]
-        self.first = nn.ModuleList(block(inputs[k], new[k], min(2, k + 1)) for k in range(scales))
-        self.same, self.finer = nn.ModuleList(), nn.ModuleList()
-        for layer in range(1, layers + 1):  # maps of scale k have layer * new[k] channels
-            own = [new[0], *(width // 2 for width in new[1:])]
-            self.same.append(nn.ModuleList(block(layer * new[k], own[k], 1) for k in range(scales)))
-            halves = (block(layer * new[k - 1], new[k] - own[k], 2) for k in range(1, scales))
-            self.finer.append(nn.ModuleList([nn.Identity(), *halves]))
-        places = range(layers - exits + 1, layers + 1)
-        self.classifiers = nn.ModuleList(Linear((n + 1) * new[-1], num_classes, device=device) for n in places)
+        self.first = nn.ModuleList(block(a, b, stride=min(2, k + 1)) for k, (a, b) in enumerate(pairwise([3, *new])))
+        finest = [part for part, own in enumerate(np.array_split(range(layers), scales)) for _ in own]
+        self.layers, widths, self.classifiers, self.heads = nn.ModuleList(), new, nn.ModuleList(), nn.ModuleList()
+        for n, (before, k) in enumerate(pairwise([0, *finest])):
+            layer = MSDLayer(widths, new[k:], k, block, drop=k > before)
+            widths = layer.widths
+            self.layers.append(layer)
+            if n >= layers - exits:
+                wide = 5 * new[-1]
+                self.heads.append(nn.Sequential(block(widths[-1], wide, stride=2), block(wide, wide, stride=2)))
+                self.classifiers.append(Linear(wide, num_classes, device=device))
 
     def forward(self, x: Tensor, exits: int | None = None) -> list[Tensor]:
         """``exits``: how many to go to; None: all."""
         maps, logits = [], []
         for block in self.first:
             maps.append(block(maps[-1] if maps else x))
-        skipped = len(self.same) - len(self.classifiers)
-        for n, (same, finer) in enumerate(zip(self.same, self.finer)):
-            added = [[block(m)] for block, m in zip(same, maps)]
-            for k in range(1, len(maps)):
-                added[k].append(finer[k](maps[k - 1]))
-            maps = [torch.cat([m, *parts], 1) for m, parts in zip(maps, added)]
+        skipped = len(self.layers) - len(self.classifiers)
+        for n, layer in enumerate(self.layers):
+            maps = layer(maps)
             if n >= skipped:
-                logits.append(self.classifiers[n - skipped](maps[-1].mean((2, 3))))
+                head, classifier = self.heads[n - skipped], self.classifiers[n - skipped]
+                logits.append(classifier(head(maps[-1]).mean((2, 3))))
             if len(logits) == exits:
                 break
         return logits
+
+
+class MSDLayer(nn.Module):
+    """Maps of several scales, finest first -> the same with more channels, ``widths``; ``drop``: without the finest,
+    and halved before. ``new``: channels that it adds to each, the first of them of scale ``finest``."""
+
+    def __init__(self, widths: list[int], new: list[int], finest: int, block: Block, drop: bool):
+        super().__init__()
+        halved = [width // 2 for width in widths[1:]] if drop else widths
+        self.drop = nn.ModuleList(block(a, b, kernel=1) for a, b in zip(widths[1:], halved)) if drop else None
+        own = [new[0], *(width // 2 for width in new[1:])]
+        inner = [(width, min(width, 2**k * added)) for k, (width, added) in enumerate(zip(halved, own), start=finest)]
+        self.same = nn.ModuleList(block(*bottleneck, added) for bottleneck, added in zip(inner, own))
+        others = zip(inner, new[1:], own[1:])
+        self.finer = nn.ModuleList(block(*bottleneck, whole - half, stride=2) for bottleneck, whole, half in others)
+        self.widths = [width + added for width, added in zip(halved, new)]
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        if self.drop:
+            maps = [halve(m) for halve, m in zip(self.drop, maps[1:])]
+        added = [[same(m)] for same, m in zip(self.same, maps)]
+        for parts, finer, m in zip(added[1:], self.finer, maps):
+            parts.append(finer(m))
+        return [torch.cat([m, *parts], 1) for m, parts in zip(maps, added)]
 
 
 @dataclass(frozen=True)
@@ -75,10 +109,11 @@ class MSDNetArchitecture:
     def of_flops(
         cls, target: float, scales: int, layers: int, exits: int, num_classes: int, input_size: int
     ) -> MSDNetArchitecture:
-        """The one with about so many FLOPs up to its last exit: they grow about as the square of its growth."""
+        """The one whose FLOPs up to its last exit are nearest."""
         of_growth = lambda growth: cls(growth, scales, layers, exits, num_classes, input_size)
-        ratio = target / exit_flops(of_growth(8))[-1]
-        return of_growth(max(1, round(8 * ratio**0.5)))
+        away = lambda growth: abs(exit_flops(of_growth(growth))[-1] - target)
+        growth = next(growth for growth in count(1) if away(growth) <= away(growth + 1))
+        return of_growth(growth)
 
     def build(self, device="meta", track_running_stats: bool = False) -> MSDNet:
         """The network as a plain module, see ``Architecture.build``."""

@@ -17,16 +17,14 @@ from torch import Generator, Tensor, nn
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.vision import TorchvisionNetwork
 from ghnlib.data.images import DataError
-from ghnlib.data.sources import ImageSplits, images_of
-from ghnlib.experiments.families import class_layers, family_networks
+from ghnlib.data.sources import ImageSplits
+from ghnlib.experiments.families import DEEPNETS, class_layers, family_networks
 from ghnlib.experiments.setup import Setup, training_name
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.training.initialization import Sources, add_noise, orthogonalize
-from ghnlib.training.jobs import Job, train_in_processes
+from ghnlib.training.jobs import train_in_processes
 from ghnlib.training.networks import Run, TrainingRecipe, initial_network, initial_runs, run_all
 
-DEEPNETS = "DeepNets"
-"""What the family of the profile's own architectures is called."""
 Start = dict[str, Tensor] | None
 """Parameters by name that a network starts with; None if they could not be made."""
 
@@ -62,11 +60,14 @@ def train_on_source(setup: Setup) -> Source:
     """Train the hypernetwork of ``setup.transfer`` on the source classes with each seed, or resume that. Raises
     DataError, see ``source_and_targets``, and TrainingError."""
     images, targets = source_and_targets(setup)
-    jobs = [job_of(setup, seed) for seed in training_seeds(setup)]
+    transfer, classes = setup.transfer, tuple(range(setup.transfer.source_classes))
+    length = {"steps": transfer.train_steps, "validate_every": transfer.train_steps}
+    jobs = [setup.job(transfer.variant, seed, setup.folder / training_name(transfer.variant, seed), classes, **length)
+            for seed in training_seeds(setup)]  # fmt: skip
     histories = [train_in_processes(job, setup.train.devices) for job in jobs]
     trainings = [GHN.from_pretrained(Path(job.folder) / "model") for job in jobs]
     accuracies = [float(history["validation_accuracy"].iloc[-1]) for history in histories]
-    return Source(images, targets, setup.transfer.variant, trainings, accuracies)
+    return Source(images, targets, transfer.variant, trainings, accuracies)
 
 
 def training_seeds(setup: Setup) -> tuple[int, ...]:
@@ -88,18 +89,8 @@ def source_and_targets(setup: Setup) -> tuple[ImageSplits, dict[str, ImageSplits
             f"transfer.source_classes = {count}: {setup.data.source} has {classes} classes, of which at most "
             f"{classes if targets else classes - 1} can be the source{'' if targets else ' without transfer.targets'}."
         )
-    differing = {name: target.model_dump(exclude_unset=True) for name, target in targets.items()}
-    others = {name: images_of(setup.data.model_copy(update=own), setup.seed) for name, own in differing.items()}
+    others = {name: setup.other_images(target) for name, target in targets.items()}
     return images.subset(range(count)), others or {"other classes": images.subset(range(count, classes))}
-
-
-def job_of(setup: Setup, seed: int) -> Job:
-    """A training of the hypernetwork on the source classes, in a folder of its own."""
-    train, variant, steps = setup.train, setup.transfer.variant, setup.transfer.train_steps
-    return Job(data=setup.data, deepnets=setup.deepnets, seed=setup.seed, training_seed=seed,
-               classes=tuple(range(setup.transfer.source_classes)), ghn=train.config(variant),
-               recipe=replace(train.recipe_of(variant), steps=steps, validate_every=steps),
-               folder=str(setup.folder / training_name(variant, seed)))  # fmt: skip
 
 
 class Learnt(NamedTuple):
@@ -165,7 +156,7 @@ def starts_from_source(
         runs = [*(replace(run, labels=labels) for run, labels in zip(once, named)), *runs]
     if not runs:
         return {}
-    rows = run_all(runs, images, parameters_of, processes=setup.processes, folder=setup.folder)
+    rows = run_all(runs, images, parameters_of, **setup.kept)
     starts: dict[str, list[Start]] = {}
     for run, row in zip(runs, rows.to_dict("records")):
         starts.setdefault(run.labels["initialisation"], []).append(_start(run, row))

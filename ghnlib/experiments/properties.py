@@ -30,11 +30,11 @@ from ghnlib.experiments.splits import graph_statistics
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import PRIMITIVES
 from ghnlib.hypernetwork.ghn import GHN
-from ghnlib.measuring.accuracy import accuracy
+from ghnlib.measuring.accuracy import top_accuracies
 from ghnlib.measuring.costs import inference_flops
 from ghnlib.measuring.kept import map_kept
 from ghnlib.params import Regression
-from ghnlib.reporting.statistics import Measured, claims_over_trainings, tau_interval, tau_of, with_deviation
+from ghnlib.reporting.statistics import Measured, claims_over_trainings, finite, tau_interval, tau_of, with_deviation
 from ghnlib.training.networks import EVALUATION_BATCH, Run, TrainingRecipe, initial_network, train_network
 
 Parameters = dict[str, Tensor]
@@ -118,43 +118,47 @@ def train_and_measure(
         kept: how many networks' parameters are wanted; None: ``analysis.networks``.
 
     Returns:
-        In ``table`` one row a network: ``index``, ``accuracy`` and ``noisy accuracy`` (percent, NaN if the loss was not
-        finite), ``test accuracy`` (of test images), "accuracy, N steps" of each checkpoint, ``FLOPs`` of one image,
-        ``convergence`` (see ``steps_to``; of accuracy on ``LEARNT`` training images of each class), ``parameters``,
-        ``path`` (mean shortest path of its graph) and, if wanted, ``seconds`` (see ``inference_seconds``).
+        In ``table`` one row a network: ``index``, ``accuracy`` and ``noisy accuracy`` (percent, top-1 or as
+        ``analysis.score`` says; NaN if the loss was not finite), ``test accuracy`` (of test images), "accuracy, N
+        steps" of each checkpoint, ``FLOPs`` of one image, ``convergence`` (see ``steps_to``; of accuracy on ``LEARNT``
+        training images of each class), ``parameters``, ``path`` (mean shortest path of its graph) and, if wanted,
+        ``seconds`` (see ``inference_seconds``).
     """
     analysis = setup.analysis
     kept = analysis.networks if kept is None else kept
-    recipe = TrainingRecipe(steps=analysis.property_steps, lr=analysis.lr, augment=setup.augment)
+    recipe = setup.recipe(analysis.sgd, analysis.property_steps)
     tasks = [(Run(a, recipe, mix(setup.seed, i)), i < kept) for i, a in enumerate(architectures)]
-    settings = analysis.checkpoints, analysis.noise, analysis.converged, analysis.seconds
+    settings = analysis.checkpoints, analysis.score, analysis.noise, analysis.converged, analysis.seconds
     common = (settings, images or setup.images)
-    rows, before, after = zip(*map_kept(_measure, tasks, common, setup.processes, setup.folder))
+    rows, before, after = zip(*map_kept(_measure, tasks, common, **setup.kept))
     table = pd.DataFrame(rows).rename_axis("index").reset_index()
     return Trained(architectures, table, list(before[:kept]), list(after[:kept]), recipe)
 
 
 def _measure(
-    run: Run, keep: bool, settings: tuple[Sequence[int], float, float, bool], images: ImageSplits
+    run: Run, keep: bool, settings: tuple[Sequence[int], str, float, float, bool], images: ImageSplits
 ) -> tuple[dict[str, float], Parameters, Parameters]:
-    (checkpoints, noise, converged, seconds), net = settings, initial_network(run)
+    (checkpoints, name, noise, converged, seconds), net = settings, initial_network(run)
     before = {name: p.detach().clone() for name, p in net.named_parameters() if keep}
     steps, classes = run.recipe.steps, len(images.classes)
     fewest = int(images.train.labels.bincount(minlength=classes).min())
     learnt = images.train.few_shot(min(LEARNT, fewest), run.seed)
 
-    def score(net: nn.Module) -> tuple[float, float]:
-        return accuracy(net, images.val, EVALUATION_BATCH), accuracy(net, learnt, EVALUATION_BATCH)
+    def score(net: nn.Module, *parts: ImageSet | NoisyImages) -> list[float]:
+        return [top_accuracies(net, part, EVALUATION_BATCH)[name] for part in parts]
 
     between = [steps // 5, steps // 2]
-    found = train_network(net, images.train, run.recipe, run.seed, score, [*checkpoints, *between])
+    on_both = lambda net: score(net, images.val, learnt)
+    found = train_network(net, images.train, run.recipe, run.seed, on_both, [*checkpoints, *between])
     curve = {step: (np.nan, np.nan) if values is None else values for step, values in found.items()}
+    noisy, test = score(net, NoisyImages(images.val, noise, run.seed), images.test)
+    by_chance = min(100.0, 100 * (5 if name == "top5" else 1) / classes)
     row = {
         "accuracy": curve[steps][0],
-        "noisy accuracy": accuracy(net, NoisyImages(images.val, noise, run.seed), EVALUATION_BATCH),
-        "test accuracy": accuracy(net, images.test, EVALUATION_BATCH),
+        "noisy accuracy": noisy,
+        "test accuracy": test,
         "FLOPs": inference_flops(run.architecture),
-        "convergence": steps_to({0: 100 / classes} | {step: values[1] for step, values in curve.items()}, converged),
+        "convergence": steps_to({0: by_chance} | {step: values[1] for step, values in curve.items()}, converged),
         "parameters": run.architecture.num_params,
         "path": graph_statistics(run.architecture.graph)["path"],
         **{f"accuracy, {step} steps": curve[step][0] for step in checkpoints if step < steps},
@@ -261,11 +265,6 @@ def table_of_properties(found: Sequence[Mapping[str, Mapping]], hypernetworks: S
     return pd.DataFrame(rows).T
 
 
-def tau_from(found: Mapping[str, float]) -> Measured:
-    """The tau of ``predict_property``."""
-    return Measured(found["tau"], found["low"], found["high"], found["n"])
-
-
 def noise_agreement(trained: Trained) -> Measured:
     """Kendall's tau of accuracies on clean and on noisy images (PPUDA Fig. 11)."""
     rows = trained.table[trained.sound]
@@ -303,16 +302,15 @@ def claims_of_properties(found: Sequence[Mapping[str, Mapping]], trained: Traine
     spot = sweet_spot(rows["path"], 100 - rows["test accuracy"])
     single = {"clean-and-noisy": Measured(0.0, 0.0, 0.0).over(noise_agreement(trained))}
     single |= {"error-and-path": spot.curvature} if spot else {}
-    claims = claims_over_trainings([_property_claims(each) for each in found]) | single
-    return {name: measured for name, measured in claims.items() if np.isfinite(measured.value)}
+    return finite(claims_over_trainings([_property_claims(each) for each in found]) | single)
 
 
 def _property_claims(found: Mapping[str, Mapping]) -> dict[str, Measured]:
     if "ghn2" not in found:
         return {}
-    of_ghn2 = tau_from(found["ghn2"]["accuracy"])
-    over = of_ghn2.over(tau_from(found[PREDICTOR]["accuracy"]))
-    return {"property-accuracy": of_ghn2, "property-over-neural-predictor": over}
+    of_ghn2, of_predictor = (tau_of(found[name]["accuracy"]["tau"], found[name]["accuracy"]["n"])
+                             for name in ("ghn2", PREDICTOR))  # fmt: skip
+    return {"property-accuracy": of_ghn2, "property-over-neural-predictor": of_ghn2.over(of_predictor)}
 
 
 class NeuralPredictor(nn.Module):

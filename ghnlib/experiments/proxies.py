@@ -66,7 +66,8 @@ def synflow_bn(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Sum of w * dR/dw with all parameters replaced by their absolute values and R the sum of outputs for an input of
     ones, in double precision."""
     with _absolute_doubles(net):
-        total = net(torch.ones_like(images[:1], dtype=torch.float64)).sum()
+        ones = torch.ones_like(images[:2], dtype=torch.float64)  # of one image, batch norm refuses maps of 1x1
+        total = net(ones).mean(0).sum()
         return sum(float((w * g).sum()) for w, g in _gradients(net, total))
 
 

@@ -20,22 +20,23 @@ def compare_on_resnet50(setup: Setup) -> pd.DataFrame:
 
     Returns:
         Rows of ``run_all``, loss and accuracy on validation images ten times: of each initialisation and optimiser the
-        runs of the learning rate in ``finetune.resnet50_lrs`` with which the run of the first seed ends with the best
-        accuracy; the i-th seed starts from what the i-th training predicts. Empty without ``finetune.resnet50_steps``.
+        runs of the rate (of ``finetune.resnet50_lrs``) and weight decay with which that of the first seed ends with the
+        best accuracy; the i-th seed starts from what the i-th training predicts. Empty without
+        ``finetune.resnet50_steps``.
     """
     settings, images, steps = setup.finetune, setup.images, setup.finetune.resnet50_steps
     if not steps:
         return pd.DataFrame()
     recipe = TrainingRecipe(steps, lr=1.0, batch_size=settings.batch_size, augment=setup.augment)
     network = TorchvisionNetwork(len(images.classes), images.side)
-    hypernetworks = {name: list(setup.hypernetworks[name].values()) for name in settings.resnet50_variants}
+    hypernetworks = setup.trainings_of(settings.resnet50_variants)
     seeds = settings.seeds[: len(setup.train.seeds)]
     runs = [run for run in initial_runs([network], recipe, seeds, hypernetworks) if run.initialisation != "orthogonal"]
-    grid, first, every = grid_of(settings.resnet50_lrs, [recipe.weight_decay]), seeds[0], max(1, steps // 10)
+    grid, first, every = grid_of(settings.resnet50_lrs, settings.weight_decays), seeds[0], max(1, steps // 10)
     tried = [replace(run, recipe=replace(recipe, **setting)) for run in runs if run.seed == first for setting in grid]
     options = images.train, Accuracy(images.val), range(0, steps, every), setup.processes, setup.folder, every
     rows, sides = run_all(tried, *options), ["initialisation", "optimizer"]
-    best = best_settings(rows[rows["step"] == steps], sides, ["lr"])
+    best = best_settings(rows[rows["step"] == steps], sides, ["lr", "weight_decay"])
     chosen = pd.DataFrame([dict(zip(sides, side)) | setting for side, setting in best.items()])
     others = [
         replace(run, recipe=replace(recipe, optimizer=optimizer, **setting))

@@ -3,9 +3,9 @@ without training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
 import pandas as pd
@@ -58,19 +58,21 @@ def _training_cost(setup: Setup, variant: str, graphs: Sequence[Graph], of_image
     }
 
 
-ONE_CHANGE = {
-    "batching": ("batching",),
-    "penalty": ("gamma", "penalty"),
-    "larger-hypernetwork": ("hid", "layers"),
-    "larger-meta-batch": ("meta_batch",),
-    "meta-batch-equal-networks": ("meta_batch", "steps"),
-}
-"""Claim -> the options in which two variants differ, and in no others."""
+Options = Mapping[str, Any]
+PREFERRED: dict[str, Callable[[Options, Options], bool]] = {
+    "batching": lambda a, b: a == {"batching": "aligned"},
+    "penalty": lambda a, b: set(a) == {"gamma"} and not b["gamma"],
+    "larger-hypernetwork": lambda a, b: set(a) <= {"hid", "layers"} and all(a[key] > b[key] for key in a),
+    "larger-meta-batch": lambda a, b: set(a) == {"meta_batch"} and a["meta_batch"] > b["meta_batch"],
+    "meta-batch-equal-networks": lambda a, b: set(a) == {"meta_batch", "steps"} and a["meta_batch"] > b["meta_batch"]
+    and a["meta_batch"] * a["steps"] == b["meta_batch"] * b["steps"],
+}  # fmt: skip
+"""Claim -> whether it prefers a variant to another, by the options of each in which the two differ."""
 
 
 def claims_of_changes(setup: Setup, tests: Sequence[pd.DataFrame]) -> dict[str, Measured]:
-    """Points on test architectures of variants that a claim prefers over those that differ in ``ONE_CHANGE`` alone:
-    correct batches, a penalty, larger hypernetworks, larger meta-batches at equal steps, and at equal networks.
+    """Points on test architectures by which variants that a claim of ``PREFERRED`` prefers are ahead: correct batches,
+    a penalty, larger hypernetworks, larger meta-batches at equal steps, and at equal networks.
 
     Args:
         tests: accuracies of each training, see ``Evaluation.tests``.
@@ -80,26 +82,12 @@ def claims_of_changes(setup: Setup, tests: Sequence[pd.DataFrame]) -> dict[str, 
     """
     train, found = setup.train, {}
     options = {name: asdict(train.config(name)) | asdict(train.recipe_of(name)) for name in train.variants}
-    for claim, keys in ONE_CHANGE.items():
-        for a, b in permutations(options, 2):
-            changed = {key for key in options[a] if options[a][key] != options[b][key]} - {"validate_every"}
-            if changed and changed <= set(keys) and _preferred(claim, options[a], options[b], changed):
-                leads = [paired_interval(test[a], test[b]) for test in tests]
-                found[f"{claim}/{a} over {b}"] = over_trainings(leads)
+    for (claim, preferred), (a, b) in product(PREFERRED.items(), permutations(options, 2)):
+        changed = {key for key in options[a] if options[a][key] != options[b][key]} - {"validate_every"}
+        ours, theirs = ({key: options[name][key] for key in changed} for name in (a, b))
+        if changed and preferred(ours, theirs):
+            found[f"{claim}/{a} over {b}"] = over_trainings([paired_interval(test[a], test[b]) for test in tests])
     return found
-
-
-def _preferred(claim: str, a: Mapping[str, Any], b: Mapping[str, Any], changed: set[str]) -> bool:
-    """Whether a paper's claim is that the first is better."""
-    larger = all(a[key] >= b[key] for key in changed if key not in ("batching", "penalty", "steps"))
-    if claim == "batching":
-        return a["batching"] == "aligned"
-    if claim == "penalty":
-        return changed == {"gamma"} and not b["gamma"]
-    if claim == "meta-batch-equal-networks":
-        equal = a["meta_batch"] * a["steps"] == b["meta_batch"] * b["steps"]
-        return larger and equal and changed == {"meta_batch", "steps"}
-    return larger
 
 
 def claims_of_scaling(setup: Setup) -> dict[str, Measured]:

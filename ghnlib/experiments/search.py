@@ -12,24 +12,24 @@ import pandas as pd
 
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.data.images import ImageSet, mix
-from ghnlib.experiments.one_shot import one_shot_scores, train_one_shot
-from ghnlib.experiments.properties import Trained, sweet_spot, tau_from, train_and_measure
+from ghnlib.experiments.one_shot import CEILING, ONE_SHOT, one_shot_scores, train_one_shot
+from ghnlib.experiments.properties import Trained, sweet_spot, train_and_measure
 from ghnlib.experiments.proxies import PROXIES
 from ghnlib.experiments.scaling import training_costs
 from ghnlib.experiments.setup import Setup
-from ghnlib.hypernetwork.ghn import GHN
-from ghnlib.measuring.accuracy import evaluate_predictions
 from ghnlib.measuring.kept import map_kept
 from ghnlib.params import Analysis
 from ghnlib.reporting.statistics import (
     Measured,
     claims_over_trainings,
+    finite,
     mean_and_error,
-    of_row,
+    r_of,
     rank_correlations,
     tau_of,
     top_against_random,
     with_deviation,
+    with_interval,
 )
 from ghnlib.training.networks import Accuracy, Run, TrainingRecipe, initial_network, run_all
 
@@ -52,20 +52,6 @@ class OneShot(NamedTuple):
         return self.learnt["mean"] - 2 * self.learnt["standard_error"] <= self.constant
 
 
-def analysed(setup: Setup) -> list[str]:
-    """The variants that the section ``analysis`` names; None there: all."""
-    return list(setup.analysis.variants or setup.train.variants)
-
-
-def trainings(setup: Setup) -> list[dict[str, GHN]]:
-    """Those variants, name -> hypernetwork, once for each seed of their training."""
-    found = {name: list(setup.hypernetworks[name].values()) for name in analysed(setup)}
-    return [dict(zip(found, ghns)) for ghns in zip(*found.values())]
-
-
-CEILING = "ground truth, second seed"
-
-
 def ranking_scores(setup: Setup, trained: Trained) -> tuple[list[pd.DataFrame], OneShot]:
     """For each training of the hypernetworks a score of each method (a column) for each architecture: accuracy with
     predicted parameters; and, the same in each, accuracy after few SGD steps, of a one-shot model (missing where it has
@@ -80,19 +66,14 @@ def ranking_scores(setup: Setup, trained: Trained) -> tuple[list[pd.DataFrame], 
     for name, (steps, chosen) in budgets.items():
         recipe = replace(trained.recipe, steps=steps)
         runs = [Run(architectures[i], recipe, mix(seed, i, steps)) for i in chosen]
-        found = run_all(runs, images.train, Accuracy(images.val), processes=setup.processes, folder=setup.folder)
+        found = run_all(runs, images.train, Accuracy(images.val, analysis.score), **setup.kept)
         shared[name] = pd.Series(found["accuracy"].to_numpy(), index=chosen)
     shared = shared.join(zero_cost_scores(setup, architectures))
     one_shot = _one_shot(setup, trained)
-    shared["one-shot"] = np.nan if one_shot.by_chance else one_shot.scores["accuracy"]
+    shared[ONE_SHOT] = np.nan if one_shot.by_chance else one_shot.scores["accuracy"]
     shared["parameters"] = trained.table["parameters"]
-    return [_predicted_scores(setup, ghns, architectures).join(shared) for ghns in trainings(setup)], one_shot
-
-
-def _predicted_scores(setup: Setup, ghns: Mapping[str, GHN], architectures: Sequence[Architecture]) -> pd.DataFrame:
-    rows = {name: evaluate_predictions(ghn, architectures, setup.images.val, processes=setup.processes,
-                                       folder=setup.folder)["accuracy"] for name, ghn in ghns.items()}  # fmt: skip
-    return pd.DataFrame(rows)
+    predicted = [setup.validated(ghns, architectures, analysis.score) for ghns in setup.trainings]
+    return [scores.join(shared) for scores in predicted], one_shot
 
 
 def zero_cost_scores(setup: Setup, architectures: Sequence[Architecture]) -> pd.DataFrame:
@@ -102,7 +83,7 @@ def zero_cost_scores(setup: Setup, architectures: Sequence[Architecture]) -> pd.
     """
     runs = [(Run(a, TrainingRecipe(0, 1.0), mix(setup.seed, i)),) for i, a in enumerate(architectures)]
     common = (setup.images.train, setup.analysis.images)
-    return pd.DataFrame(map_kept(_zero_cost, runs, common, setup.processes, setup.folder))
+    return pd.DataFrame(map_kept(_zero_cost, runs, common, **setup.kept))
 
 
 def _zero_cost(run: Run, images: ImageSet, batch_size: int) -> dict[str, float]:
@@ -113,12 +94,11 @@ def _zero_cost(run: Run, images: ImageSet, batch_size: int) -> dict[str, float]:
 
 def _one_shot(setup: Setup, trained: Trained) -> OneShot:
     analysis, images, recipe = setup.analysis, setup.images, trained.recipe
-    shared = train_one_shot(
-        setup.split("train"), images.train, analysis.one_shot_steps, recipe.batch_size, analysis.lr, setup.seed,
-        recipe.augment,
-    )  # fmt: skip
-    scores = one_shot_scores(shared, trained.architectures, images.val, setup.seed)
-    return OneShot(scores, 100 * float(images.val.labels.bincount().max()) / len(images.val))
+    length = replace(recipe, steps=analysis.one_shot_steps)
+    shared = train_one_shot(setup.split("train"), images.train, length, setup.seed)
+    scores = one_shot_scores(shared, trained.architectures, images.val, setup.seed, analysis.score)
+    answers = images.val.labels.bincount().sort(descending=True).values[: 5 if analysis.score == "top5" else 1]
+    return OneShot(scores, 100 * float(answers.sum()) / len(images.val))
 
 
 RANDOM = "random ranking"
@@ -139,14 +119,6 @@ def rankings(setup: Setup, trained: Trained, scores: pd.DataFrame) -> dict[str, 
     return found
 
 
-def r_of(row: pd.Series) -> Measured:
-    """Pearson's R of a row of ``rank_correlations`` with its 95 % interval by Fisher's transformation."""
-    r, n = float(row["r"]), int(row["n"])
-    half = 1.96 / np.sqrt(n - 3) if n > 3 else np.nan
-    centre = np.arctanh(np.clip(r, -0.999, 0.999))
-    return Measured(r, float(np.tanh(centre - half)), float(np.tanh(centre + half)), n)
-
-
 def claims_of_ranking(
     found: Sequence[Mapping[str, pd.DataFrame]], properties: Sequence[Mapping[str, Mapping]], few: int
 ) -> dict[str, Measured]:
@@ -162,22 +134,24 @@ def claims_of_ranking(
 def _ranking_claims(
     found: Mapping[str, pd.DataFrame], properties: Mapping[str, Mapping], few: int
 ) -> dict[str, Measured]:
-    every = {name: of_row(row) for name, row in found["all"].dropna(subset="tau").iterrows()}
-    rs, half = ({n: r_of(row) for n, row in found[part].dropna(subset="r").iterrows()} for part in ("all", "top half"))
+    every = finite({name: tau_of(row["tau"], row["n"]) for name, row in found["all"].iterrows()})
+    rs, half = (finite({name: r_of(row["r"], row["n"]) for name, row in found[part].iterrows()})
+                for part in ("all", "top half"))  # fmt: skip
     best = max((name for name in PROXIES if name in every), key=lambda name: every[name].value, default="")
     pairs = {
         "ranking-ghn3-ghn2": (every, "ghn3", "ghn2"),
         "ranking-ghn3-proxies": (every, "ghn3", best),
         "ranking-ghn1-steps": (rs, "ghn1", f"SGD, {few} steps"),
-        "ranking-ghn1-one-shot": (rs, "ghn1", "one-shot"),
-        "top-half-ghn1-one-shot": (half, "ghn1", "one-shot"),
+        "ranking-ghn1-one-shot": (rs, "ghn1", ONE_SHOT),
+        "top-half-ghn1-one-shot": (half, "ghn1", ONE_SHOT),
     }
     claims = {name: of[a].over(of[b]) for name, (of, a, b) in pairs.items() if a in of and b in of}
     claims |= {"ranking-ghn3": every["ghn3"]} if "ghn3" in every else {}
     claims |= {"top-half-ghn1": half["ghn1"]} if "ghn1" in half else {}
     if "ghn2" in every and "ghn2" in properties:
-        claims["property-over-prediction"] = tau_from(properties["ghn2"]["accuracy"]).over(every["ghn2"])
-    return {name: measured for name, measured in claims.items() if np.isfinite(measured.value)}
+        predicted = properties["ghn2"]["accuracy"]
+        claims["property-over-prediction"] = tau_of(predicted["tau"], predicted["n"]).over(every["ghn2"])
+    return claims
 
 
 def ranking_table(
@@ -187,24 +161,18 @@ def ranking_table(
     intervals; then ``search_costs``. ``found``: ``rankings`` of each training."""
     columns: dict[str, dict[str, str]] = {}
     for part, rows in found[0].items():
-        for key, title, measure in (("tau", "tau", of_row), ("r", "R", r_of)):
+        for key, title, measure in (("tau", "tau", tau_of), ("r", "R", r_of)):
             columns[f"{title}, {part}"] = {
                 name: with_deviation([each[part].loc[name, key] for each in found], 2)
-                if name in hypernetworks else _interval(measure(row))
+                if name in hypernetworks else with_interval(measure(row[key], row["n"]))
                 for name, row in rows.iterrows()
             }  # fmt: skip
     return pd.DataFrame(columns).join(costs.round({"steps": 0, "TFLOPs": 2, "steps each": 0, "GFLOPs each": 2}))
 
 
-def _interval(found: Measured) -> str:
-    if np.isnan(found.value):
-        return "not testable"
-    return f"{found.value:.2f}" + ("" if np.isnan(found.low) else f" [{found.low:.2f}, {found.high:.2f}]")
-
-
 def costs_of_search(setup: Setup, trained: Trained) -> pd.DataFrame:
     """``search_costs`` of the setup."""
-    training = training_costs(setup, trained.architectures[:5], analysed(setup))
+    training = training_costs(setup, trained.architectures[:5], setup.analysed)
     image = trained.table["FLOPs"].mean()
     return search_costs(training, image, setup.analysis, trained.recipe.batch_size, len(setup.images.val))
 
@@ -228,7 +196,7 @@ def search_costs(
     rows = {name: (row["steps"] * row["meta_batch"], row["flops"], 0, score) for name, row in training.iterrows()}
     rows |= {f"SGD, {steps} steps": (0, 0, steps, steps * step + score) for steps in analysis.checkpoints}
     rows[CEILING] = 0, 0, analysis.property_steps, analysis.property_steps * step + score
-    rows["one-shot"] = analysis.one_shot_steps, analysis.one_shot_steps * step, 0, score
+    rows[ONE_SHOT] = analysis.one_shot_steps, analysis.one_shot_steps * step, 0, score
     for proxy in PROXIES:  # synaptic flow needs one image, grasp a gradient of its gradient too
         images = 1 if proxy.startswith("synflow") else analysis.images * (3 if proxy == "grasp" else 1)
         rows[proxy] = 0, 0, 1, 3 * image * images
@@ -248,7 +216,7 @@ def random_search(
         among: which of the architectures (networks,) may be chosen.
     """
     top, seed = setup.analysis.top, setup.seed
-    chosen = {name: among & scores[name].notna() for name in analysed(setup)}
+    chosen = {name: among & scores[name].notna() for name in setup.analysed}
     return {n: top_against_random(scores.loc[rows, n], test_accuracy[rows], top, seed) for n, rows in chosen.items()}
 
 
@@ -287,7 +255,7 @@ class Second(NamedTuple):
 def second_dataset(setup: Setup, trained: Trained, scores: Sequence[pd.DataFrame]) -> Second | None:
     """The first architectures trained on the images of ``analysis.second``, if any (PPUDA Figs. 6 g and 11, GHN Table
     2). ``scores``: of each training of the hypernetworks."""
-    analysis, data = setup.analysis, setup.data
+    analysis = setup.analysis
     if analysis.second is None:
         return None
     other = setup.other_images(analysis.second)
@@ -302,6 +270,4 @@ def second_dataset(setup: Setup, trained: Trained, scores: Sequence[pd.DataFrame
     allowed = both & (trained.table["FLOPs"] <= trained.table["FLOPs"].median())
     test = table["second, test accuracy"].reindex(trained.table.index)
     limited = [random_search(setup, each, allowed, test) for each in scores]
-    differs = (analysis.second.source, analysis.second.root) != (data.source, data.root)
-    finite = {key: tau for key, tau in taus.items() if np.isfinite(tau.value)}
-    return Second(differs, other.side, table, both, finite, limited, across)
+    return Second(setup.differs(analysis.second), other.side, table, both, finite(taus), limited, across)

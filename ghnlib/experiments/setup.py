@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isinf, isnan
 from pathlib import Path
@@ -14,12 +14,16 @@ from typing import Any, Self
 import pandas as pd
 
 from ghnlib import params
+from ghnlib.architectures.architecture import Architecture
 from ghnlib.data.images import Augment
 from ghnlib.data.sources import ImageSplits, augmentation_of, images_of
 from ghnlib.deepnets.dataset import DeepNets, architectures_of
 from ghnlib.hypernetwork.ghn import GHN
+from ghnlib.measuring.accuracy import evaluate_predictions
 from ghnlib.params_file import ParamsError, read_yaml, validate
 from ghnlib.reporting.statistics import Measured
+from ghnlib.training.jobs import Job
+from ghnlib.training.networks import TrainingRecipe
 
 SECTIONS = {name: field.annotation for name, field in params.Params.model_fields.items()
             if isinstance(field.annotation, type) and issubclass(field.annotation, params.Section)}  # fmt: skip
@@ -90,10 +94,18 @@ class Setup:
         """Those of the section ``data`` with what a target changes of it."""
         return images_of(self.data.model_copy(update=target.model_dump(exclude_unset=True)), self.seed)
 
+    def differs(self, target: params.Target) -> bool:
+        """Whether a target is another dataset: the same source at another resolution is none."""
+        return (target.source, target.root) != (self.data.source, self.data.root)
+
     @property
     def augment(self) -> Augment:
         """Augmentation of training images."""
         return augmentation_of(self.data)
+
+    def recipe(self, sgd: params.Sgd, steps: int) -> TrainingRecipe:
+        """Training of a network from random initialisation."""
+        return TrainingRecipe(steps, **sgd.model_dump(), augment=self.augment)
 
     @property
     def chance(self) -> float:
@@ -112,6 +124,40 @@ class Setup:
         for name, (variant, seed) in self.train.trainings.items():
             found.setdefault(variant, {})[seed] = GHN.from_pretrained(f"models/{name}")
         return found
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """Options of calls in processes whose results are kept, see ``map_kept``."""
+        return {"processes": self.processes, "folder": self.folder}
+
+    def validated(
+        self, ghns: Mapping[str, GHN], architectures: Sequence[Architecture], score: str = "accuracy"
+    ) -> pd.DataFrame:
+        """Accuracy (percent, or another score) on validation images with predicted parameters: rows are architectures,
+        columns hypernetworks."""
+        found = {name: evaluate_predictions(ghn, architectures, self.images.val, **self.kept)[score]
+                 for name, ghn in ghns.items()}  # fmt: skip
+        return pd.DataFrame(found)
+
+    def trainings_of(self, variants: Iterable[str]) -> dict[str, list[GHN]]:
+        """Their hypernetworks, one a seed."""
+        return {name: list(self.hypernetworks[name].values()) for name in variants}
+
+    @property
+    def analysed(self) -> list[str]:
+        """The variants that the section ``analysis`` names; None there: all."""
+        return list(self.analysis.variants or self.train.variants)
+
+    @property
+    def trainings(self) -> list[dict[str, GHN]]:
+        """Their hypernetworks, by name, once for each seed of their training."""
+        return [dict(zip(self.analysed, ghns)) for ghns in zip(*self.trainings_of(self.analysed).values())]
+
+    def job(self, variant: str, seed: int, folder: Path, classes: tuple[int, ...] | None = None, **changes: Any) -> Job:
+        """The training of a variant; ``changes``: of its recipe."""
+        recipe = replace(self.train.recipe_of(variant), **changes)
+        return Job(data=self.data, deepnets=self.deepnets, seed=self.seed, training_seed=seed, classes=classes,
+                   ghn=self.train.config(variant), recipe=recipe, folder=str(folder))  # fmt: skip
 
     def history(self, variant: str) -> pd.DataFrame:
         """What the trainings of a variant have logged, see ``train_ghn``, one below the other; a column ``seed``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -21,21 +22,19 @@ from ghnlib.experiments.setup import Setup
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import PRIMITIVES
 from ghnlib.measuring.kept import map_kept
-from ghnlib.reporting.plots import SPLIT_ORDER
-from ghnlib.reporting.publish import published
-
-OUT_OF_DISTRIBUTION = ("wide", "deep", "dense", "bnfree")
+from ghnlib.reporting.publish import SPLITS, published
+from ghnlib.reporting.statistics import with_deviation
 
 
 def statistics_of_splits(setup: Setup) -> pd.DataFrame:
     """``split_statistics`` of all splits at the profile's scale."""
-    return pd.concat([split_statistics(split, setup.split(split)) for split in SPLIT_ORDER])
+    return pd.concat([split_statistics(split, setup.split(split)) for split in SPLITS])
 
 
 def statistics_at_paper_scale(setup: Setup) -> pd.DataFrame:
     """``split_statistics`` of all splits of the paper's space, sampled for 32 pixels and 10 classes."""
     size = setup.architectures.networks
-    return pd.concat([split_statistics(split, DeepNets(split, setup.seed, size=size)) for split in SPLIT_ORDER])
+    return pd.concat([split_statistics(split, DeepNets(split, setup.seed, size=size)) for split in SPLITS])
 
 
 def split_statistics(split: str, architectures: Iterable[Architecture]) -> pd.DataFrame:
@@ -98,8 +97,7 @@ def summarise(statistics: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).rename_axis(None)
 
 
-def _with_deviation(values: pd.Series, digits: int = 1) -> str:
-    return f"{values.mean():.{digits}f} ± {values.std(ddof=0):.{digits}f}"
+_with_deviation = partial(with_deviation, ddof=0)
 
 
 class Agreement(NamedTuple):
@@ -162,7 +160,7 @@ def torchvision_statistics(setup: Setup) -> pd.DataFrame:
     """One row a classifier of torchvision, with 1000 classes (GHN-3 Table 3): ``network``, its name, what
     ``graph_statistics`` returns, ``parameters``."""
     names = [(name,) for name in torchvision_classifiers()]
-    return pd.DataFrame(map_kept(_torchvision_row, names, (), setup.processes, setup.folder))
+    return pd.DataFrame(map_kept(_torchvision_row, names, (), **setup.kept))
 
 
 def _torchvision_row(name: str) -> dict[str, float | str]:

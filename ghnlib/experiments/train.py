@@ -10,7 +10,7 @@ import pandas as pd
 
 from ghnlib.experiments.setup import Setup, training_name
 from ghnlib.hypernetwork.ghn import GHN
-from ghnlib.training.jobs import Job, train_in_processes
+from ghnlib.training.jobs import train_in_processes
 
 
 class Training(NamedTuple):
@@ -30,13 +30,6 @@ class Training(NamedTuple):
         return sum(p.numel() for p in self.ghn.parameters())
 
 
-def job_of(setup: Setup) -> Job:
-    """The training of the setup's variant."""
-    train, name = setup.train, setup.variant
-    return Job(data=setup.data, deepnets=setup.deepnets, seed=setup.seed, training_seed=setup.training_seed,
-               ghn=train.config(name), recipe=train.recipe_of(name), folder=str(setup.folder))  # fmt: skip
-
-
 def train_variant(setup: Setup) -> Training:
     """Train the setup's variant, or resume that; the outcome is moved to models/VARIANT-SEED.
 
@@ -44,16 +37,16 @@ def train_variant(setup: Setup) -> Training:
     stage's folder, from which the pipeline resumes.
     """
     name = training_name(setup.variant, setup.training_seed)
-    target = Path("models", name)
+    target, job = Path("models", name), setup.job(setup.variant, setup.training_seed, setup.folder)
     if not setup.by_hand:
-        train_in_processes(job_of(setup), setup.train.devices)
+        train_in_processes(job, setup.train.devices)
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(setup.folder / "model", target)
         shutil.copy(setup.folder / "history.csv", target)
     elif target.exists():
         print(f"{target} is there: it is shown, not trained. `dvc repro --force train@{name}` trains it anew.")
     else:
-        train_in_processes(job_of(setup), setup.train.devices)
+        train_in_processes(job, setup.train.devices)
         target = setup.folder / "model"
         shutil.copy(setup.folder / "history.csv", target)
     return Training(GHN.from_pretrained(target), pd.read_csv(target / "history.csv"))

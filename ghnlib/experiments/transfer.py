@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isnan
-from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -16,8 +15,8 @@ from torch import nn
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.data.images import ImageSet
 from ghnlib.data.sources import ImageSplits
+from ghnlib.experiments.families import DEEPNETS, TrainedFamilies
 from ghnlib.experiments.pretraining import (
-    DEEPNETS,
     Family,
     Learnt,
     Processing,
@@ -31,6 +30,7 @@ from ghnlib.measuring.kept import rows_kept
 from ghnlib.reporting.statistics import (
     Measured,
     claims_over_trainings,
+    finite,
     mean_and_error,
     mean_interval,
     paired_interval,
@@ -40,7 +40,6 @@ from ghnlib.training.networks import (
     Accuracy,
     Run,
     best_settings,
-    diverged,
     grid_of,
     initial_network,
     run_all,
@@ -52,25 +51,17 @@ KINDS = {"convnext": "new-classes-convnext", "swin": "new-classes-swin"}
 
 
 @dataclass(frozen=True)
-class Transferred:
+class Transferred(TrainedFamilies):
     """Networks after training on few images of each target.
 
     Attributes:
-        rows: of ``run_all``, with ``initialisation``, ``network``, ``training`` (of the hypernetwork), ``dataset`` (the
-            target) and ``family``.
+        rows: also ``dataset``, the target.
         tuned: (target, family) -> initialisation -> its setting, see ``tune``, and its ``Processing``.
         name: the hypernetwork's variant.
     """
 
-    rows: pd.DataFrame
     tuned: Mapping[tuple[str, str], Mapping[str, Mapping[str, object]]]
     name: str
-
-    @cached_property
-    def by_training(self) -> list[Self]:
-        """For each training of the hypernetwork what starts from its predictions, beside the other starts' runs of the
-        same seeds."""
-        return [replace(self, rows=rows) for _, rows in self.rows.groupby("training")]
 
     @property
     def steps(self) -> int:
@@ -81,21 +72,6 @@ class Transferred:
         """How DeepNets' architectures are post-processed for a target, by initialisation."""
         own = self.tuned[dataset, DEEPNETS].items()
         return {start: {key: how[key] for key in ("orth_from", "noise")} for start, how in own if "noise" in how}
-
-    @cached_property
-    def failed(self) -> list[str]:
-        """What runs are called that diverged or failed."""
-        return diverged(self.rows)
-
-    @cached_property
-    def counted(self) -> pd.DataFrame:
-        """The rows that statistics are taken of: what diverged has 0 %, what failed is left out."""
-        return self.rows[self.rows["error"] == ""].fillna({"accuracy": 0.0})
-
-    @property
-    def deepnets(self) -> pd.DataFrame:
-        """The counted rows of DeepNets' architectures."""
-        return self.counted[self.counted["family"] == DEEPNETS]
 
     @property
     def starts(self) -> list[str]:
@@ -173,7 +149,7 @@ class Transferred:
         for dataset in self.control:
             trained, processed = (mean_interval(self.at_end.loc[dataset][x]) for x in ("trained", "trained-orth"))
             found[f"orth-control/{dataset}"] = trained.over(processed)
-        return {key: lead for key, lead in found.items() if not isnan(lead.value)}
+        return finite(found)
 
     @property
     def _family_runs(self) -> pd.core.groupby.SeriesGroupBy:
@@ -284,7 +260,7 @@ def correlations_by_start(setup: Setup, source: Source, learnt: Learnt, processi
     """
     runs = runs_from(setup, source, learnt, setup.transfer.seeds[: len(source.trainings)], processing=processing)
     tasks = [(run.labels, (run,)) for run in runs]
-    return rows_kept(_correlations, tasks, (), setup.processes, setup.folder).dropna(subset="layer")
+    return rows_kept(_correlations, tasks, (), **setup.kept).dropna(subset="layer")
 
 
 def _correlations(run: Run) -> list[dict[str, object]]:

@@ -121,9 +121,12 @@ def parameters_of(net: nn.Module, convention: Convention) -> Iterator[tuple[nn.P
     modules, names = dict(net.named_modules(remove_duplicate=False)), {}
     for name, tensor in net.named_parameters(remove_duplicate=False):
         names.setdefault(tensor, []).append(name)
+    shapes = {name: tensor.shape for tensor, (name, *_) in names.items()}
     for tensor, (name, *aliases) in names.items():
         owner, _, attribute = name.rpartition(".")
         parameter = classify(name, attribute, tuple(tensor.shape), modules[owner], convention)
+        if shapes.get(parameter.norm_bias) != tensor.shape:  # a buffer, a flag, another layer's or of another shape
+            parameter = parameter._replace(norm_bias="")
         yield tensor, parameter._replace(aliases=tuple(aliases))
 
 
@@ -134,7 +137,7 @@ def classify(name: str, attribute: str, shape: tuple[int, ...], module: nn.Modul
         if kind not in convention.layers or not layer.matches(module):
             continue
         if part in layer.weights and len(shape) == layer.rank:
-            norm_bias = _norm_bias(name, module) if layer.role is Role.NORM else ""
+            norm_bias = name.removesuffix("weight") + "bias" if layer.role is Role.NORM else ""
             op = _conv_op(module) if layer.role is Role.CONV else layer.op
             return Parameter(name, shape, op, layer.role, norm_bias)
         if part in layer.biases and layer.role is not Role.NORM:
@@ -142,10 +145,6 @@ def classify(name: str, attribute: str, shape: tuple[int, ...], module: nn.Modul
     if "vit_encoder" in convention.layers and _is_position(name, shape, convention):
         return Parameter(name, shape, "pos_enc", Role.POSITION)
     return Parameter(name, shape, reason=_reason(name, module))
-
-
-def _norm_bias(weight: str, module: nn.Module) -> str:
-    return weight.removesuffix("weight") + "bias" if getattr(module, "bias", None) is not None else ""
 
 
 def _is_position(name: str, shape: tuple[int, ...], convention: Convention) -> bool:

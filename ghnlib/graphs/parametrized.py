@@ -72,8 +72,8 @@ def _tensor(module: nn.Module, name: str) -> Tensor:
 
 def unfold(net: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Values of a graph's parameters as values of the tensors that the network has: one of ``"3.weight"`` becomes
-    those of the parts that ``3.weight`` is computed from, here and there a buffer among them. All others stay. What
-    cannot be turned into parts is left out.
+    those of the parameters that ``3.weight`` is computed from. All others stay. What parameters alone cannot give, as
+    an orthogonal weight, is left out.
     """
     result: dict[str, Tensor] = {}
     modules = dict(net.named_modules(remove_duplicate=False))
@@ -96,8 +96,10 @@ def _parts(module: nn.Module, attribute: str, value: Tensor) -> dict[str, Tensor
             return {f"{name}_orig": value}
     prefix, twin = f"parametrizations.{attribute}.", copy.deepcopy(module)
     group = twin.parametrizations[attribute]
-    original = next(group.parameters())
+    original, buffers = next(group.parameters()), [buffer.clone() for buffer in group.buffers()]
     with suppress(Exception), torch.no_grad():  # whatever an own parametrization's right_inverse refuses with
         setattr(twin, attribute, value.to(original.device, original.dtype))
-        return {prefix + name: tensor.detach() for name, tensor in group.state_dict().items()}
+        if not all(map(torch.equal, buffers, group.buffers())):
+            return {}
+        return {prefix + name: parameter.detach() for name, parameter in group.named_parameters()}
     return {f"{prefix}original": value} if getattr(group, "original", value[:0]).shape == value.shape else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,17 +54,17 @@ class Coverage:
 
 
 @torch.no_grad()
-def coverage(ghn: GHN, net: nn.Module, input_shape: tuple[int, ...] | None = None) -> Coverage:
+def coverage(ghn: GHN, net: nn.Module, input_shape: tuple[int, ...] | None = None, *, example: Any = None) -> Coverage:
     """Predict a network's parameters and report on them. The network is not touched; it may be on the meta device.
 
     Args:
-        input_shape: of one image (channels, height, width); see ``Graph.from_module``.
+        input_shape, example: of the network's input; see ``Graph.from_module``.
 
     Raises:
         TraceError: the network cannot be traced.
     """
     start = time.perf_counter()
-    graph = Graph.from_module(net, input_shape, ghn.config.convention)
+    graph = Graph.from_module(net, input_shape, ghn.config.convention, example=example)
     traced = time.perf_counter()
     values = ghn.predict(graph)
     done = time.perf_counter()

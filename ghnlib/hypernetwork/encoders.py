@@ -90,13 +90,15 @@ class Graphormer(nn.Module):
             yield self.input_distance, torch.cat([d[0] for d in distances]).clamp(max=1000)
 
     def _attention_bias(self, distances: list[Tensor]) -> Tensor:
-        """(B, k, P, P), k = 1 without edge embeddings; -2^40 where a node is padding: no score is left beside it.
+        """(B, k, P, P), k = 1 without edge embeddings; -2^40 (half of the lowest number in float16) where a node is
+        padding: no score is left beside it.
 
         In a DAG at most one of the distances i -> j and j -> i is non-zero, so the bias takes 2 * cutoff + 1
         values a head: they are computed once and looked up.
         """
-        c, device = self.cutoff, self.layers[0].out.weight.device
-        table = torch.zeros(2 * c + 1, 1, device=device)
+        c, weight = self.cutoff, self.layers[0].out.weight
+        device, dtype = weight.device, weight.dtype
+        table = torch.zeros(2 * c + 1, 1, device=device, dtype=dtype)
         if self.directions:
             steps = torch.arange(1, c + 1, device=device)
             zeros = torch.zeros_like(steps)
@@ -105,7 +107,8 @@ class Graphormer(nn.Module):
             # Rows 0 and 1 of the table are unused: "no edge" is row 2, distance s is row s + 2.
             ends = [self.edge(ends + 2) for ends in (forward, backward)[: self.directions]]
             table = self.edge_bias(torch.cat(ends, 1))  # (2c + 1, k)
-        table = torch.cat([table, table.new_full((1, table.shape[1]), -(2.0**40))])
+        lowest = max(-(2.0**40), torch.finfo(dtype).min / 2)  # float16 ends at -65504
+        table = torch.cat([table, table.new_full((1, table.shape[1]), lowest)])
         largest = max(len(d) for d in distances)
         rows = torch.full((len(distances), largest, largest), 2 * c + 1)
         for row, d in zip(rows, distances):

@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ghnlib.config import GHNConfig
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Node, Role
+from ghnlib.graphs.parametrized import unfold
+from ghnlib.graphs.recording import TraceError
 from ghnlib.hypernetwork.decoders import ConvDecoder, MLPDecoder, VectorDecoder, shaped, slice_of, tile, weight_scale
 from ghnlib.hypernetwork.embedding import NodeEmbedding
 from ghnlib.hypernetwork.encoders import MLP, Graphormer
 from ghnlib.hypernetwork.gatedgnn import GatedGNN
-from ghnlib.released.checkpoints import CheckpointError, is_official, read_official
+from ghnlib.hypernetwork.pretrained import load_pretrained
+from ghnlib.hypernetwork.writing import InitializationReport, Patterns, Prediction, protected, quantised, write
 
 IDENTITY = 3.0
 """Weight of the identity at the start of a training with ``initialization: identity``; other decoded values have a
 deviation of about 0.1."""
 VECTORS = (Role.NORM, Role.BIAS, Role.CLASS_BIAS)
+CLASSES = (Role.CLASS_WEIGHT, Role.CLASS_BIAS)
 ENCODERS = {"mlp": lambda config: MLP(config.hid), "gated_gnn": GatedGNN, "graphormer": Graphormer}
 DECODERS = {"conv": ConvDecoder, "mlp": MLPDecoder}
 
 
-@dataclass(frozen=True)
-class InitializationReport:
-    """Which parameters ``GHN.initialize`` wrote. ``skipped``: name -> why it kept its value."""
-
-    predicted: list[str]
-    skipped: dict[str, str]
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.predicted)} parameters predicted, {len(self.skipped)} kept"]
-        return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.skipped.items()])
+@contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """Predictions do not depend on the precision that a caller chose for networks."""
+    with contextlib.ExitStack() as stack:
+        for device in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnlib"):
@@ -96,29 +96,35 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         edges = self.edge(states[torch.tensor(ends)].flatten(1))  # (n, d) from (n, 2, d)
         return states.index_copy(0, torch.tensor(rows, device=states.device), edges)
 
-    def embed(self, networks, input_shape: tuple[int, ...] | None = None) -> Tensor:
-        """(B, d): each architecture as the mean of its node states (PPUDA section 5.2)."""
-        graphs = [self._graph(network, input_shape) for network in _as_list(networks)]
+    @without_autocast()
+    def embed(self, networks, input_shape: tuple[int, ...] | None = None, *, example: Any = None) -> Tensor:
+        """(B, d): each architecture as the mean of its node states (PPUDA section 5.2). Arguments as of ``predict``."""
+        graphs = [self._graph(network, input_shape, example) for network in _as_list(networks)]
         states = self.encode(graphs).split([len(graph) for graph in graphs])
         return torch.stack([state.mean(0) for state in states])
 
+    @without_autocast()
     def predict(
         self,
         networks: nn.Module | Graph | Sequence[nn.Module | Graph],
         input_shape: tuple[int, ...] | None = None,
         predict_class_layers: bool | None = None,
+        *,
+        example: Any = None,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Predict parameters, differentiable with respect to the hypernetwork.
 
+        They have the device and the precision of the hypernetwork, whatever autocast is on around the call.
+
         Args:
             networks: a network or its graph, or a meta-batch of them.
-            input_shape: of the networks' input (channels, height, width); see ``Graph.from_module``.
+            input_shape, example: of the networks' input; see ``Graph.from_module``.
             predict_class_layers: None: if the network has the hypernetwork's number of classes.
 
         Returns:
             Parameter name -> tensor; a list of such dicts for a meta-batch.
         """
-        graphs = [self._graph(network, input_shape) for network in _as_list(networks)]
+        graphs = [self._graph(network, input_shape, example) for network in _as_list(networks)]
         predictions = self(graphs, predict_class_layers)
         return predictions if isinstance(networks, Sequence) else predictions[0]
 
@@ -130,7 +136,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         for index, graph in enumerate(graphs):
             with_classes = self._predicts_classes(graph, predict_class_layers)
             for node in graph.nodes:
-                if node.name and (with_classes or node.role not in (Role.CLASS_WEIGHT, Role.CLASS_BIAS)):
+                if node.name and (with_classes or node.role not in CLASSES):
                     groups.setdefault((node.role, node.shape), []).append(_Target(row, index, node))
                 row += 1
         predictions: list[dict[str, Tensor]] = [{} for _ in graphs]
@@ -140,43 +146,76 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
                     predictions[target.index][name] = value
         return predictions
 
+    @without_autocast()
     def initialize(
         self,
-        net: nn.Module,
+        networks: nn.Module | Sequence[nn.Module],
         input_shape: tuple[int, ...] | None = None,
         predict_class_layers: bool | None = None,
-    ) -> InitializationReport:
-        """Write the prediction into ``net``; what cannot be predicted keeps its value and is reported.
+        *,
+        example: Any = None,
+        only: Patterns = None,
+        exclude: Patterns = None,
+        batch_norm: Tensor | Iterable | None = None,
+    ) -> InitializationReport | list[InitializationReport]:
+        """Write the prediction into a network, or each into its own; what keeps its value is reported.
+
+        All is written or, if there is an error, nothing. Values take the device and the precision of the parameters.
+        Frozen parameters (``requires_grad=False``) and rows of embeddings for padding keep theirs.
+
+        Args:
+            networks, input_shape, predict_class_layers, example: as of ``predict``.
+            only: names of the parameters to write, frozen ones too, as patterns: ``"layer4.*"`` or a list of such.
+            exclude: patterns of names not to write, such as ``"*lora_*"``.
+            batch_norm: images (n, C, H, W), or batches of them alone or with labels, to make the running statistics
+                of batch norm from, as plain averages over batches; None: they stay those of the former weights.
+
+        Returns:
+            The report, or a list of them for several networks.
 
         Raises:
-            ValueError: ``net`` is on the meta device, so there is no storage to write to.
+            ValueError: a pattern that no name matches, a network on the meta device, nothing but frozen parameters,
+                or ``batch_norm`` without images.
+            TypeError: not a network.
+            TraceError: the network cannot be traced.
         """
-        parameters = dict(net.named_parameters(remove_duplicate=False))
-        if any(p.is_meta for p in parameters.values()):
-            raise ValueError("the network is on the meta device: move it with net.to_empty(device='cpu') first")
-        graph = self._graph(net, input_shape)
+        predictions = []
         with torch.no_grad():
-            (predicted,) = self([graph], predict_class_layers)
-            for name, value in predicted.items():
-                parameters[name].copy_(value)
-        skipped = {name: self.why_skipped(name, graph) for name in parameters if name not in predicted}
-        return InitializationReport(list(predicted), skipped)
+            for net in _as_list(networks):
+                kept = protected(net, only, exclude)
+                graph = self._graph(net, input_shape, example)
+                values = unfold(net, self.predict(graph, predict_class_layers=predict_class_layers))
+                names = [name for name, _ in net.named_parameters(remove_duplicate=False) if name not in values]
+                reasons = {name: self.why_skipped(name, graph, predict_class_layers) for name in names}
+                predictions.append(Prediction(net, values, reasons | kept))
+        reports = write(predictions, batch_norm)
+        return reports if isinstance(networks, Sequence) else reports[0]
 
-    def why_skipped(self, name: str, graph: Graph) -> str:
+    def why_skipped(self, name: str, graph: Graph, predict_class_layers: bool | None = None) -> str:
         """The reason that a parameter of the graph's network is not predicted."""
-        if any(node.name == name and node.role in (Role.CLASS_WEIGHT, Role.CLASS_BIAS) for node in graph.nodes):
-            return f"class layer; the hypernetwork predicts {self.config.num_classes} classes"
-        return graph.skipped.get(name, "no node in the graph")
+        classes = {node.name: node.shape[0] for node in graph.nodes if node.role in CLASSES}
+        if name not in classes:
+            return graph.skipped.get(name, "no node in the graph")
+        if predict_class_layers is False:
+            return "class layer; predict_class_layers=False"
+        counts = " and ".join(map(str, sorted(set(classes.values()))))
+        return f"class layer; the hypernetwork predicts {self.config.num_classes} classes, the network has {counts}"
 
-    def _graph(self, network: nn.Module | Graph, input_shape: tuple[int, ...] | None) -> Graph:
+    def _graph(self, network: nn.Module | Graph, input_shape: tuple[int, ...] | None, example: Any) -> Graph:
         if isinstance(network, Graph):
             return network
-        return Graph.from_module(network, input_shape, convention=self.config.convention)
+        try:
+            return Graph.from_module(network, input_shape, self.config.convention, example=example)
+        except TraceError as error:
+            if layers := quantised(network):
+                which = ", ".join(layers[:3])
+                raise TraceError(f"{which} are quantised: predict parameters first, then quantise. {error}") from error
+            raise
 
     def _predicts_classes(self, graph: Graph, wanted: bool | None) -> bool:
         if wanted is not None:
             return wanted
-        classes = [node.shape[0] for node in graph.nodes if node.role in (Role.CLASS_WEIGHT, Role.CLASS_BIAS)]
+        classes = [node.shape[0] for node in graph.nodes if node.role in CLASSES]
         return all(count == self.config.num_classes for count in classes)
 
     def _decode(self, states: Tensor, groups: dict) -> Iterator[tuple[list[_Target], str, Tensor]]:
@@ -214,12 +253,25 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
             yield keys[i], "name", shaped(values, role, shape, c.max_shape[2])
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **config_overrides) -> GHN:
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        map_location: str | torch.device = "cpu",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **config_overrides,
+    ) -> GHN:
         """Load a hypernetwork.
 
         Args:
-            source: a folder of ``save_pretrained``, a hub repository, or an official file of PPUDA or GHN-3
-                (a path, or a released name such as "ghn3tm8.pt").
+            source: a folder of ``save_pretrained`` or the file of weights in it, a hub repository, or an official file
+                of PPUDA or GHN-3 (a path, or a released name such as "ghn3tm8.pt").
+            map_location: the device that it is put on.
+            revision, token, cache_dir, local_files_only, force_download: of downloads, see ``hf_hub_download``.
             config_overrides: fields of ``GHNConfig`` that replace what the file says or implies.
 
         Raises:
@@ -227,19 +279,9 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
             ValueError: an unknown or impossible configuration value.
         """
         _check_names(config_overrides)
-        if is_official(source):
-            config, state = read_official(source)
-            ghn = cls(config, **config_overrides)
-            try:
-                ghn.load_state_dict(state)
-            except RuntimeError as error:
-                raise CheckpointError(f"{source} does not fit its configuration: {str(error)[:1000]}") from error
-            return ghn
-        try:
-            with contextlib.redirect_stdout(None):  # the hub's mixin prints where it loads from
-                return super().from_pretrained(source, strict=True, **config_overrides)
-        except (SafetensorError, HfHubHTTPError, RuntimeError, OSError) as error:
-            raise CheckpointError(f"{source} is not a hypernetwork folder or repository: {error}") from error
+        hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        hub |= {"local_files_only": local_files_only, "force_download": force_download}
+        return load_pretrained(cls, source, config_overrides, hub).to(map_location)
 
 
 class _Target(NamedTuple):

@@ -25,12 +25,17 @@ from ruamel.yaml import YAML
 from ghnlib.params import Params
 from ghnlib.params_file import ParamsError, read_merged, read_yaml, validate
 from ghnlib.pipeline.claims import agreement
+from ghnlib.pipeline.leftovers import at_work, clear_away
+from ghnlib.processes import sole_holder
 
 COPIED = ("ghnlib", "notebooks", "dvc.yaml", ".dvcignore", "requirements.lock")
 CONFIG = "[core]\n    no_scm = true\n    analytics = false\n"
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(192 << 20)}
 """glibc keeps the memory of freed activations: taking pages anew at each layer costs a tenth to a third of its time.
 Less than the 300 MB by which a worker of joblib may grow before it is replaced."""
+
+ENDING = 30
+"""Seconds that a pipeline is given to end before another is refused."""
 
 ONE_CORE = {"JOBLIB_MULTIPROCESSING": "0"}
 """Makes joblib work in the stage's own process: as many stages as cores side by side need no more processes."""
@@ -42,7 +47,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         folder = run_folder(root, *arguments)
         (folder / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / ".dvc" / "tmp" / "pipeline.lock", timeout=0):
+        with sole_holder(folder / ".dvc" / "tmp" / "pipeline.lock", f"the pipeline in {folder}", ENDING, print):
+            clear_away(folder)
             if folder != root:
                 prepare(root, folder)
             status = reproduce(folder, validate(read_yaml(folder / "params.yaml")))
@@ -54,7 +60,10 @@ def main(arguments: Sequence[str]) -> int:
     except ParamsError as error:
         print(error, file=sys.stderr)
     except filelock.Timeout:
-        print(f"the pipeline is already running in {folder}", file=sys.stderr)
+        numbers = ", ".join(str(process.pid) for process in at_work(folder))
+        print(f"the pipeline is already running in {folder}: processes {numbers or 'none'} at work", file=sys.stderr)
+    except OSError as error:
+        print(f"{error}: the pipeline needs to write here, or in a copy of this folder", file=sys.stderr)
     except KeyboardInterrupt:  # before the first stage; later the stages are interrupted, not this
         return 130
     return 2
@@ -133,7 +142,7 @@ class _Runs:
         self.folder, self.status = folder, 0
         self.processes: set[subprocess.Popen] = set()
         path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
-        self.environment = ALLOCATOR | os.environ | {"PATH": path}
+        self.environment = ALLOCATOR | os.environ | {"PATH": path, "GHNLIB_PIPELINE": str(os.getpid())}
 
     def start(self, *arguments: str, label: str = "", one_core: bool = False) -> int:
         """Run a command to its end; a label begins each line of its output. ``one_core``: see ONE_CORE."""

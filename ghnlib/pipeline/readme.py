@@ -14,7 +14,7 @@ from ghnlib.params import Params
 from ghnlib.params_file import read_merged, read_yaml, validate
 from ghnlib.pipeline.claims import Agreement
 from ghnlib.pipeline.notebooks import write_text
-from ghnlib.reporting.publish import published
+from ghnlib.reporting.publish import EVALUATED, published
 
 START = "<!-- results: written by `make readme` from reports/*/metrics -->"
 END = "<!-- end of results -->"
@@ -22,7 +22,6 @@ CAPTIONS = {
     "evaluate": "Accuracy over architectures and training steps",
     "scaling": "Accuracy over parameters and FLOPs of training, for three sizes and meta-batches",
 }
-SPLITS = ("test", "wide", "deep", "dense", "bnfree")
 
 
 class Section(NamedTuple):
@@ -120,7 +119,7 @@ def _without_training(metrics: Mapping[str, Any], params: Params) -> list[str]:
     steps = max(trained.values())
     cifar10, imagenet = published("evaluate/cifar10"), published("evaluate/imagenet")
     rows = [
-        [method, *(_mean(of_split.get(split), method in trained) for split in SPLITS), str(of_split["test"]["n"]),
+        [method, *(_mean(of_split.get(split), method in trained) for split in EVALUATED), str(of_split["test"]["n"]),
          cifar10.get(method, ""), imagenet.get(method, "")]
         for method, of_split in found["accuracy"].items()
         if trained.get(method, steps) == steps  # the figure of sizes tells what was trained for less
@@ -134,7 +133,7 @@ def _without_training(metrics: Mapping[str, Any], params: Params) -> list[str]:
         f"and SGD mean ± standard error over architectures ({_sizes(found['accuracy'], trained)}). Chance is "
         f"{found['chance']:.0f}%."
     )
-    table = _table(["parameters", *SPLITS, "n test", "paper, CIFAR-10", "paper, ImageNet"], rows)
+    table = _table(["parameters", *EVALUATED, "n test", "paper, CIFAR-10", "paper, ImageNet"], rows)
     return [text, table]
 
 
@@ -154,7 +153,7 @@ def _sizes(accuracy: Mapping[str, Any], trained: Iterable[str]) -> str:
     some = next(accuracy[name] for name in accuracy if name in trained)
     others = accuracy["random"].get("wide", {}).get("n")
     fewer = f"; random and SGD: {others} of each split but test" if others else ""
-    return ", ".join(f"{some[split]['n']} {split}" for split in SPLITS) + fewer
+    return ", ".join(f"{some[split]['n']} {split}" for split in EVALUATED) + fewer
 
 
 def _fine_tuned(metrics: Mapping[str, Any], params: Params) -> list[str]:

@@ -12,10 +12,11 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,6 @@ sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's check of web addr
 import filelock
 import nbformat
 import papermill
-from dvc.api import params_show
-from dvc.exceptions import DvcException
 from ipykernel.kernelspec import write_kernel_spec
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
@@ -54,10 +53,14 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if "DVC_STAGE" in os.environ:
         stop_with(os.getppid())  # nobody would record what a runner makes after DVC has gone
+    if pipeline := os.environ.get("GHNLIB_PIPELINE"):
+        stop_with(int(pipeline))  # nor go on from there
     stage, _, training = (arguments[0] if len(arguments) == 1 else "").partition("@")
     try:
         _run(stage, training, _read_params())
     except (ParamsError, NotebookError, StageError) as error:
+        if isinstance(error, ParamsError) and "DVC_EXP_BASELINE_REV" in os.environ and _take_back():
+            error = ParamsError(f"{error}\nparams.yaml is as before")
         return _fail(stage, str(error), 1 if isinstance(error, StageError) else 2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -90,10 +93,28 @@ def _run(stage: str, training: str, params: Params) -> None:
 def _read_params() -> Params:
     if not Path("params.yaml").exists():
         raise ParamsError("there is no params.yaml here: run stages in the root of the repository")
-    try:
-        return validate(params_show("params.yaml") if Path(".dvc").exists() else read_yaml("params.yaml"))
-    except DvcException as error:
-        raise ParamsError(f"params.yaml: {error.__cause__ or error}") from None
+    return validate(read_yaml("params.yaml"))
+
+
+def _take_back() -> bool:
+    """Undo what ``dvc exp run -S`` has written to params.yaml before any stage ran. Only if it is the one difference
+    from the committed file: whoever has edited more decides alone."""
+    committed = subprocess.run(["git", "show", "HEAD:./params.yaml"], capture_output=True)
+    if committed.returncode:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        before = Path(folder, "params.yaml")
+        before.write_bytes(committed.stdout)
+        one, other = (dict(_leaves(read_yaml(path))) for path in (before, "params.yaml"))
+    if sum(one.get(key, _take_back) != other.get(key, _take_back) for key in {*one, *other}) != 1:
+        return False
+    notebooks.write_text(committed.stdout.decode(), Path("params.yaml"))
+    return True
+
+
+def _leaves(values: Mapping[str, Any], key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in values.items():
+        yield from _leaves(value, (*key, name)) if isinstance(value, Mapping) and value else [((*key, name), value)]
 
 
 def write_sources() -> None:

@@ -1,30 +1,33 @@
-"""Official hypernetwork files of PPUDA and GHN-3, read without running what they contain."""
+"""Hypernetwork files, our own and official ones of PPUDA and GHN-3, read without running what they contain."""
 
 from __future__ import annotations
 
-import argparse
-import collections
-import io
-import pickle
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import joblib.numpy_pickle
-import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from safetensors import SafetensorError
+from huggingface_hub.errors import HFValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ghnlib.config import GHNConfig
+from ghnlib.released.errors import one_line
+from ghnlib.released.unpickling import read_pickle
+
 HUB_REPOSITORY = "SamsungSAILMontreal/ghn3"
 RELEASED = ("ghn3tm8.pt", "ghn3sm8.pt", "ghn3lm8.pt", "ghn3xlm16.pt", "ghn2.pt")
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+"""What ``save_pretrained`` writes."""
+MAX_TENSORS, MAX_HEADER = 10_000, 2 * 2**20
+"""Tensors of a file, and bytes that describe them or the configuration; GHN-3-XL has 340 tensors in 40,000 bytes."""
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Official tensor name -> ours. Released GHN-3 files keep the three node tables at top level, later ones in gnn.0.
 _NAMES = [
-    (r"^module\.", ""),
     (r"^ln\.", "norm."),
     (r"^embed\.", "embedding.op."),
     (r"^shape_enc\.embed_(channel|spatial)\.", r"embedding.\1."),
@@ -54,31 +57,69 @@ class CheckpointError(RuntimeError):
     """A hypernetwork file that is missing, truncated, unsafe or does not fit its configuration."""
 
 
-def is_official(source: str | Path) -> bool:
-    """Whether ``source`` names an official file rather than a folder of ``save_pretrained`` or a hub repository."""
-    return Path(source).is_file() or Path(source).suffix in (".pt", ".pth", ".joblib")
-
-
-def read_official(source: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read an official file.
+def locate(source: str | Path, **hub: Any) -> Path:
+    """The file of tensors that a source names.
 
     Args:
-        source: a path, or a released name (``RELEASED``), which is downloaded from the hub.
+        source: a file, a folder of ``save_pretrained``, a released name (``RELEASED``) or a hub repository.
+        hub: arguments of ``hf_hub_download``, for what is downloaded.
+
+    Raises:
+        CheckpointError: there is no such file, or it could not be downloaded.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{source} is not a hypernetwork folder: there is no {' and no '.join(missing)} in it"
+            )
+        return path / WEIGHTS
+    if str(source) in RELEASED:
+        return _download(source, HUB_REPOSITORY, str(source), hub)
+    if path.suffix in (".pt", ".pth", ".joblib", ".safetensors"):
+        raise CheckpointError(f"{source}: no such file, and not a released name ({', '.join(RELEASED)})")
+    _download(source, str(source), CONFIG, hub)
+    return _download(source, str(source), WEIGHTS, hub)
+
+
+def _download(source: str | Path, repository: str, name: str, hub: Mapping[str, Any]) -> Path:
+    try:
+        return Path(hf_hub_download(repository, name, **hub))
+    except HFValidationError as error:
+        raise CheckpointError(f"{source}: no such file or folder, and no hub repository can have this name") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{source}: no such file or folder, and could not download {name} from huggingface.co/{repository} "
+            f"({type(error).__name__}). Download it elsewhere, put it in {Path.cwd()} and try again, or pass its path"
+        ) from error
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a file holds, or has beside it: of tensors under our own names ``config.json`` must be there.
 
     Returns:
-        Fields of ``GHNConfig``, and tensors under the names that ``GHN`` uses.
+        Fields of ``GHNConfig``, possible ones, and tensors under the names that ``GHN`` uses.
+
+    Raises:
+        CheckpointError: truncated, unsafe or no hypernetwork; the message names the file.
     """
-    content = read_tensors(_locate(source))
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{source}: holds a {type(content).__name__}, not a dictionary of tensors")
-    state = content.get("state_dict", content)
-    for name, value in state.items():
-        if not isinstance(value, Tensor | np.ndarray):
-            raise CheckpointError(f"{source}: entry {name!r} is a {type(value).__name__}, not a tensor")
-    state = {our_name(name): torch.as_tensor(value) for name, value in state.items()}
-    # PPUDA keeps the decoder's 1x1 convolutions as such; here they are linear layers.
-    state = {name: value.flatten(1) if value.ndim == 4 else value for name, value in state.items()}
-    return _configuration(state, content.get("config"), source), state
+    try:
+        state, stated = _contents(read_tensors(path))
+        if sum(value.numel() * value.element_size() for value in state.values()) > path.stat().st_size:
+            raise ValueError("its tensors are larger than the file")
+        own = "embedding.op.weight" in state
+        state = {our_name(name): value for name, value in state.items()}
+        # PPUDA keeps the decoder's 1x1 convolutions as such; here they are linear layers.
+        state = {name: value.flatten(1) if value.ndim == 4 else value for name, value in state.items()}
+        config = _beside(path) if own else _checked(_configuration(state, stated))
+    except CheckpointError:
+        raise
+    except Exception as error:  # damaged and hostile files can raise any
+        raise CheckpointError(f"{path} is not a hypernetwork file, or is truncated: {one_line(error)}") from error
+    return config, state
 
 
 def our_name(name: str) -> str:
@@ -88,92 +129,83 @@ def our_name(name: str) -> str:
     return name
 
 
-def _locate(source: str | Path) -> Path:
-    path = Path(source)
-    if path.is_file():
-        return path
-    if str(source) not in RELEASED:
-        raise CheckpointError(f"{source}: no such file, and not a released name ({', '.join(RELEASED)})")
-    try:
-        return Path(hf_hub_download(HUB_REPOSITORY, str(source)))
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise CheckpointError(
-            f"could not download {source} from huggingface.co/{HUB_REPOSITORY} ({type(error).__name__}). "
-            f"Download it elsewhere, put it in {Path.cwd()} and try again, or pass its path"
-        ) from error
-
-
 def read_tensors(path: Path) -> Any:
-    """What a file of torch, joblib or safetensors holds, if these are tensors, arrays and plain values alone.
+    """What a file of torch, joblib or safetensors holds, if these are tensors and plain values alone.
 
     Raises:
-        CheckpointError: it is something else, truncated, or wants to run code.
+        Exception: it is something else, truncated, larger than the limits, or wants to run code; of any class.
     """
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is not a safetensors file, or is truncated: {_reason(error)}") from error
+    if path.suffix != ".safetensors":
+        return read_pickle(path)
     with path.open("rb") as file:
-        start = file.read(16)
-    legacy_torch = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19" in start
+        header = int.from_bytes(file.read(8), "little")
+    if header > MAX_HEADER:
+        raise ValueError(f"its header has {header:,} bytes, at most {MAX_HEADER:,} are read")
+    return load_file(path)
+
+
+def _contents(content: Any) -> tuple[dict[str, Tensor], Any]:
+    """Tensors of a file by name, without the prefixes of DDP and torch.compile, and the stated configuration."""
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}, not a dictionary of tensors")
+    if len(state) > MAX_TENSORS:
+        raise ValueError(f"it has {len(state):,} tensors, at most {MAX_TENSORS:,} are read")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(f"entry {name!r} is a {type(value).__name__}, not a tensor")
+        if value.dtype not in FLOATS:
+            raise ValueError(f"tensor {name!r} is of {value.dtype}, not of floating-point numbers of 16 to 64 bits")
+    plain = {re.sub(r"^((module|_orig_mod)\.)+|(?<=\.)_orig_mod\.", "", name): value for name, value in state.items()}
+    if len(plain) < len(state):
+        raise ValueError("it has a tensor twice, with and without a prefix")
+    return plain, content.get("config")
+
+
+def _beside(path: Path) -> dict[str, Any]:
+    """The configuration beside a file of ours."""
+    stored = path.with_name(CONFIG)
     try:
-        return _torch_load(path) if start[:2] == b"PK" or legacy_torch else _joblib_load(path)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} is refused: {_reason(error)}") from error
-    except (EOFError, RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a hypernetwork file, or is truncated: {_reason(error)}") from error
+        if not stored.is_file():
+            raise ValueError(f"it must lie beside {path.name}, whose tensors do not say how they are used")
+        if stored.stat().st_size > MAX_HEADER:
+            raise ValueError(f"it has {stored.stat().st_size:,} bytes, at most {MAX_HEADER:,} are read")
+        return _checked(json.loads(stored.read_bytes()))
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{stored} is not a hypernetwork's configuration: {one_line(error)}") from error
 
 
-def _reason(error: Exception) -> str:
-    wanted = re.search(r"GLOBAL (\S+)", str(error))
-    if wanted:
-        return f"it wants to load {wanted[1]}, which is not tensor data"
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+def _checked(config: Any) -> dict[str, Any]:
+    """A file's configuration, if it is a possible one."""
+    if not isinstance(config, dict):
+        raise ValueError(f"it holds a {type(config).__name__}, not a dictionary")
+    for key, value in config.items():
+        items = value if isinstance(value, list | tuple) else [value]
+        # Only then is it safe to print, as errors do.
+        if len(items) > 4 or not all(isinstance(item, str | int | float | None) for item in items):
+            raise ValueError(f"{key} is neither a number nor a word nor a shape")
+        if any(len(item) > 99 if isinstance(item, str) else abs(item or 0) > 2**63 for item in items):
+            raise ValueError(f"{key} is too long")
+    GHNConfig(**config)
+    return config
 
 
-def _torch_load(source: Path | io.BytesIO) -> Any:
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(source, map_location="cpu", weights_only=True)
-
-
-_SAFE = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("joblib.numpy_pickle", "NumpyArrayWrapper"): joblib.numpy_pickle.NumpyArrayWrapper,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    # joblib nests a torch file for each tensor storage.
-    ("torch.storage", "_load_from_bytes"): lambda data: _torch_load(io.BytesIO(data)),
-}
-
-
-class _TensorUnpickler(joblib.numpy_pickle.NumpyUnpickler):
-    def find_class(self, module: str, name: str):
-        if (module, name) not in _SAFE:
-            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
-        return _SAFE[module, name]
-
-
-def _joblib_load(path: Path) -> Any:
-    with path.open("rb") as file:
-        return _TensorUnpickler(str(path), file, ensure_native_byte_order=True).load()
-
-
-def _configuration(state: dict[str, Tensor], stored: dict | None, source: str | Path) -> dict[str, Any]:
-    """Fields of ``GHNConfig``: what the tensors imply, then what the file states."""
+def _configuration(state: dict[str, Tensor], stated: Any) -> dict[str, Any]:
+    """Fields of ``GHNConfig`` of an official file: what the tensors imply, then what the file states."""
     try:
         config = _inferred(state)
     except KeyError as error:
-        raise CheckpointError(f"{source}: not a hypernetwork, tensor {error} is missing") from error
-    if stored is None:
+        raise ValueError(f"tensor {error} is missing") from error
+    if stated is None:
         return config
+    if not isinstance(stated, dict):
+        raise ValueError(f"its configuration is a {type(stated).__name__}, not a dictionary")
     for theirs, ours in (("num_classes", "num_classes"), ("hid", "hid"), ("weight_norm", "weight_norm"),
                          ("ve", "virtual_edges"), ("layernorm", "layernorm"), ("max_shape", "max_shape")):  # fmt: skip
-        config[ours] = stored.get(theirs, {"weight_norm": False, "ve": False}.get(theirs, config[ours]))
+        config[ours] = stated.get(theirs, {"weight_norm": False, "ve": False}.get(theirs, config[ours]))
     if config["encoder"] == "graphormer":
-        config["heads"] = stored.get("heads", config["heads"])
-    if "heads" not in stored and "is_ghn2" not in stored:
+        config["heads"] = stated.get("heads", config["heads"])
+    if "heads" not in stated and "is_ghn2" not in stated:
         config["convention"] = "ppuda"
     return config
 
@@ -189,7 +221,7 @@ def _inferred(state: dict[str, Tensor]) -> dict[str, Any]:
         "num_classes": state["weight_decoder.class_layer.weight"].shape[0],
         "hid": hid,
         "layers": layers or 1,
-        "heads": 16 if hid > 64 else 8,
+        "heads": state["encoder.edge_bias.2.weight"].shape[0] if layers else 8,
         "max_shape": (out, out, side, side),
         "weight_norm": True,
         "virtual_edges": True,

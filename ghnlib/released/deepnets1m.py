@@ -7,18 +7,55 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.composing import UNUSED, parameter_nodes
 from ghnlib.architectures.genotypes import Genotype
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import PRIMITIVES, Node
+from ghnlib.released.errors import one_line
 
 ARGUMENTS = ("C", "n_cells", "ks", "stem_type", "stem_pool", "preproc", "C_mult", "fc_layers", "fc_dim", "glob_avg")
 JOINS = ("concat", "sum", "cse")
+MAX_NODES, MAX_EDGES = 5_000, 50_000
+"""Largest graphs read, several times those of DeepNets-1M."""
+Flag = bool | Literal[0, 1]
+Cell = Annotated[tuple[tuple[str, Annotated[int, Field(ge=0, le=100)]], ...], Field(max_length=100)]
+Concat = Annotated[tuple[Annotated[int, Field(ge=0, le=100)], ...], Field(min_length=1, max_length=100)]
+
+
+class Cells(BaseModel):
+    """A genotype in the meta JSON."""
+
+    model_config = ConfigDict(strict=True)
+    normal: Cell
+    normal_concat: Concat
+    reduce: Cell
+    reduce_concat: Concat
+
+
+class Description(BaseModel):
+    """A network in the meta JSON: of what is not there, ``Architecture`` has the value."""
+
+    model_config = ConfigDict(strict=True)
+    genotype: Cells
+    norm: str | None
+    stem_type: Literal[0, 1] = 0
+    C: Annotated[int, Field(gt=0, le=4_096)] = 32
+    n_cells: Annotated[int, Field(gt=0, le=200)] = 8
+    ks: Annotated[int, Field(gt=0, le=31)] = 3
+    stem_pool: Flag = False
+    preproc: Flag = True
+    C_mult: Annotated[int, Field(gt=0, le=8)] = 2
+    fc_layers: Literal[1, 2] = 1
+    fc_dim: Annotated[int, Field(gt=0, le=65_536)] = 256
+    glob_avg: Flag = True
+    num_nodes: int | None = None
+    num_params: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,19 +109,25 @@ class OfficialFile:
             if not needed.is_file():
                 raise FileNotFoundError(f"{needed} does not exist")
         try:
-            meta = json.loads(meta_path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            meta = json.loads(meta_path.read_bytes())
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{meta_path} is damaged or incomplete: {error}") from error
-        if split not in meta:
+        if not isinstance(meta, dict) or split not in meta:
             raise ValueError(f"{meta_path} has no split {split!r}, only {', '.join(meta)}")
         try:
-            self._nets, tables = meta[split]["nets"], meta[split]["meta"]
+            self._nets, tables = list(meta[split]["nets"]), meta[split]["meta"]
             self._ops, self._names = (
                 {int(i): name for i, name in tables[key].items()} for key in ("primitives_ext", "unique_op_names")
             )
-        except KeyError as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{meta_path} is incomplete: {split!r} has no {error}") from error
         self._open: tuple[int, Any] | None = None
+        try:
+            stored = len(self._handle()[split])
+        except (OSError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+            raise ValueError(f"{self.path} is damaged or incomplete: {error}") from error
+        if len(self._nets) > stored:
+            raise ValueError(f"{meta_path} describes {len(self._nets)} networks, {self.path} has {stored} ({split})")
 
     def __len__(self) -> int:
         return len(self._nets)
@@ -99,38 +142,44 @@ class OfficialFile:
             ValueError: the record is missing, damaged or contradicts its description, which is also checked against
                 the number of parameters that it states.
         """
-        net = self._nets[index]
-        adjacency, nodes = self._arrays(index)
         where = f"network {index} of {self.path} ({self.split})"
-        n = len(nodes)
-        if adjacency.shape != (n, n) or nodes.shape[1:] != (3,) or net.get("num_nodes", n) != n:
-            described = net.get("num_nodes")
-            raise ValueError(f"{where}: {n} nodes and an adjacency {adjacency.shape}, but {described} are described")
-        if np.tril(adjacency).any():
-            raise ValueError(f"{where}: edges that point backwards")
         try:
-            rows = ((self._ops[op], cell, self._names[name]) for op, cell, name in nodes.tolist())
-            records = tuple((primitive_name(op), parameter_name(name, cell)) for op, cell, name in rows)
-            genotype, norm = Genotype.from_lists(**net["genotype"]), "bn" if net["norm"] else None
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{where}: unknown id or primitive, or missing argument: {error}") from error
-        edges = np.argwhere(adjacency == 1).tolist()
-        if self.repair and not self._handle().attrs.get("repaired", False):
-            edges = repair_edges(edges, [op for op, _ in records], net, "msa" in genotype.names)
-        arguments = {key: net[key] for key in ARGUMENTS if key in net}
-        arch = StoredArchitecture(genotype, norm=norm, **arguments, records=records, edges=tuple(map(tuple, edges)))
-        counted, described = numbers_of_parameters(arch), net.get("num_params")
+            # By way of JSON: there a list stands for a tuple, and nothing else is converted.
+            net = Description.model_validate_json(json.dumps(self._nets[index]))
+            arch = self._architecture(net, *self._arrays(index))
+            counted, described = numbers_of_parameters(arch), net.num_params
+        except Exception as error:  # damaged and hostile files can raise any
+            raise ValueError(f"{where} is damaged or incomplete: {one_line(error)}") from error
         if described and described != counted:
             raise ValueError(f"{where}: {counted} parameters, but {described} are described")
         return arch
 
+    def _architecture(self, net: Description, adjacency: np.ndarray, nodes: np.ndarray) -> StoredArchitecture:
+        n = len(nodes)
+        if adjacency.shape != (n, n) or nodes.shape[1:] != (3,) or (net.num_nodes or n) != n:
+            raise ValueError(f"{n} nodes and an adjacency {adjacency.shape}, but {net.num_nodes} nodes are described")
+        if np.tril(adjacency).any():
+            raise ValueError("edges that point backwards")
+        if np.count_nonzero(adjacency == 1) > MAX_EDGES:
+            raise ValueError(f"more than {MAX_EDGES:,} edges")
+        rows = ((self._ops[op], cell, self._names[name]) for op, cell, name in nodes.tolist())
+        records = tuple((primitive_name(op), parameter_name(name, cell)) for op, cell, name in rows)
+        genotype = Genotype(**dict(net.genotype))
+        edges = np.argwhere(adjacency == 1).tolist()
+        if self.repair and not self._handle().attrs.get("repaired", False):
+            edges = repair_edges(edges, [op for op, _ in records], dict(net), "msa" in genotype.names)
+        arguments = {key: getattr(net, key) for key in ARGUMENTS if key in net.model_fields_set}
+        edges = tuple(map(tuple, edges))
+        return StoredArchitecture(genotype, norm="bn" if net.norm else None, **arguments, records=records, edges=edges)
+
     def _arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Adjacency (N, N) and node rows (N, 3)."""
-        try:
-            group = self._handle()[self.split][str(index)]
-            return group["adj"][:], group["nodes"][:].astype(np.int64)
-        except (OSError, KeyError, RuntimeError) as error:
-            raise ValueError(f"{self.path} is damaged or incomplete at network {index}: {error}") from error
+        group = self._handle()[self.split][str(index)]
+        for key in ("adj", "nodes"):
+            shape, dtype = group[key].shape, group[key].dtype
+            if len(shape) != 2 or max(shape) > MAX_NODES or dtype.kind not in "biu":
+                raise ValueError(f"{key} has the shape {shape} of {dtype}, at most {MAX_NODES} nodes are read")
+        return group["adj"][:], group["nodes"][:].astype(np.int64)
 
     def _handle(self):
         if self._open is None or self._open[0] != os.getpid():

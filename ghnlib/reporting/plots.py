@@ -5,8 +5,6 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import seaborn as sns
 
-SPLIT_ORDER = ("train", "val", "test", "wide", "deep", "dense", "bnfree")
-
 
 def use_style() -> None:
     """The look of all figures."""

@@ -16,6 +16,11 @@ from ruamel.yaml import YAML
 
 from ghnlib.reporting.statistics import Measured
 
+OUT_OF_DISTRIBUTION = ("wide", "deep", "dense", "bnfree")
+EVALUATED = ("test", *OUT_OF_DISTRIBUTION)
+SPLITS = ("train", "val", *EVALUATED)
+"""Splits of DeepNets, in the order of tables."""
+
 
 class Look(NamedTuple):
     """Of a verdict: a sign that is told apart without colours, the colours of its background and of lines."""

@@ -109,14 +109,35 @@ def share_above_half(wins: int, n: int) -> Measured:
     return Measured(*(float(x) - 0.5 for x in (share.statistic, *share.proportion_ci())), n)
 
 
+def finite(found: Mapping[str, Measured]) -> dict[str, Measured]:
+    """Those that are numbers."""
+    return {key: each for key, each in found.items() if np.isfinite(each.value)}
+
+
+def counted(rows: pd.DataFrame, score: str = "accuracy") -> pd.DataFrame:
+    """The rows of networks that statistics are taken of: what diverged has a score of 0, what failed is left out."""
+    return rows[rows["error"] == ""].fillna({score: 0.0})
+
+
+def r_of(r: float, n: int) -> Measured:
+    """Pearson's R over n observations with its interval by Fisher's transformation; none for 3 or fewer."""
+    with np.errstate(divide="ignore"):  # of 1 it is infinite
+        centre = np.arctanh(r)
+    half = stats.norm.ppf(0.975) / (n - 3) ** 0.5 if n > 3 else nan
+    return Measured(float(r), float(np.tanh(centre - half)), float(np.tanh(centre + half)), int(n))
+
+
+def correlation(score: pd.Series, accuracy: pd.Series) -> Measured:
+    """``r_of`` the pairs that are not NaN; not a number for fewer than 3 pairs or without variance."""
+    pairs = pd.DataFrame({"score": score, "accuracy": accuracy}).dropna()
+    if len(pairs) < 3 or (pairs.nunique() == 1).any():
+        return Measured(nan, n=len(pairs))
+    return r_of(stats.pearsonr(pairs["score"], pairs["accuracy"]).statistic, len(pairs))
+
+
 def tau_of(tau: float, n: int) -> Measured:
     """Kendall's tau over n observations with its interval, see ``tau_interval``."""
     return Measured(float(tau), *tau_interval(tau, n), int(n))
-
-
-def of_row(row: pd.Series) -> Measured:
-    """The tau of a row of ``rank_correlations``."""
-    return Measured(float(row["tau"]), float(row["low"]), float(row["high"]), int(row["n"]))
 
 
 def tau_interval(tau: float, n: int) -> tuple[float, float]:
@@ -148,9 +169,9 @@ def rank_correlations(scores: pd.DataFrame, accuracy: Sequence[float], top: int 
         pairs = table[[method, "accuracy"]].dropna()
         enough = len(pairs) > 2
         tau = stats.kendalltau(*pairs.to_numpy().T).statistic if enough else float("nan")
-        r = stats.pearsonr(*pairs.to_numpy().T).statistic if enough else float("nan")
         low, high = tau_interval(tau, len(pairs))
-        rows[method] = {"n": len(pairs), "tau": float(tau), "low": low, "high": high, "r": float(r)}
+        r = correlation(pairs[method], pairs["accuracy"]).value
+        rows[method] = {"n": len(pairs), "tau": float(tau), "low": low, "high": high, "r": r}
     return pd.DataFrame(rows).T.astype({"n": int})
 
 
@@ -178,12 +199,20 @@ def tables_over_trainings(tables: Sequence[pd.DataFrame], digits: int = 1) -> pd
     return stacked.groupby(level=levels, sort=False).agg(words)
 
 
-def with_deviation(values: Iterable[float], digits: int = 1) -> str:
-    """``mean ± deviation`` (of a sample, over n - 1) of the values that are not NaN; blank without one."""
+def with_deviation(values: Iterable[float], digits: int = 1, ddof: int = 1) -> str:
+    """``mean ± deviation`` (of a sample, over n - 1; ``ddof`` 0: of all) of the values that are not NaN; blank without
+    one."""
     values = pd.Series(list(values), dtype=float).dropna()
     if values.empty:
         return ""
-    return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
+    return f"{values.mean():.{digits}f}" + (f" ± {values.std(ddof=ddof):.{digits}f}" if len(values) > 1 else "")
+
+
+def with_interval(found: Measured) -> str:
+    """Such as "0.62 [0.50, 0.71]"."""
+    if isnan(found.value):
+        return "not testable"
+    return f"{found.value:.2f}" + ("" if isnan(found.low) else f" [{found.low:.2f}, {found.high:.2f}]")
 
 
 def with_standard_error(values: pd.Series) -> str:

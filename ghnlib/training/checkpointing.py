@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
+import zipfile
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -13,8 +13,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from ghnlib.processes import sole_holder
 from ghnlib.training.ranks import is_first_rank, sum_over_ranks
 from ghnlib.training.step import MetaTrainer
+
+ENDING = 60
+"""Seconds that a training is given to save and end before another in its folder is refused."""
 
 
 class TrainingError(RuntimeError):
@@ -62,32 +66,53 @@ def resume_together(trainer: MetaTrainer, folder: Path, identity: str) -> dict:
     return progress
 
 
+START = {"step": 0, "position": 0, "skipped": [], "window": [], "history": []}
+"""Progress of a training before its first step."""
+
+
 def _resume(trainer: MetaTrainer, folder: Path, identity: str) -> dict:
-    start = {"step": 0, "position": 0, "skipped": [], "window": [], "history": []}
     for name in "checkpoint.pt", "checkpoint.previous.pt":
         try:
-            state = torch.load(folder / name, map_location="cpu", weights_only=True)
+            state = _read(folder / name, trainer)
         except FileNotFoundError:
             continue
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            say(f"{folder / name} is damaged ({error}): trying the one before it")
+        except Exception as error:  # unpickling what was not pickled here may raise anything
+            say(f"{folder / name} is damaged ({error}): now checkpoint.damaged.pt, trying the one before it")
             os.replace(folder / name, folder / "checkpoint.damaged.pt")  # or the next save would take it for good
             continue
-        if state["identity"] != identity:
+        if state["identity"] != identity or _shapes(state["ghn"]) != _shapes(trainer.ghn.state_dict()):
             say("the checkpoint here is of another configuration or data: now checkpoint.old.pt, starting anew")
             os.replace(folder / name, folder / "checkpoint.old.pt")
             (folder / "checkpoint.previous.pt").unlink(missing_ok=True)
-            return start
+            break
         trainer.load_state_dict(state)
         say(f"resuming after step {state['progress']['step']}")
         return state["progress"]
-    return start
+    return {key: [*value] if isinstance(value, list) else value for key, value in START.items()}
+
+
+def _read(path: Path, trainer: MetaTrainer) -> dict:
+    """A checkpoint. Raises what ``torch.load`` does, and ValueError if the checksum of a part is not that which
+    ``torch.save`` has written beside it, or parts are missing."""
+    with zipfile.ZipFile(path) as archive:
+        if changed := archive.testzip():
+            raise ValueError(f"{changed} has changed since it was written")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    known = isinstance(state, dict) and {"identity", "progress", *trainer.parts} <= {*state}
+    if not (known and {*START} <= {*state["progress"]}):
+        raise ValueError("it was not written by a training")
+    return state
+
+
+def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items()}
 
 
 @contextmanager
 def only_writer(folder: Path):
+    """Within, no other process trains in the folder."""
     try:
-        with filelock.FileLock(folder / "lock", timeout=0) if is_first_rank() else nullcontext():
+        with sole_holder(folder / "lock", f"a training in {folder}", ENDING, say) if is_first_rank() else nullcontext():
             yield
     except filelock.Timeout as error:
         raise TrainingError(f"another process is training in {folder}: wait for it or stop it") from error

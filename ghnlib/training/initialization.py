@@ -29,7 +29,8 @@ class Sources:
     """What initialisations draw on. ``seed``: of noise, shuffling, He's numbers and the order of images; ``ghn``,
     ``graph``: the hypernetwork and the network's graph; ``parameters``: values by name, instead of their prediction;
     ``peers``: graphs whose predictions are averaged; ``orth_from``: of GHN-orth, see ``orthogonalize``; ``images``,
-    ``steps``, ``batch_size``: of GradInit and NIO."""
+    ``held_out``, ``steps``, ``batch_size``: training and validation images of GradInit and NIO, and how many steps they
+    take at most."""
 
     seed: int = 0
     ghn: GHN | None = None
@@ -37,6 +38,7 @@ class Sources:
     peers: Sequence[Graph] = ()
     orth_from: float = 0.0
     images: ImageSet | None = None
+    held_out: ImageSet | None = None
     steps: int = 100
     batch_size: int = 64
     parameters: dict[str, Tensor] | None = None
@@ -121,8 +123,8 @@ def shuffle(graph: Graph, seed: int) -> Graph:
 
 
 def _learned(net: nn.Module, sources: Sources, objective: Callable) -> None:
-    batches = sources.images.stream(sources.batch_size, sources.seed)
-    learn_scales(net, objective, islice(batches, sources.steps))
+    batches, held_out = (part.stream(sources.batch_size, sources.seed) for part in (sources.images, sources.held_out))
+    learn_scales(net, objective, islice(batches, sources.steps), next(held_out))
 
 
 def _write(own: dict[str, Tensor], values: dict[str, Tensor]) -> None:
@@ -199,8 +201,8 @@ INITIALIZATIONS: dict[str, tuple[Callable[[nn.Module, Sources], None], tuple[str
     "random": (lambda net, sources: None, ()),
     "he": (he, ()),
     "orthogonal": (lambda net, sources: orthogonalize(net), ()),
-    "gradinit": (partial(_learned, objective=gradinit), ("images",)),
-    "nio": (partial(_learned, objective=nio), ("images",)),
+    "gradinit": (partial(_learned, objective=gradinit), ("images", "held_out")),
+    "nio": (partial(_learned, objective=nio), ("images", "held_out")),
     "ghn": (predicted, _PREDICTED),
     "ghn-noise": (partial(predicted, noise=NOISE), _PREDICTED),
     "ghn-orth": (partial(predicted, noise=NOISE_BEFORE_ORTH, orthogonal=True), _PREDICTED),

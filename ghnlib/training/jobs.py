@@ -17,13 +17,13 @@ from torch import distributed
 
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.config import GHNConfig, Recipe
-from ghnlib.data.images import Augment, ImageSet
+from ghnlib.data.images import Augment, DataError, ImageSet
 from ghnlib.data.sources import ImageSplits, augmentation_of, images_of
 from ghnlib.deepnets.dataset import DeepNets, architectures_of
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.accuracy import predicted_accuracies
 from ghnlib.measuring.kept import map_kept
-from ghnlib.params import Count, Data, Section
+from ghnlib.params import Count, Data, Section, Seed
 from ghnlib.params import DeepNets as DeepNetsSection
 from ghnlib.processes import stop_with
 from ghnlib.training.checkpointing import TrainingError
@@ -40,8 +40,8 @@ class Job(Section):
 
     data: Data
     deepnets: DeepNetsSection
-    seed: Count
-    training_seed: Count
+    seed: Seed
+    training_seed: Seed
     classes: tuple[Count, ...] | None = None
     ghn: GHNConfig
     recipe: Recipe
@@ -158,6 +158,8 @@ def _main(path: str) -> None:
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         train_variant(job)
+    except (DataError, TrainingError) as error:  # their messages say all: without a traceback above
+        sys.exit(f"{type(error).__name__}: {error}")
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()

@@ -1,11 +1,12 @@
 """Initialisations that learn one scale for each parameter tensor on training images: GradInit and NIO.
 
 Their objectives map a loss (a function of parameters, images and labels), parameters by name, images (B, 3, s, s) and
-labels (B,) to what is to be minimised, which holds gradients of the loss.
+labels (B,) to whether a gradient of the loss is larger than ``GAMMA``, and what is to be minimised: then its norm.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -17,20 +18,30 @@ SMALLEST = 0.01
 """Lower bound of the scales (GradInit section 3): signs stay, and no tensor loses its influence."""
 GAMMA = 1.0
 """Norm of the gradient above which only this norm is minimised (both papers)."""
+EVERY, PATIENCE, GAIN = 5, 4, 0.01
+"""Convergence: the objective on held-out images, looked at after so many steps, has so often not fallen by so much."""
+Batch = tuple[Tensor, Tensor]
+Objective = Callable[..., tuple[bool, Tensor]]
 
 
 def learn_scales(
-    net: nn.Module, objective: Callable[..., Tensor], batches: Iterable[tuple[Tensor, Tensor]], lr: float = 0.03
-) -> None:
+    net: nn.Module, objective: Objective, batches: Iterable[Batch], held_out: Batch, lr: float = 0.03
+) -> int:
     """Multiply every parameter tensor, in place, by a scale that lowers ``objective`` (GradInit algorithm 1, NIO
-    algorithm 2): one step of Adam with rate ``lr`` for each batch. Ends early if the objective is not finite."""
+    algorithm 2): one step of Adam with rate ``lr`` for each batch, until the objective converges on a batch of held-out
+    images, is not finite, or batches end. The scales are those with the lowest objective there.
+
+    Returns:
+        How many steps were taken.
+    """
     initial = {name: p.detach().clone() for name, p in net.named_parameters()}
     scales = {name: torch.ones((), device=p.device, requires_grad=True) for name, p in initial.items()}
-    optimizer = torch.optim.Adam(scales.values(), lr)
-    loss = loss_of(net)
+    optimizer, loss, lowest, steps = torch.optim.Adam(scales.values(), lr), loss_of(net), _Lowest(scales), 0
+    value_on = lambda batch: objective(loss, {name: scales[name] * p for name, p in initial.items()}, *batch)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-        for x, y in batches:
-            value = objective(loss, {name: scales[name] * p for name, p in initial.items()}, x, y)
+        lowest.look(*value_on(held_out))
+        for steps, batch in enumerate(batches, start=1):
+            _, value = value_on(batch)
             if not value.isfinite():
                 break
             optimizer.zero_grad()
@@ -38,9 +49,33 @@ def learn_scales(
             optimizer.step()
             with torch.no_grad():
                 torch._foreach_clamp_min_(list(scales.values()), SMALLEST)
+            if steps % EVERY == 0 and lowest.look(*value_on(held_out)):
+                break
+        lowest.look(*value_on(held_out))
     with torch.no_grad():
         for name, parameter in net.named_parameters():
-            parameter.mul_(scales[name])
+            parameter.mul_(lowest.scales[name])
+    return steps
+
+
+class _Lowest:
+    """The scales with the lowest objective so far; one that respects the bound of the norm is lower than any other."""
+
+    def __init__(self, scales: dict[str, Tensor]):
+        self.now, self.value, self.waited = scales, (True, math.inf), 0
+        self._keep()
+
+    def _keep(self) -> None:
+        self.scales = {name: scale.detach().clone() for name, scale in self.now.items()}
+
+    def look(self, constrained: bool, value: Tensor) -> bool:
+        """At the objective with the scales of now. Returns whether it has converged."""
+        if value.isfinite() and (constrained, value.item() + GAIN) < self.value:
+            self.value, self.waited = (constrained, value.item()), 0
+            self._keep()
+        else:
+            self.waited += 1
+        return self.waited >= PATIENCE
 
 
 def loss_of(net: nn.Module) -> Callable[..., Tensor]:
@@ -50,7 +85,9 @@ def loss_of(net: nn.Module) -> Callable[..., Tensor]:
     return lambda parameters, x, y: F.cross_entropy(torch.func.functional_call(net, parameters | buffers, (x,)), y)
 
 
-def gradinit(loss: Callable, parameters: dict[str, Tensor], x: Tensor, y: Tensor, eta: float = 0.1) -> Tensor:
+def gradinit(
+    loss: Callable, parameters: dict[str, Tensor], x: Tensor, y: Tensor, eta: float = 0.1
+) -> tuple[bool, Tensor]:
     """The loss after one step of SGD with rate ``eta`` (Zhu et al. 2021), or the gradient's norm if above ``GAMMA``.
 
     The step is taken on the first two thirds of the batch and its loss on the last two: half of the images are new.
@@ -59,15 +96,15 @@ def gradinit(loss: Callable, parameters: dict[str, Tensor], x: Tensor, y: Tensor
     gradient = _gradient(loss, parameters, x[:share], y[:share])
     norm = torch.cat([g.flatten() for g in gradient]).norm()
     if norm > GAMMA:
-        return norm
+        return True, norm
     after = {name: value - eta * g for (name, value), g in zip(parameters.items(), gradient)}
-    return loss(after, x[-share:], y[-share:])
+    return False, loss(after, x[-share:], y[-share:])
 
 
-def nio(loss: Callable, parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+def nio(loss: Callable, parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[bool, Tensor]:
     """Negative GradCosine (Yang et al. 2022), or the mean norm of the gradients if that is above ``GAMMA``."""
     norm, cosine = grad_cosine(loss, parameters, x, y)
-    return norm if norm > GAMMA else -cosine
+    return (True, norm) if norm > GAMMA else (False, -cosine)
 
 
 def grad_cosine(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle, pairwise, product
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.data.images import Augment, DataError, ImageSet
 from ghnlib.hypernetwork.ghn import GHN
-from ghnlib.measuring.accuracy import accuracy, estimate_batch_norm, exits_of
+from ghnlib.measuring.accuracy import estimate_batch_norm, exits_of, top_accuracies
 from ghnlib.measuring.kept import rows_kept
 from ghnlib.training.initialization import Sources, initialize
 from ghnlib.training.step import OPTIMIZERS
@@ -36,6 +36,7 @@ class TrainingRecipe:
         optimizer: "sgd" (with momentum), "adam" (weight decay coupled) or "adamw" (decoupled).
         bn_batches: batches of EVALUATION_BATCH training images, of one pass at most, from which batch-norm statistics
             are estimated before each evaluation.
+        auxiliary_weight: of the loss of an auxiliary head, 0.4 in PPUDA (Table 9) as in DARTS, 0.5 in GHN 2018.
         drop_path: probability of dropping an operation's output at the end of the training; it rises from 0.
     """
 
@@ -51,11 +52,13 @@ class TrainingRecipe:
     schedule: str = "cosine"
     label_smoothing: float = 0.0
     drop_path: float = 0.0
+    auxiliary_weight: float = 0.4
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
     "step": lambda done: 0.1 ** int(3 * done),  # of 90 epochs after 30 and 60 (GHN-3 Table 6)
+    "step-half": lambda done: 0.1 ** ((done >= 0.5) + (done >= 0.75)),  # anytime networks (GHN 2018, section 5.4)
     "constant": lambda done: 1.0,  # within the first 30 epochs of these (GHN-3 Table 2)
 }
 """Share of the training that is done -> factor on the learning rate."""
@@ -124,7 +127,7 @@ def train_network(
             net.train()
         if step < recipe.steps:
             x, y = next(batches)
-            loss = _loss(net(x), y, recipe.label_smoothing)
+            loss = _loss(net(x), y, recipe)
             log(loss.item())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -136,20 +139,23 @@ def train_network(
     return results
 
 
-def _loss(output: Tensor | list[Tensor] | tuple[Tensor, Tensor], labels: Tensor, smoothing: float) -> Tensor:
-    """Sum of the exits' cross-entropies; 0.4 times that of an auxiliary head (PPUDA Table 9)."""
-    loss = partial(F.cross_entropy, target=labels, label_smoothing=smoothing)
-    return loss(output[0]) + 0.4 * loss(output[1]) if isinstance(output, tuple) else sum(map(loss, exits_of(output)))
+def _loss(output: Tensor | list[Tensor] | tuple[Tensor, Tensor], labels: Tensor, recipe: TrainingRecipe) -> Tensor:
+    """Sum of the exits' cross-entropies, that of an auxiliary head weighted."""
+    loss = partial(F.cross_entropy, target=labels, label_smoothing=recipe.label_smoothing)
+    if isinstance(output, tuple):
+        return loss(output[0]) + recipe.auxiliary_weight * loss(output[1])
+    return sum(map(loss, exits_of(output)))
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Measures ``accuracy`` (percent) of a network on images."""
+    """Measures ``accuracy`` (percent) of a network on images; ``score``: of ``top_accuracies``."""
 
     images: ImageSet
+    score: str = "accuracy"
 
     def __call__(self, net: nn.Module) -> dict[str, float]:
-        return {"accuracy": accuracy(net, self.images, EVALUATION_BATCH)}
+        return {"accuracy": top_accuracies(net, self.images, EVALUATION_BATCH)[self.score]}
 
 
 def run_all(
@@ -262,8 +268,6 @@ def initial_runs(
     tuned: Mapping[str, Mapping[str, object]] | None = None,
     class_layers: bool = True,
     given: Mapping[str, Sequence[dict[str, Tensor]]] | None = None,
-    post_processed: Collection[str] = (),
-    orth_from: float = 0.0,
 ) -> list[Run]:
     """Runs of each architecture and seed from random, orthogonal and predicted parameters, these with GHN-3's noise.
 
@@ -273,27 +277,23 @@ def initial_runs(
         tuned: fields of the recipe that differ, by initialisation, as ``tune`` finds them.
         class_layers: whether classification layers are predicted; if not, they are random.
         given: further initialisations by name: parameters of the first architectures, by name.
-        post_processed: names of which "NAME-orth" is added, the same with GHN-orth post-processing.
-        orth_from: share of the layers that post-processing leaves, see ``orthogonalize``.
 
     Returns:
-        Runs labelled ``initialisation`` ("random", "orthogonal", a name, "NAME-orth") and ``network`` (index).
+        Runs labelled ``initialisation`` ("random", "orthogonal", a name) and ``network`` (index).
 
     Raises:
         DataError: classification layers are to be predicted for another number of classes than a hypernetwork's.
     """
     predicted = {name: [_predict(name, ghn, architectures, class_layers) for ghn in trainings]
                  for name, trainings in hypernetworks.items()}  # fmt: skip
-    given = {name: [starts] for name, starts in (given or {}).items()}
     sides = [(name, name, [[None] * len(architectures)]) for name in ("random", "orthogonal")]
     sides += [(name, "ghn-noise", starts) for name, starts in predicted.items()]
-    sides += [(name, "ghn", starts) for name, starts in given.items()]
-    sides += [(f"{name}-orth", "ghn-orth", (predicted | given)[name]) for name in post_processed]
+    sides += [(name, "ghn", [starts]) for name, starts in (given or {}).items()]
     runs = []
     for name, initialisation, trainings in sides:
         own = replace(recipe, **tuned[name]) if tuned else recipe
         for network, (architecture, *starts) in enumerate(zip(architectures, *trainings)):
-            sources = [Sources(parameters=start, orth_from=orth_from) for start in starts]
+            sources = [Sources(parameters=start) for start in starts]
             labels = {"initialisation": name, "network": network}
             runs += [Run(architecture, own, seed, initialisation, source, labels)
                      for seed, source in zip(seeds, cycle(sources))]  # fmt: skip

@@ -1,3 +1,7 @@
+import re
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -162,11 +166,31 @@ def test_an_unknown_source_or_no_root_is_refused():
         load_images("cifar10")
 
 
-def test_a_corrupt_image_is_named(tree):
-    broken = tree / "train" / "dog" / "3.png"
-    broken.write_bytes(broken.read_bytes()[:40])
-    with pytest.raises(DataError, match="3.png is not a readable image"):
-        load_images("folder", tree, seed=0)
+def bomb(path):
+    """A file of some bytes that says it has 4e9 pixels."""
+    header = struct.pack(">IIBBBBB", 1 << 16, 1 << 16, 8, 2, 0, 0, 0)
+    parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+             for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(99))), (b"IEND", b""))]  # fmt: skip
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:40])
+
+
+@pytest.mark.parametrize(
+    "damage", [cut, bomb, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"GIF89a")]
+)
+@pytest.mark.parametrize("resident", [sources.RESIDENT_BYTES, 0])
+def test_a_corrupt_image_is_named_in_one_line(tree, monkeypatch, damage, resident):
+    monkeypatch.setattr(sources, "RESIDENT_BYTES", resident)
+    for part in "train", "test":
+        damage(tree / part / "dog" / "3.png")
+    with pytest.raises(DataError) as error:
+        list(load_images("folder", tree, seed=0, image_size=8).test.batches(4))
+    assert re.fullmatch(
+        r"/\S+/dog/3.png is not a readable image \([^\n]+\). Delete or replace the file.", str(error.value)
+    )
 
 
 def test_folders_that_differ_in_classes_are_refused(tree):

@@ -24,6 +24,7 @@ from ghnlib.experiments import anytime, blocks
 from ghnlib.experiments.anytime import CHOSEN, GEOMETRY, MSDNET, RANDOM, Candidates, Comparison, area_under
 from ghnlib.experiments.blocks import Ranking
 from ghnlib.experiments.msdnet import MSDNetArchitecture, exit_flops
+from ghnlib.experiments.one_shot import CEILING
 from ghnlib.experiments.setup import Setup
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Role
@@ -142,9 +143,16 @@ def test_training_takes_the_gradient_of_the_sum_of_the_losses_of_all_exits():
 
 
 def test_the_vanilla_variant_is_the_hypernetwork_of_2018_and_learns():
-    preset = {**PRESETS["ghn"], "num_classes": 10, "layers": 5, "stacked": True, "max_shape": (16, 16, 7, 7)}
+    preset = {**PRESETS["ghn"], "num_classes": 10, "max_shape": (16, 16, 7, 7)}
     config, recipe = params().anytime.config("vanilla"), params().anytime.recipe_of("vanilla")
-    assert config == GHNConfig(**preset)
+    assert (config.stacked, config.passing, config.modules, config.directions, config.layers) == (
+        True,
+        True,
+        1,
+        "both",
+        5,
+    )
+    assert config == GHNConfig(**preset) and params("cifar10").anytime.config("vanilla") == GHNConfig(**PRESETS["ghn"])
     rates = [recipe.rate_factor(round(share * recipe.steps), 1) for share in (0, 0.49, 0.5, 0.74, 0.75, 0.99)]
     assert rates == [1, 1, 0.5, 0.5, 0.25, 0.25]
     torch.manual_seed(0)
@@ -159,6 +167,25 @@ def test_exits_are_scored_one_by_one():
     for images, labels in digits(image_size=16).val.batches(50):
         correct += torch.tensor([(logits.argmax(1) == labels).sum() for logits in net()(images)])
     assert scored == pytest.approx((100 * correct / len(digits(image_size=16).val)).tolist())
+
+
+def test_an_msdnet_has_the_published_structure():
+    """Dense, at three scales of which the finest go one after the other, with bottlenecks and strided classifiers."""
+    built = MSDNetArchitecture(6, 3, 6, 4, 10, 32).build(device="cpu").eval()
+    shapes = []
+    for layer in built.layers:
+        layer.register_forward_hook(lambda layer, maps, out: shapes.append([tuple(m.shape[1:3]) for m in out]))
+    assert [logits.shape for logits in built(torch.zeros(2, 3, 32, 32))] == [(2, 10)] * 4
+    assert shapes == [
+        [(12, 32), (24, 16), (48, 8)], [(18, 32), (36, 16), (72, 8)], [(30, 16), (60, 8)], [(42, 16), (84, 8)],
+        [(66, 8)], [(90, 8)],
+    ]  # fmt: skip
+    of = lambda chain: [(m.in_channels, m.out_channels, m.kernel_size[0], m.stride[0]) for m in chain.modules()
+                        if isinstance(m, torch.nn.Conv2d)]  # fmt: skip
+    layer = built.layers[1]
+    assert of(layer.same[1]) == [(24, 12, 1, 1), (12, 6, 3, 1)] and of(layer.finer[0]) == [(12, 6, 1, 1), (6, 6, 3, 2)]
+    assert of(built.layers[2].drop) == [(36, 18, 1, 1), (72, 36, 1, 1)]
+    assert of(built.heads[0]) == [(60, 120, 3, 2), (120, 120, 3, 2)]
 
 
 @pytest.mark.parametrize("growth", [3, 12])
@@ -179,9 +206,9 @@ def setup(tmp_path_factory):
     """The tiny profile with few images, two hypernetworks trained twice and four anytime networks."""
     raw = read_merged(ROOT / "params.yaml", ROOT / "profiles" / "tiny.yaml")
     values = raw["anytime"] | {"variants": {"vanilla": {"layers": 1}, "larger": {"train_nodes": 3, "layers": 2}}}
-    values = values | {"batch_size": 20, "seeds": [3, 4], "blocks": values["blocks"] | {"networks": 5, "cells": 2, "steps": 8, "shares": [0.028, 0.1, 0.25]},
+    values = values | {"sgd": values["sgd"] | {"batch_size": 20}, "seeds": [3, 4], "blocks": values["blocks"] | {"networks": 5, "cells": 2, "steps": 8, "shares": [0.028, 0.1, 0.25]},
                        "search": values["search"] | {"candidates": 5, "chosen": 2, "steps": 4},
-                       "exits": values["exits"] | {"candidates": 4, "chosen": 2, "steps": 30}}  # fmt: skip
+                       "exits": values["exits"] | {"candidates": 4, "chosen": 2, "steps": 30, "sgd": values["sgd"] | {"batch_size": 20, "lr": 0.1, "schedule": "step-half"}}}  # fmt: skip
     read = validate(raw)
     folder = tmp_path_factory.mktemp("anytime")
     setup = Setup("anytime", read.profile, read.seed, folder, data=read.data, anytime=Anytime.of(values))
@@ -241,18 +268,8 @@ def test_the_ground_truth_is_the_mean_of_two_trainings_whose_agreement_is_the_ce
     every, half = ranking.correlations()[0], ranking.correlations(half=True)[0]
     mean = sum(truths) / 2
     assert every["parameters"].value == pytest.approx(np.corrcoef(ranking.baselines["parameters"], mean)[0, 1])
-    assert every[blocks.CEILING].value == pytest.approx(np.corrcoef(*truths)[0, 1])
+    assert every[CEILING].value == pytest.approx(np.corrcoef(*truths)[0, 1])
     assert every["parameters"].n == 5 and half["parameters"].n == 2 and math.isnan(half["parameters"].value)
-
-
-def test_correlation_has_the_interval_of_fisher():
-    score, accuracy = pd.Series([1.0, 2, 3, 4, 5, math.nan]), pd.Series([2.0, 1, 4, 3, 6, 7])
-    found = blocks.correlation(score, accuracy)
-    r = np.corrcoef(score[:5], accuracy[:5])[0, 1]
-    bounds = np.tanh(np.arctanh(r) + np.array([-1, 1]) * 1.959964 / 2**0.5)
-    assert found.n == 5 and found[:3] == pytest.approx((r, *bounds), abs=1e-6)
-    assert math.isnan(blocks.correlation(pd.Series([1.0, 1, 1]), accuracy).value)
-    assert math.isnan(blocks.correlation(score[:3], accuracy[:3]).low)
 
 
 def test_the_table_of_hypernetworks_says_what_they_are(setup, ranking):
@@ -373,7 +390,7 @@ def test_the_best_are_trained_beside_others_and_an_msdnet_of_their_cost(setup, c
     network, seed = candidates.networks[drawn[1]], mix(setup.seed, drawn[1])
     torch.manual_seed(seed)
     net = network.build(device="cpu", track_running_stats=True)
-    recipe = TrainingRecipe(30, setup.anytime.lr, 20, augment=setup.augment)
+    recipe = TrainingRecipe(30, 0.1, 20, schedule="step-half", augment=setup.augment)
     (accuracies,) = train_network(
         net, setup.images.train, recipe, seed, lambda net: exit_accuracies(net, setup.images.test, 256)
     ).values()
@@ -419,7 +436,9 @@ def test_claims_are_differences_of_mean_areas_within_a_training_and_what_diverge
 
 
 def test_a_training_that_diverges_has_costs_but_no_accuracy(setup, candidates):
-    own = replace(setup, anytime=setup.anytime.model_copy(update={"lr": math.inf}))
+    exits = setup.anytime.exits
+    diverging = exits.model_copy(update={"sgd": exits.sgd.model_copy(update={"lr": math.inf})})
+    own = replace(setup, anytime=setup.anytime.model_copy(update={"exits": diverging}))
     vars(own)["images"] = setup.images
     found = anytime.compare_anytime(own, candidates)
     assert found.curves["accuracy"].isna().all() and (found.curves["FLOPs"] > 0).all()

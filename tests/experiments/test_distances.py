@@ -9,7 +9,6 @@ from shared import digits, params, pool, tiny
 from ghnlib.architectures.vision import TorchvisionNetwork, without_skips
 from ghnlib.experiments.distances import (
     SINGLE,
-    SPLITS,
     Distances,
     compare_distances,
     extreme_pairs,
@@ -21,6 +20,7 @@ from ghnlib.experiments.distances import (
 from ghnlib.experiments.setup import Setup
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Node
+from ghnlib.reporting.publish import EVALUATED
 
 
 def test_frechet_distance_of_gaussians_is_that_of_their_moments():
@@ -53,7 +53,7 @@ def test_orders_and_claims_follow_the_distances_to_resnet50():
 
 def test_components_are_of_all_splits_and_hold_their_variance():
     graphs, rng = [a.graph for a in pool()], np.random.default_rng(0)
-    states = {part: rng.normal(size=(3, 2)) for part in (*SPLITS, "predefined")}
+    states = {part: rng.normal(size=(3, 2)) for part in (*EVALUATED, "predefined")}
     points, share = two_components(states, dict.fromkeys(states, graphs))
     assert share == pytest.approx(1.0) and len(points) == 3 * len(states)
     assert points["nodes"].tolist() == [len(graph) for graph in graphs] * len(states)
@@ -89,4 +89,4 @@ def test_distances_are_of_each_training(tmp_path):
     assert first.states["ghn2"]["wide"].shape == (2, 16) and len(first.members["train"]) == 2
     assert not np.allclose(first.states["ghn2"]["test"], second.states["ghn2"]["test"])
     assert {"distance-order", "frechet-nearest"} <= first.claims.keys()
-    assert list(first.table.index) == ["train", *SPLITS, *SINGLE]
+    assert list(first.table.index) == ["train", *EVALUATED, *SINGLE]

@@ -271,7 +271,10 @@ def test_a_crossover_is_told_in_epochs():
 
 def test_resnet50_is_compared_by_optimizer_at_its_best_rate(setup, monkeypatch):
     monkeypatch.setattr(resnet50, "TorchvisionNetwork", lambda classes, side: pool(input_size=16)[0])
-    found = compare_on_resnet50(setup)
+    own = replace(setup, finetune=setup.finetune.model_copy(update={"weight_decays": (1e30, 3e-4)}))
+    vars(own).update({name: vars(setup)[name] for name in ("images", "hypernetworks")})
+    found = compare_on_resnet50(own)
+    assert set(found["weight_decay"]) == {3e-4}, "the other diverges"
     ends = found[found["step"] == 20].set_index(["initialisation", "optimizer", "seed"])["lr"]
     assert ends.to_dict() == {
         (side, optimizer, seed): {"sgd": 0.01, "adam": 1e-3}[optimizer]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from shared import digits, params, pool, tiny
 
+from ghnlib.data.images import mix
 from ghnlib.data.sources import ImageSplits
 from ghnlib.experiments import properties
 from ghnlib.experiments.diagnostics import first_weight
@@ -28,7 +29,9 @@ from ghnlib.experiments.properties import (
 from ghnlib.experiments.setup import Setup
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Node
+from ghnlib.measuring.accuracy import top_accuracies
 from ghnlib.params import Regression
+from ghnlib.training.networks import Run, initial_network, train_network
 
 GRID = Regression(C=(1.0, 10.0), gamma=("scale",), epsilon=(0.1,))
 FITTED = np.arange(60) < 30
@@ -64,13 +67,32 @@ def test_convergence_is_of_accuracy_on_training_images(tmp_path):
     small = params("tiny")
     few = ImageSplits(*(part.few_shot(8, seed=0) for part in (images().train, images().val, images().test)))
     wrong = replace(few.val, labels=(few.val.labels + 1) % 10)
-    changes = {"property_steps": 40, "checkpoints": (20,), "converged": 30.0, "lr": 0.05}
-    analysis = small.analysis.model_copy(update=changes)
+    changes = {"property_steps": 40, "checkpoints": (20,), "converged": 30.0}
+    sgd = small.analysis.sgd.model_copy(update={"lr": 0.05})
+    analysis = small.analysis.model_copy(update={**changes, "sgd": sgd})
     setup = Setup("analysis", "tiny", 0, folder=tmp_path, data=small.data, analysis=analysis)
     found = [train_and_measure(setup, pool(size=1, input_size=16), splits).table.loc[0]
              for splits in (few, ImageSplits(few.train, wrong, few.test))]  # fmt: skip
     assert found[0]["convergence"] == found[1]["convergence"] < 40
     assert found[0]["accuracy"] > found[1]["accuracy"]
+
+
+def test_accuracies_of_the_ground_truth_are_top5_where_asked_for(tmp_path):
+    small = params("tiny")
+    few = ImageSplits(*(part.few_shot(8, seed=0) for part in (images().train, images().val, images().test)))
+    found = {}
+    for score in ("accuracy", "top5"):
+        changes = {"property_steps": 4, "checkpoints": (1,), "converged": 60.0, "score": score}
+        analysis = small.analysis.model_copy(update=changes)
+        setup = Setup("analysis", "tiny", 0, folder=tmp_path, data=small.data, analysis=analysis)
+        found[score] = train_and_measure(setup, pool(size=1, input_size=16), few)
+    run = Run(pool(size=1, input_size=16)[0], found["top5"].recipe, mix(0, 0))
+    net = initial_network(run)
+    train_network(net, few.train, run.recipe, run.seed, lambda net: None, (0, 1, 2))
+    expected = [top_accuracies(net, part, 256)[name] for name in ("accuracy", "top5") for part in (few.val, few.test)]
+    tables = [found[score].table.loc[0] for score in ("accuracy", "top5")]
+    assert [table[key] for table in tables for key in ("accuracy", "test accuracy")] == expected
+    assert tables[1]["convergence"] < tables[0]["convergence"] == 4, "chance is 50% of top-5"
 
 
 def test_a_property_that_all_networks_share_is_left_out():

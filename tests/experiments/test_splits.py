@@ -30,8 +30,7 @@ from ghnlib.experiments.splits import (
 )
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Node
-from ghnlib.reporting.plots import SPLIT_ORDER
-from ghnlib.reporting.publish import published
+from ghnlib.reporting.publish import SPLITS, published
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +87,7 @@ def test_networks_are_described_by_what_accuracy_is_drawn_against():
 
 def test_splits_are_those_of_the_profile_and_of_the_paper(setup, statistics):
     sizes = statistics.groupby("split", sort=False).size()
-    assert list(sizes.index) == list(SPLIT_ORDER) and sizes["train"] == setup.deepnets.train_pool
+    assert list(sizes.index) == list(SPLITS) and sizes["train"] == setup.deepnets.train_pool
     paper = statistics_at_paper_scale(setup)
     assert (paper.groupby("split").size() == setup.architectures.networks).all()
     assert paper["parameters"][paper["split"] == "test"].min() >= 2_500_000 > statistics["parameters"].max()

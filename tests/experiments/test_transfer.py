@@ -13,13 +13,11 @@ from torch import nn
 
 from ghnlib.data.images import DataError
 from ghnlib.experiments import pretraining
-from ghnlib.experiments.families import class_layers, family_networks
+from ghnlib.experiments.families import DEEPNETS, class_layers, family_networks
 from ghnlib.experiments.pretraining import (
-    DEEPNETS,
     Family,
     Learnt,
     Source,
-    job_of,
     post_processed,
     processings,
     runs_from,
@@ -97,14 +95,9 @@ def test_too_many_source_classes_are_refused(tmp_path, count, said):
         source_and_targets(setup_with(tmp_path, source_classes=count))
 
 
-def test_the_hypernetwork_is_trained_on_the_source_classes_for_the_steps_of_transfer(tmp_path):
-    job = job_of(setup_with(tmp_path, train_steps=7), 4)
-    assert job.classes == (0, 1, 2, 3, 4, 5) and job.folder == str(tmp_path / "ghn3-4")
-    assert (job.seed, job.training_seed) == (0, 4) and job.recipe.steps == job.recipe.validate_every == 7
-    assert job.recipe.lr == params("tiny").train.recipe_of("ghn3").lr and job.ghn.encoder == "graphormer"
-
-
-def test_it_is_trained_once_for_each_seed_that_starts_from_it(tmp_path, monkeypatch):
+def test_the_hypernetwork_is_trained_on_the_source_classes_once_for_each_seed_that_starts_from_it(
+    tmp_path, monkeypatch
+):
     setup, jobs = setup_with(tmp_path, seeds=[0, 1], train_steps=7), []
 
     def train(job, devices):
@@ -115,6 +108,9 @@ def test_it_is_trained_once_for_each_seed_that_starts_from_it(tmp_path, monkeypa
     monkeypatch.setattr(pretraining, "train_in_processes", train)
     setup = replace(setup, train=setup.train.model_copy(update={"seeds": (3, 5, 8)}))
     source = train_on_source(setup)
+    (job, _), recipe = jobs, params("tiny").train.recipe_of("ghn3")
+    assert job.classes == (0, 1, 2, 3, 4, 5) and job.folder == str(tmp_path / "ghn3-3")
+    assert (job.seed, job.recipe) == (0, replace(recipe, steps=7, validate_every=7)) and job.ghn.encoder == "graphormer"
     assert [job.training_seed for job in jobs] == [3, 5] and source.accuracies == [10.0, 20.0]
     assert [ghn.config.hid for ghn in source.trainings] == [16, 32]
     many = setup.transfer.detection.model_copy(update={"seeds": (0, 1, 2, 3)})

@@ -14,7 +14,7 @@ def test_a_report_says_what_is_predicted_and_why_the_rest_is_not():
     report = coverage(ghn, net, (3, 8, 8))
     expected = {"0.weight": "convolution", "0.bias": "bias", "1.weight": "norm", "1.bias": "norm"}
     assert report.predicted == expected
-    classes = "class layer; the hypernetwork predicts 10 classes"
+    classes = "class layer; the hypernetwork predicts 10 classes, the network has 7"
     assert report.skipped == {"2.weight": "unsupported layer PReLU", "4.weight": classes, "4.bias": classes}
     assert (report.nodes, report.parameters, report.share) == (6, 12 + 4 + 8 + 4 + 256 * 7 + 7, 24 / 1827)
     predicted = torch.cat([value.flatten() for value in ghn.predict(net, (3, 8, 8)).values()])

@@ -9,7 +9,7 @@ import pytest
 
 from ghnlib.params_file import read_yaml, validate
 from ghnlib.pipeline import readme
-from ghnlib.reporting.publish import published
+from ghnlib.reporting.publish import EVALUATED, published
 
 ROOT = Path(__file__).parents[2]
 CLAIMS = """paper,claim,published,ours,low,high,scale,verdict
@@ -107,7 +107,7 @@ def test_another_dataset_is_told_by_its_own_number_of_test_images(params):
 
 
 def evaluated(*methods, **more):
-    splits = dict.fromkeys(readme.SPLITS, mean(50.0, 25) | {"trainings": 3, "over_trainings": 2.04})
+    splits = dict.fromkeys(EVALUATED, mean(50.0, 25) | {"trainings": 3, "over_trainings": 2.04})
     accuracy = dict.fromkeys(methods, splits) | {"random": {"test": mean(10.0, 20)}}
     trained = {f"train-{method}-{seed}": {"steps": 100} for method in methods for seed in (0, 1, 2)}
     return trained | {"evaluate": {"accuracy": accuracy, "chance": 10.0, **more}}
@@ -116,7 +116,7 @@ def evaluated(*methods, **more):
 def test_the_published_numbers_stand_beside_ours(params):
     paragraphs = readme.TOLD["evaluate"].tell(evaluated("mlp", "ghn2"), params)
     header, _, mlp, ghn2, random = table_of(paragraphs)
-    assert header == ["parameters", *readme.SPLITS, "n test", "paper, CIFAR-10", "paper, ImageNet"]
+    assert header == ["parameters", *EVALUATED, "n test", "paper, CIFAR-10", "paper, ImageNet"]
     assert mlp == ["mlp", *["50.0 ± 2.0"] * 5, "25", published("evaluate/cifar10")["mlp"], ""]
     assert ghn2[-2:] == [published(f"evaluate/{images}")["ghn2"] for images in ("cifar10", "imagenet")]
     assert random[:3] == ["random", "10.0 ± 0.5", ""] and len(paragraphs) == 2
@@ -125,7 +125,7 @@ def test_the_published_numbers_stand_beside_ours(params):
 
 
 def test_one_training_of_each_hypernetwork_is_said_and_decides_nothing(tree, params):
-    splits = dict.fromkeys(readme.SPLITS, mean(50.0, 25))  # as in earlier reports
+    splits = dict.fromkeys(EVALUATED, mean(50.0, 25))  # as in earlier reports
     found = {"accuracy": {"ghn2": splits, "random": {"test": mean(10.0, 20)}}, "chance": 10.0}
     metrics = {"train-ghn2": {"steps": 100}, "evaluate": found}
     paragraphs = readme.TOLD["evaluate"].tell(metrics, params)

@@ -111,6 +111,39 @@ def test_bad_parameters_are_one_message_and_status_2(tree, capfd):
     assert re.fullmatch(r"finetune: params.yaml: seed = 'zero': .*integer", capfd.readouterr().err.strip())
 
 
+def edited(path, *changes):
+    text = path.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, 1)
+    path.write_text(text)
+    return text
+
+
+SEED, EPOCHS = ("seed: 0", "seed: zero"), ("epochs: 2", "epochs: 3")
+
+
+@pytest.mark.parametrize(
+    ("changes", "experiment", "restored"),
+    [([SEED], True, True), ([SEED], False, False), ([SEED, EPOCHS], True, False)],
+    ids=["dvc exp run", "dvc repro", "edited besides"],
+)
+def test_a_refused_value_of_an_experiment_leaves_the_parameters(
+    tree, capfd, monkeypatch, changes, experiment, restored
+):
+    path = tree(PARAMETERS) / "params.yaml"
+    before = path.read_text()
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in ["init", "-q"], ["add", "params.yaml"], [*who, "commit", "-qm", "a"]:
+        subprocess.run(["git", *arguments], check=True)
+    after = edited(path, *changes)
+    if experiment:
+        monkeypatch.setenv("DVC_EXP_BASELINE_REV", "HEAD")
+    assert run.main(["sources"]) == 2
+    assert path.read_text() == (before if restored else after)
+    assert ("params.yaml is as before" in capfd.readouterr().err) == restored
+
+
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_stopped_runner_takes_its_kernel_along(tree, sent, status):
     root = tree(PARAMETERS, "import os, time; open('pid', 'w').write(str(os.getpid()))", "time.sleep(60)")

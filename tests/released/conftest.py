@@ -10,7 +10,27 @@ import pytest
 
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.graphs.nodes import Node
+from ghnlib.released.checkpoints import our_name
 from ghnlib.released.deepnets1m import ARGUMENTS, numbers_of_parameters
+
+NAMES = json.loads(Path(__file__).with_name("hypernetworks.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def official_names():
+    """The function ``official_names(ghn, legacy=False)``."""
+    return _official_names
+
+
+def _official_names(ghn, legacy=False):
+    """The state dict of a small GHN-3 under the names of the training code, or of the files on the hub."""
+    own, state = ghn.state_dict(), {}
+    for name in NAMES["ghn3-t"]:
+        if our_name(name) in own:  # the small one has fewer layers
+            tables = name.startswith(("centrality", "input_dist"))
+            state[f"gnn.0.{name}" if tables and not legacy else name] = own[our_name(name)]
+    assert len(state) == len(own)
+    return state
 
 
 @pytest.fixture

@@ -28,17 +28,6 @@ def test_tensors_of_released_files_are_those_of_the_hypernetwork(preset):
     assert read == {name: tuple(value.shape) for name, value in own.items()}
 
 
-def official_names(ghn, legacy=False):
-    """The state dict of a small GHN-3 under the names of the training code, or of the files on the hub."""
-    own, state = ghn.state_dict(), {}
-    for name in NAMES["ghn3-t"]:
-        if our_name(name) in own:  # the small one has fewer layers
-            tables = name.startswith(("centrality", "input_dist"))
-            state[f"gnn.0.{name}" if tables and not legacy else name] = own[our_name(name)]
-    assert len(state) == len(own)
-    return state
-
-
 CONFIG = {"max_shape": (16, 16, 11, 11), "num_classes": 10, "hypernet": "gatedgnn", "decoder": "conv", "weight_norm": True, "ve": True,
           "layernorm": True, "hid": 16, "layers": 2, "heads": 2, "is_ghn2": False}  # fmt: skip
 
@@ -63,7 +52,7 @@ def test_overrides_replace_the_stored_configuration(tmp_path):
         GHN.from_pretrained(tmp_path / "saved", hidden=3)
 
 
-def test_ghn3_training_files(tmp_path):
+def test_ghn3_training_files(tmp_path, official_names):
     ghn = tiny()
     content = {
         "state_dict": official_names(ghn),
@@ -77,13 +66,14 @@ def test_ghn3_training_files(tmp_path):
     assert_equal(loaded, ghn)
 
 
-def test_hub_files_are_read_with_inferred_configuration(tmp_path):
+def test_hub_files_are_read_with_inferred_configuration(tmp_path, official_names):
     ghn = tiny()
     joblib.dump(official_names(ghn, legacy=True), tmp_path / "ghn3.pt")
-    loaded = GHN.from_pretrained(tmp_path / "ghn3.pt", heads=2)
+    loaded = GHN.from_pretrained(tmp_path / "ghn3.pt")
+    assert loaded.config.heads == 2  # as the last layer of the edge bias has rows
     assert_equal(loaded, ghn)
     with pytest.raises(CheckpointError, match="size mismatch for encoder.edge_bias.2.weight"):
-        GHN.from_pretrained(tmp_path / "ghn3.pt")  # heads are not in the file: 8 are assumed
+        GHN.from_pretrained(tmp_path / "ghn3.pt", heads=4)
 
 
 class Attack:
@@ -104,7 +94,7 @@ def test_files_that_run_code_are_refused_by_name(tmp_path, monkeypatch, dump):
 
 
 @pytest.mark.parametrize("dump", [torch.save, joblib.dump])
-def test_truncated_files_are_refused(tmp_path, dump):
+def test_truncated_files_are_refused(tmp_path, dump, official_names):
     dump(official_names(tiny()), tmp_path / "whole.pt")
     data = (tmp_path / "whole.pt").read_bytes()
     (tmp_path / "part.pt").write_bytes(data[: len(data) // 2])
@@ -112,7 +102,7 @@ def test_truncated_files_are_refused(tmp_path, dump):
         GHN.from_pretrained(tmp_path / "part.pt")
 
 
-def test_missing_tensors_are_named(tmp_path):
+def test_missing_tensors_are_named(tmp_path, official_names):
     state = official_names(tiny())
     del state["gnn.1.ln2.weight"]
     torch.save({"state_dict": state, "config": CONFIG}, tmp_path / "ghn.pt")

@@ -81,7 +81,7 @@ def test_damaged_official_files_are_explained(official):
     with pytest.raises(ValueError, match="parameters, but"):
         OfficialFile(path, "val").read(0)
     meta.write_text(text.replace('"genotype"', '"genes"'))
-    with pytest.raises(ValueError, match="missing argument: 'genotype'"):
+    with pytest.raises(ValueError, match="network 0 of .*genotype: Field required"):
         OfficialFile(path, "val").read(0)
     meta.write_text(text.replace('"primitives_ext"', '"primitives"'))
     with pytest.raises(ValueError, match="incomplete: 'val' has no 'primitives_ext'"):

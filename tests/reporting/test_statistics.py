@@ -90,7 +90,7 @@ def test_the_interval_of_tau_is_that_of_its_normalised_value():
 def test_a_tau_is_measured_with_its_interval():
     scores = pd.DataFrame({"x": [1.0, 3.0, 2.0, 4.0, 5.0, 6.0]})
     table = statistics.rank_correlations(scores, range(6))
-    found = statistics.of_row(table.loc["x"])
+    found = statistics.tau_of(table.loc["x", "tau"], table.loc["x", "n"])
     assert (
         found[:4]
         == statistics.tau_of(table.loc["x", "tau"], 6)[:4]
@@ -147,3 +147,24 @@ def test_tables_over_trainings_show_mean_and_deviation():
     found = statistics.tables_over_trainings(tables)
     assert found.loc["x"].tolist() == ["2.0 ± 1.4", ""] and found.loc["y", "b"] == "5.0 ± 1.4"
     assert statistics.tables_over_trainings(tables[:1], 2).loc["y", "a"] == "2.00"
+
+
+def test_correlation_has_the_interval_of_fisher():
+    score, accuracy = pd.Series([1.0, 2, 3, 4, 5, math.nan]), pd.Series([2.0, 1, 4, 3, 6, 7])
+    found, expected = statistics.correlation(score, accuracy), stats.pearsonr(score[:5], accuracy[:5])
+    assert found[:4] == pytest.approx((expected.statistic, *expected.confidence_interval(), 5))
+    assert statistics.rank_correlations(score.to_frame("x"), accuracy).loc["x", "r"] == found.value
+    assert math.isnan(statistics.correlation(pd.Series([1.0, 1, 1]), accuracy).value)
+    assert math.isnan(statistics.correlation(score[:3], accuracy[:3]).low)
+    assert statistics.r_of(1.0, 9)[:3] == (1, 1, 1)
+
+
+def test_numbers_are_shown_with_their_interval():
+    shown = [statistics.with_interval(statistics.Measured(*each)) for each in ((0.5, 0.25, 0.75), (0.5,), (math.nan,))]
+    assert shown == ["0.50 [0.25, 0.75]", "0.50", "not testable"]
+
+
+def test_what_diverged_counts_as_0_and_what_failed_is_left_out():
+    rows = pd.DataFrame({"ap": [5.0, math.nan, math.nan], "loss": math.nan, "error": ["", "", "ValueError: no"]})
+    assert statistics.counted(rows, "ap")["ap"].tolist() == [5.0, 0.0]
+    assert statistics.counted(rows, "ap")["loss"].isna().all()

@@ -14,7 +14,17 @@ from torch import nn
 from ghnlib.architectures.vision import TorchvisionNetwork
 from ghnlib.graphs.nodes import Role
 from ghnlib.training.initialization import INITIALIZATIONS, Sources, initialize, shuffle
-from ghnlib.training.learned_scales import GAMMA, SMALLEST, grad_cosine, gradinit, learn_scales, loss_of, nio
+from ghnlib.training.learned_scales import (
+    EVERY,
+    GAMMA,
+    PATIENCE,
+    SMALLEST,
+    grad_cosine,
+    gradinit,
+    learn_scales,
+    loss_of,
+    nio,
+)
 
 
 @cache
@@ -33,7 +43,9 @@ def peers():
 @cache
 def sources():
     images = digits(image_size=16).train
-    return Sources(0, hypernetwork(), architectures()[0].graph, peers(), images=images, steps=3, batch_size=24)
+    return Sources(
+        0, hypernetwork(), architectures()[0].graph, peers(), images=images, held_out=images, steps=3, batch_size=24
+    )
 
 
 def fresh(track=True):
@@ -150,7 +162,7 @@ def test_the_objective_of_gradinit_is_the_loss_after_a_step_of_sgd(batch):
     F.cross_entropy(net(x[:32]), y[:32]).backward()
     assert torch.cat([p.grad.flatten() for p in net.parameters()]).norm() < GAMMA
     optimizer.step()
-    torch.testing.assert_close(value, F.cross_entropy(net(x[16:]), y[16:]))
+    torch.testing.assert_close(value, (False, F.cross_entropy(net(x[16:]), y[16:])))
 
 
 @pytest.mark.parametrize("objective", [gradinit, nio])
@@ -163,9 +175,9 @@ def test_learning_lowers_the_objective_or_the_norm_with_one_positive_scale_a_ten
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     norm, _ = grad_cosine(loss_of(net), dict(net.named_parameters()), *batch)
     assert bool(norm > GAMMA) == constrained
-    value = objective(loss_of(net), dict(net.named_parameters()), *batch)
-    learn_scales(net, objective, repeat(batch, 8))
-    assert objective(loss_of(net), dict(net.named_parameters()), *batch) < value - 0.01
+    _, value = objective(loss_of(net), dict(net.named_parameters()), *batch)
+    assert learn_scales(net, objective, repeat(batch, 8), batch) == 8
+    assert objective(loss_of(net), dict(net.named_parameters()), *batch)[1] < value - 0.01
     if constrained:
         assert grad_cosine(loss_of(net), dict(net.named_parameters()), *batch)[0] < norm
     for name, parameter in net.named_parameters():
@@ -177,8 +189,36 @@ def test_learning_lowers_the_objective_or_the_norm_with_one_positive_scale_a_ten
 def test_scales_stop_at_their_lower_bound(batch):
     net = small_net()
     before = net[0].weight.detach().clone()
-    learn_scales(net, lambda loss, parameters, x, y: parameters["0.weight"].square().sum(), repeat(batch, 6), lr=0.5)
+    small = lambda loss, parameters, x, y: (False, parameters["0.weight"].square().sum())
+    learn_scales(net, small, repeat(batch, 6), batch, lr=0.5)
     torch.testing.assert_close(net[0].weight.detach(), SMALLEST * before)
+
+
+def test_learning_ends_where_the_objective_converges_on_held_out_images(batch):
+    """There it is least at a scale of 1.2, elsewhere ever lower."""
+    net, held_out = small_net(), (batch[0][:4], batch[1][:4])
+    before = net[0].weight.detach().clone()
+
+    def objective(loss, parameters, x, y):
+        ratio = parameters["0.weight"].norm() / before.norm()
+        return False, 10 * (ratio - 1.2).abs() if len(x) == 4 else -ratio
+
+    steps = learn_scales(net, objective, repeat(batch, 500), held_out)
+    assert steps == 5 + EVERY * PATIENCE, "after 5 steps the scale is 1.15, after 10 it is 1.3"
+    torch.testing.assert_close(net[0].weight.detach(), 1.15 * before, rtol=1e-3, atol=0)
+
+
+def test_below_the_bound_of_the_norm_an_objective_is_lower_than_any_above(batch):
+    """First the norm falls to the bound; the loss that counts below it is larger than that."""
+    net = small_net()
+    before = net[0].weight.detach().clone()
+
+    def objective(loss, parameters, x, y):
+        ratio = parameters["0.weight"].norm() / before.norm()
+        return (True, ratio) if ratio > 0.9 else (False, 5 + ratio)
+
+    assert learn_scales(net, objective, repeat(batch, 20), batch) == 20
+    torch.testing.assert_close(net[0].weight.detach(), 0.4 * before, rtol=1e-2, atol=0)
 
 
 def test_gradcosine_is_the_cosine_of_the_gradients_of_two_halves(batch):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from shared import digits, pool, tiny
 from torch import nn
 
@@ -90,6 +91,14 @@ def test_each_optimizer_trains(optimizer):
     assert len(losses) == 30 and np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 
 
+@pytest.mark.parametrize(("options", "weight"), [({}, 0.4), ({"auxiliary_weight": 0.5}, 0.5)])
+def test_the_loss_of_an_auxiliary_head_is_weighted(options, weight):
+    logits, labels = torch.randn(2, 6, 10), torch.arange(6)
+    own, other = (F.cross_entropy(each, labels) for each in logits)
+    loss = networks._loss((logits[0], logits[1]), labels, TrainingRecipe(1, 0.1, **options))
+    torch.testing.assert_close(loss, own + weight * other)
+
+
 def test_losses_are_means_between_the_rows():
     plain = next(a for a in pool(size=9) if not a.is_vit and a.fc_layers == 1)  # the others have dropout, and so chance
     run = Run(plain, TrainingRecipe(steps=5, lr=0.01), 0)
@@ -161,18 +170,17 @@ def test_batch_norm_statistics_are_averages_over_training_batches():
 
 def test_sides_start_from_what_they_say():
     ghn = tiny(hid=16)
-    runs = initial_runs(pool()[:1], TrainingRecipe(1, 0.1), [0], {"ghn": [ghn]}, post_processed=["ghn"])
-    assert [run.labels["initialisation"] for run in runs] == ["random", "orthogonal", "ghn", "ghn-orth"]
+    runs = initial_runs(pool()[:1], TrainingRecipe(1, 0.1), [0], {"ghn": [ghn]})
+    assert [run.labels["initialisation"] for run in runs] == ["random", "orthogonal", "ghn"]
     nets = [initial_network(run) for run in runs]
     predicted = ghn.predict(pool()[0].graph)
     values = {name: value.detach() for name, value in nets[2].named_parameters() if name in predicted}
     for name, value in values.items():
         torch.testing.assert_close(value, predicted[name], atol=1e-4, rtol=0)
     assert any(not torch.equal(value, predicted[name]) for name, value in values.items())  # GHN-3's noise
-    first = [next(m.weight for m in net.modules() if isinstance(m, nn.Conv2d)).flatten(1) for net in nets]
-    for matrix in (first[1], first[3]):
-        gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
-        torch.testing.assert_close(gram, torch.eye(len(gram)), atol=1e-4, rtol=0)
+    matrix = next(m.weight for m in nets[1].modules() if isinstance(m, nn.Conv2d)).flatten(1)
+    gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
+    torch.testing.assert_close(gram, torch.eye(len(gram)), atol=1e-4, rtol=0)
 
 
 def test_hypernetworks_of_other_classes_and_parameters_of_other_networks_are_named():

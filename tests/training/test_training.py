@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import pickle
 import random
 import re
 import resource
@@ -25,7 +26,7 @@ from shared import digits, params, pool
 from ghnlib import GHN, DeepNets
 from ghnlib.config import Recipe
 from ghnlib.data.images import Augment
-from ghnlib.training import jobs, loop, step
+from ghnlib.training import checkpointing, jobs, loop, step
 from ghnlib.training.checkpointing import TrainingError
 from ghnlib.training.jobs import Job, train_in_processes, train_variant
 from ghnlib.training.loop import sample_meta_batch, train_ghn
@@ -96,6 +97,14 @@ def test_same_seed_same_weights_and_history(tmp_path):
     assert_same_weights(a, b)
     pd.testing.assert_frame_equal(first, second, check_exact=True)
     assert (tmp_path / "a" / "history.csv").read_bytes() == (tmp_path / "b" / "history.csv").read_bytes()
+
+
+def test_a_process_that_lacks_images_ends_in_one_line(tmp_path):
+    wanted = job(tmp_path, data={**JOB["data"], "source": "folder", "root": str(tmp_path / "none")})
+    (tmp_path / "job.json").write_text(wanted.model_dump_json())
+    with pytest.raises(SystemExit) as stopped:
+        jobs._main(str(tmp_path / "job.json"))
+    assert re.fullmatch(f"DataError: no images in {tmp_path}/none: [^\n]+", stopped.value.code)
 
 
 class Interrupted(Exception):
@@ -403,27 +412,74 @@ def test_processes_save_when_their_caller_is_killed(tmp_path):
         assert 0 < torch.load(tmp_path / "checkpoint.pt")["progress"]["step"] < 10_000
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.load(path)["ghn"]["weight_decoder.fc.weight"].numpy().tobytes()) + 101] ^= 4
+    path.write_bytes(content)
+
+
+def zero_4_kilobytes(path):
+    content = bytearray(path.read_bytes())
+    start = content.index(torch.load(path)["ghn"]["weight_decoder.fc.weight"].numpy().tobytes())
+    content[start : start + 4096] = bytes(4096)
+    path.write_bytes(content)
+
+
+def forget_a_key(path):
+    torch.save({key: value for key, value in torch.load(path).items() if key != "schedule"}, path)
+
+
+def forget_the_position(path):
+    state = torch.load(path)
+    del state["progress"]["position"]
+    torch.save(state, path)
+
+
+DAMAGES = [cut, flip_a_bit, zero_4_kilobytes, forget_a_key, forget_the_position, lambda path: torch.save([1], path),
+           lambda path: path.write_bytes(pickle.dumps({"identity": 1})), lambda path: torch.save(Recipe(), path)]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys, damage):
     whole, history = train(tmp_path)
     path = tmp_path / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    damage(path)
+    damaged = path.read_bytes()
     resumed, again = train(tmp_path)
     output = capsys.readouterr().out
-    assert "damaged" in output and "resuming after step 9" in output
+    assert "checkpoint.pt is damaged" in output and "resuming after step 9" in output
     assert_same_weights(whole, resumed)
     pd.testing.assert_frame_equal(history, again, check_exact=True)
     for name, last in ("checkpoint.pt", 12), ("checkpoint.previous.pt", 9):  # not the damaged one
         assert torch.load(tmp_path / name)["progress"]["step"] == last
+    assert (tmp_path / "checkpoint.damaged.pt").read_bytes() == damaged
     assert len(pd.read_csv(tmp_path / "throughput.csv")) == 5
 
 
-def test_a_second_writer_is_kept_out(tmp_path):
+def test_the_checkpoint_of_other_layers_is_set_aside(tmp_path, capsys):
+    whole, _ = train(tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt")
+    state["ghn"]["before"] = state["ghn"].popitem()[1]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    again, _ = train(tmp_path)
+    assert "starting anew" in capsys.readouterr().out
+    assert_same_weights(whole, again)
+
+
+def test_a_second_writer_is_kept_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpointing, "ENDING", 0.1)
+
     def second(ghn):
         train(tmp_path)
         return {}
 
     with pytest.raises(TrainingError, match="another process"):
         train(tmp_path, validate=second)
+    assert "waiting 0.1 seconds" in capsys.readouterr().out
 
 
 def test_losses_that_are_not_finite_stop_the_training(tmp_path):
@@ -437,6 +493,42 @@ def test_losses_that_stop_being_finite_are_noticed_late_in_training():
     loop._stop_if_diverged([0] * 980 + [2] * 20, 2)
     with pytest.raises(TrainingError, match="42 of the last 2000"):
         loop._stop_if_diverged([0] * 979 + [2] * 21, 2)
+
+
+def test_losses_far_above_guessing_stop_the_training_from_its_middle_on():
+    stop = loop._stop_if_worse_than_guessing
+    high, wild = [5e14] * 100, [2.3] * 51 + [1e12] * 49  # as in healthy trainings: some networks lose very much
+    for at, steps in (4, 4), (199, 199), (999, 2000), (60, 60):
+        stop(high[:at], at, steps, 10)
+    for at, steps in (200, 200), (1000, 2000), (2000, 2000):
+        stop(wild, at, steps, 10)
+        for losses in high, [math.nan] * 100:
+            with pytest.raises(TrainingError, match=f"after {at} of {steps} steps.*guessing has 2.3.*train.recipe.lr"):
+                stop(losses, at, steps, 10)
+
+
+def test_a_training_that_diverges_with_finite_losses_fails(tmp_path, monkeypatch):
+    update = MetaTrainer.step
+    monkeypatch.setattr(MetaTrainer, "step", lambda *a, **k: update(*a, **k) | {"loss": 5e14})
+    monkeypatch.setattr(loop, "SETTLED", 8)
+    monkeypatch.setattr(loop, "JUDGED", 4)
+    for _ in range(2):  # started again, it fails again
+        with pytest.raises(TrainingError, match="the training has diverged: after (8|10) of 12 steps"):
+            train(tmp_path)
+    assert torch.load(tmp_path / "checkpoint.pt")["progress"]["step"] == 6
+
+
+def test_checkpoints_of_earlier_versions_are_resumed(tmp_path, capsys):
+    whole, history = train(tmp_path)
+    for name in "checkpoint.pt", "checkpoint.previous.pt":
+        state = torch.load(tmp_path / name)
+        del state["progress"]["losses"]
+        torch.save(state, tmp_path / name)
+    cut(tmp_path / "checkpoint.pt")
+    resumed, again = train(tmp_path)
+    assert "resuming after step 9" in capsys.readouterr().out
+    assert_same_weights(whole, resumed)
+    pd.testing.assert_frame_equal(history, again, check_exact=True)
 
 
 def test_a_step_without_an_update_leaves_the_mean_gradient_norm_finite(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import shortest_path
 from torch import nn
 
-from ghnlib.graphs.nodes import Node
+from ghnlib.graphs.nodes import Node, Role
 from ghnlib.graphs.tracing import trace
 
 MAX_DISTANCE = 250
@@ -47,24 +48,35 @@ class Graph:
         return len(self.nodes)
 
     def __repr__(self) -> str:
-        return f"Graph({len(self)} nodes, {len(self.edges)} edges)"
+        classes = [node.name for node in self.nodes if node.role in (Role.CLASS_WEIGHT, Role.CLASS_BIAS)]
+        layer = f"class layer {', '.join(classes)}" if classes else "no class layer"
+        return f"Graph({len(self)} nodes, {len(self.edges)} edges, {layer})"
 
     @classmethod
     def from_module(
-        cls, net: nn.Module, input_shape: tuple[int, ...] | None = None, convention: str = "correct", example=None
+        cls,
+        net: nn.Module,
+        input_shape: int | tuple[int, ...] | None = None,
+        convention: str = "correct",
+        example: Any = None,
     ) -> Graph:
         """Trace any network on the meta device (PPUDA appendix A).
 
         Args:
-            net: any module whose forward pass autograd can follow; it is not touched.
-            input_shape: (channels, height, width); None: the module's ``expected_input_sz``, 299 pixels for
-                Inception-v3, else 224.
+            net: any module whose forward pass autograd can follow; it is not touched. Its mode counts: auxiliary
+                heads that run in training mode only are nodes in that mode only. Weights that are computed from
+                parameters (``torch.nn.utils.parametrize``, weight and spectral norm, pruning) are nodes under the
+                name that they have without.
+            input_shape: (channels, height, width), or the side of images with three channels; None: the module's
+                ``expected_input_sz``, 299 pixels for Inception-v3, else 224.
             convention: "correct", or "ghn3" / "ppuda" for the graphs that the released hypernetworks expect.
+            example: what to call the network with instead of one image: a tensor, a tuple of arguments, or a
+                dictionary (by keyword if its keys are names of arguments, else it is the only argument).
 
         Raises:
             TraceError: the network cannot be traced; the message names the module or operation.
         """
-        return cls(*trace(net, input_shape, convention))
+        return cls(*trace(net, input_shape, convention, example))
 
     @cached_property
     def distances(self) -> np.ndarray:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from ghnlib.graphs.copying import Quantised
 from ghnlib.graphs.nodes import Node, Role
 
 
@@ -84,11 +85,12 @@ LAYERS = {
     "linear": Layer(_is(nn.Linear), "conv", Role.LINEAR, 2),
     "conv1d_hf": Layer(_named("Conv1D"), "conv", Role.LINEAR, 2),
     "attention": Layer(_is(nn.MultiheadAttention), "conv", Role.LINEAR, 2, ATTENTION_WEIGHTS, ("in_proj_bias",)),
-    "bn2d": Layer(_is(nn.BatchNorm2d), "bn", Role.NORM, 1),
+    "bn2d": Layer(_is(nn.BatchNorm2d, nn.SyncBatchNorm), "bn", Role.NORM, 1),
     "bn": Layer(_is(_BatchNorm), "bn", Role.NORM, 1),
     "layer_norm": Layer(_is(nn.LayerNorm), "ln", Role.NORM, 1),
     "other_norm": Layer(_is(nn.GroupNorm, nn.RMSNorm, _InstanceNorm), "ln", Role.NORM, 1),
     "norm_by_name": Layer(_looks_like_norm, "ln", Role.NORM, 1),
+    "recurrent": Layer(_is(nn.RNNBase), "conv", Role.LINEAR, 2),
     "embedding": Layer(_is(nn.Embedding), "pos_enc", Role.LINEAR, 2, biases=()),
     "pos_enc": Layer(_named("PosEnc"), "pos_enc", Role.POSITION, 4, biases=()),
     "vit_encoder": Layer(_named("Encoder"), "pos_enc", Role.POSITION, 3, ("pos_embedding",), ()),
@@ -102,6 +104,8 @@ CONVENTIONS = {
     "ppuda": Convention(_PPUDA_LAYERS, first_output=True, pool_by_keepdim=True, hard_gate=True, flags_by_position=True),
 }
 
+RECURRENT = re.compile(r"_[ih][hr]_l\d+(_reverse)?$")
+"""Ends of the names of a recurrent layer's weights and biases: ``weight_ih_l0``."""
 POSITION = re.compile(r"(^|[._])(abs_)?pos(ition)?(al)?_?(emb|enc)[a-z]*(_?\d+)?$")
 REASONS = (
     (re.compile(r"(cls|class|dist|reg|mask)_?(token|embedding)s?$|(^|\.)(register_tokens|token)$"), "class token"),
@@ -128,14 +132,15 @@ def parameters_of(net: nn.Module, convention: Convention) -> Iterator[tuple[nn.P
 
 def classify(name: str, attribute: str, shape: tuple[int, ...], module: nn.Module, convention: Convention) -> Parameter:
     """What a parameter becomes, decided by the layer that owns it."""
+    part = RECURRENT.sub("", attribute)
     for kind, layer in LAYERS.items():
         if kind not in convention.layers or not layer.matches(module):
             continue
-        if attribute in layer.weights and len(shape) == layer.rank:
+        if part in layer.weights and len(shape) == layer.rank:
             norm_bias = name.removesuffix("weight") + "bias" if layer.role is Role.NORM else ""
             op = _conv_op(module) if layer.role is Role.CONV else layer.op
             return Parameter(name, shape, op, layer.role, norm_bias)
-        if attribute in layer.biases and layer.role is not Role.NORM:
+        if part in layer.biases and layer.role is not Role.NORM:
             return Parameter(name, shape, "bias", Role.BIAS)
     if "vit_encoder" in convention.layers and _is_position(name, shape, convention):
         return Parameter(name, shape, "pos_enc", Role.POSITION)
@@ -149,6 +154,8 @@ def _is_position(name: str, shape: tuple[int, ...], convention: Convention) -> b
 
 
 def _reason(name: str, module: nn.Module) -> str:
+    if isinstance(module, Quantised):
+        return "quantised: its weights are packed"
     for pattern, reason in REASONS:
         if pattern.search(name):
             return reason

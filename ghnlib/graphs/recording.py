@@ -7,24 +7,25 @@ place in the forward pass.
 from __future__ import annotations
 
 import copy
+import inspect
 import random
+import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+
+from ghnlib.graphs.copying import TraceError, copy_of
+from ghnlib.graphs.running import Shortcuts, Watch
 
 BATCH = 2  # batch normalisation in training mode refuses a single value per channel
 ACCUMULATE = "torch::autograd::AccumulateGrad"
-
-
-class TraceError(RuntimeError):
-    """A network cannot be turned into a graph; the message names the module and says what to do."""
+UNUSED = "not used in the forward pass"
+LOGITS = "logits"
 
 
 class ForwardError(TraceError):
@@ -63,121 +64,183 @@ class Step(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """A forward pass. ``image``: the input, a leaf. ``steps``: every function behind an output, after its inputs.
-    ``output``: position of the step that made the first output.
+    """A forward pass. ``inputs``: the leaves that are data. ``steps``: every function behind an output, after its
+    inputs. ``outputs``: positions of the steps that made the outputs; of those called logits alone, if there are any.
+    ``used``: parameters that functions took, by id, and whether autograd followed. ``unused``: why not, of all others.
     """
 
     network: nn.Module
-    image: Tensor
+    inputs: list[Tensor]
     steps: list[Step]
-    output: int
+    outputs: list[int]
+    used: dict[int, bool]
+    unused: dict[int, str]
 
 
-def record(net: nn.Module, input_shape: tuple[int, ...] | None = None, first_output: bool = False) -> Recording:
+def record(
+    net: nn.Module, input_shape: int | tuple[int, ...] | None = None, first_output: bool = False, example: Any = None
+) -> Recording:
     """Run a copy of a network once. The network, its mode and the random state stay as they are.
 
     A forward pass that needs the values of tensors is repeated with them, if the network has its weights.
 
     Args:
-        input_shape: of one image, (channels, height, width); None: see ``Graph.from_module``.
+        input_shape, example: see ``Graph.from_module``.
         first_output: leave out what only other outputs (auxiliary heads) need.
 
     Raises:
         TraceError: the forward pass fails, or no output depends on a parameter.
     """
-    with torch.inference_mode(False), torch.enable_grad(), _random_state_kept(net):
+    with torch.inference_mode(False), torch.enable_grad(), _random_state_kept(net), _nothing_compiled():
         try:
-            shadow = copy_of(net, on_meta=True)
-            image, outputs = _run(shadow, input_shape)
+            run = _Run(net, input_shape, example, on_meta=True)
+            outputs = run.outputs()
         except ForwardError as error:
             if any(parameter.is_meta for parameter in net.parameters()):
                 raise
-            shadow = copy_of(net, on_meta=False)
-            image, outputs = _run(shadow, input_shape)
+            run = _Run(net, input_shape, example, on_meta=False)
+            outputs = run.outputs()
             reason = str(error.__cause__)[:120]
             text = f"{type(net).__name__} needs values to run ({reason}); this is its graph for a random input"
             warnings.warn(text, stacklevel=4)
-    steps = recorded_steps(outputs[:1] if first_output else outputs)
-    output = next(i for i, step in enumerate(steps) if step.function is outputs[0].grad_fn)
-    return Recording(shadow, image, steps, output)
+        used = dict(run.watch.used)
+        unused = run.reasons_of_disuse()
+    outputs.sort(key=lambda named: named[0] != LOGITS)
+    called_logits = sum(name == LOGITS for name, _ in outputs)
+    tensors = [tensor for _, tensor in outputs[:1] if first_output] or [tensor for _, tensor in outputs]
+    steps = recorded_steps(tensors)
+    place = {step.function: i for i, step in enumerate(steps)}
+    ends = [place[tensor.grad_fn] for tensor in tensors[: called_logits or None]]
+    return Recording(run.shadow, run.leaves, steps, ends, used, unused)
 
 
-# --- the copy --------------------------------------------------------------------------------------------------------
+class _Run:
+    """A copy of the network, what it is called with, and a watch on its parameters."""
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    def __init__(self, net: nn.Module, input_shape: int | tuple[int, ...] | None, example: Any, on_meta: bool):
+        self.shadow = copy_of(net, on_meta)
+        self.watch = Watch(net, self.shadow)
+        self.on_meta, self.shape = on_meta, None
+        if example is None:
+            self.shape = _shape(self.shadow, input_shape)
+            weight = next((p for p in self.shadow.parameters() if p.is_floating_point()), torch.empty(0, device="meta"))
+            example = torch.randn(BATCH, *self.shape, dtype=weight.dtype, device=weight.device)
+        self.given = "example" if self.shape is None else "shape" if input_shape else ""
+        self.call = _with_tensors(_call(net, example), self.leaf)
+        self.leaves = [tensor for _, tensor in _tensors(self.call) if tensor.requires_grad]
 
+    def leaf(self, tensor: Tensor) -> Tensor:
+        twin = torch.empty_like(tensor, device="meta") if self.on_meta else tensor.detach().clone()
+        return twin.requires_grad_(tensor.is_floating_point())
 
-def copy_of(net: nn.Module, on_meta: bool) -> nn.Module:
-    """A copy without the caller's hooks, all of it trainable; ``on_meta``: without weights.
+    def outputs(self) -> list[tuple[str, Tensor]]:
+        """The differentiable outputs with their names, of one forward pass."""
+        try:
+            result = self.forward()
+        except TraceError:
+            raise
+        except Exception as error:
+            raise ForwardError(self.failure(error)) from error
+        outputs = [(name, tensor) for name, tensor in _tensors(result) if tensor.grad_fn is not None]
+        if not outputs:
+            raise TraceError(
+                f"{type(self.shadow).__name__} cannot be traced: no output depends on its parameters through autograd. "
+                "Its forward must return a tensor, or tensors in a tuple or dictionary, that nothing detaches"
+            )
+        return outputs
 
-    Raises:
-        TraceError: a lazy module has no shapes yet, or a module cannot be copied.
-    """
-    memo: dict[int, Any] = {}
-    for name, module in net.named_modules():
-        _check(name, module)
-        for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
-            if isinstance(tensor, Tensor):
-                memo[id(tensor)] = _twin(tensor, on_meta)
-    try:
-        shadow = copy.deepcopy(net, memo)
-    except Exception as error:
-        text = f"{type(net).__name__} cannot be traced because copy.deepcopy fails on it: {error}. Keep what cannot be"
-        raise TraceError(f"{text} copied out of the module, or give its class a __deepcopy__") from error
-    for hooks in (getattr(module, kind) for module in shadow.modules() for kind in HOOKS):
-        # those of torch.nn.utils compute weights (weight norm, pruning); any other may write into the caller's state
-        for key in [key for key, hook in hooks.items() if not type(hook).__module__.startswith("torch.nn.utils")]:
-            del hooks[key]
-    return shadow
+    def forward(self) -> Any:
+        if not self.on_meta:
+            with self.watch:
+                return self.once()
+        try:
+            with Shortcuts(), self.watch:
+                return self.once()
+        except TraceError:
+            raise
+        except Exception:
+            with suppress(Exception), torch.device("meta"), Shortcuts(), self.watch:  # it makes tensors on the CPU
+                return self.once()
+            raise
 
+    def once(self) -> Any:
+        args, kwargs = _with_tensors(self.call, Tensor.clone)  # a leaf would not stand an in-place first layer
+        return self.shadow(*args, **kwargs)
 
-def _check(name: str, module: nn.Module) -> None:
-    where = f"module {name!r} ({type(module).__name__})"
-    if isinstance(module, torch.jit.ScriptModule):
-        raise TraceError(f"{where} is TorchScript, which autograd cannot match with modules: trace its Python original")
-    if any(map(nn.parameter.is_lazy, (*module._parameters.values(), *module._buffers.values()))):
-        raise TraceError(f"{where} is lazy and has no shapes yet: run the network once, then trace")
+    def reasons_of_disuse(self) -> dict[int, str]:
+        """Of the parameters that no function took. Those that the other mode uses are found by a run in it."""
+        used = set(self.watch.used)
+        missing = {id(parameter) for parameter in self.shadow.parameters()} - used
+        if not missing:
+            return {}
+        reason = UNUSED if self.on_meta else f"{UNUSED} of a random input, by whose values it decides"
+        mode, call = ("evaluation", "eval") if self.shadow.training else ("training", "train")
+        with suppress(Exception), torch.no_grad():
+            self.shadow.train(not self.shadow.training)
+            self.forward()
+        other = f"runs in {mode} mode only, as auxiliary heads do: net.{call}() before tracing gives it a node"
+        return {key: other if key in self.watch.used else reason for key in missing}
 
-
-def _twin(tensor: Tensor, on_meta: bool) -> Tensor:
-    twin = torch.empty_like(tensor, device="meta") if on_meta else tensor.detach().clone()
-    if not isinstance(tensor, nn.Parameter):
-        return twin
-    return nn.Parameter(twin, requires_grad=tensor.is_floating_point() or tensor.is_complex())
-
-
-# --- the forward pass ------------------------------------------------------------------------------------------------
-
-
-def _run(shadow: nn.Module, input_shape: tuple[int, ...] | None) -> tuple[Tensor, list[Tensor]]:
-    """One forward pass: the input and the differentiable outputs."""
-    size = getattr(shadow, "expected_input_sz", 299 if type(shadow).__name__ == "Inception3" else 224)
-    shape = tuple(input_shape or ((3, size, size) if isinstance(size, int) else size))
-    weight = next((p for p in shadow.parameters() if p.is_floating_point()), torch.empty(0, device="meta"))
-    image = torch.randn(BATCH, *shape, dtype=weight.dtype, device=weight.device, requires_grad=True)
-    try:
-        result = _forward(shadow, image)
-    except Exception as error:
-        raise ForwardError(_failure(shadow, shape, input_shape is not None, error)) from error
-    outputs = [tensor for tensor in _tensors(result) if tensor.grad_fn is not None]
-    if not outputs:
-        raise TraceError(
-            f"{type(shadow).__name__} cannot be traced: no output depends on its parameters through autograd. Its "
-            "forward must return a tensor, or tensors in a tuple or dictionary, that nothing detaches"
+    def failure(self, error: Exception) -> str:
+        title = type(self.shadow).__name__
+        names = {id(module): name for name, module in self.shadow.named_modules()}
+        name, frame = "", error.__traceback__
+        while frame is not None:
+            name = names.get(id(frame.tb_frame.f_locals.get("self")), name)
+            frame = frame.tb_next
+        where = f"module {name!r} ({type(self.shadow.get_submodule(name)).__name__})" if name else "its own forward"
+        what = {"example": "the example", "shape": f"an input of shape {self.shape}"}
+        several = (
+            "If it takes tokens, several inputs or a dictionary, pass example=: a tensor, a tuple of arguments, or a "
+            "dictionary"
         )
-    return image, outputs
+        remedy = {
+            "example": "Check that the network runs on the example",
+            "shape": several,
+            "": f"If the network takes other images, pass input_shape=(channels, height, width). {several}",
+        }[self.given]
+        values = ". If its forward decides by the values of tensors, it can be traced off the meta device only"
+        return (
+            f"{title} cannot be traced on {what.get(self.given, f'the default input shape {self.shape}')}: {where} "
+            f"fails with: {error}. {remedy}{values if self.on_meta else ''}"
+        )
 
 
-def _forward(shadow: nn.Module, image: Tensor) -> Any:
-    if not image.is_meta:
-        return shadow(image.clone())
-    try:
-        with Shortcuts():
-            return shadow(image.clone())  # a leaf would not stand an in-place first layer
-    except Exception:
-        with suppress(Exception), torch.device("meta"), Shortcuts():  # a forward that makes tensors on the CPU
-            return shadow(image.clone())
-        raise
+def _shape(net: nn.Module, given: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    default = 299 if type(net).__name__ == "Inception3" else 224
+    size = getattr(net, "expected_input_sz", default) if given is None else given
+    return (3, size, size) if isinstance(size, int) else tuple(size)
+
+
+def _call(net: nn.Module, example: Any) -> tuple[tuple, dict[str, Any]]:
+    """Positional and keyword arguments."""
+    if isinstance(example, tuple):
+        return example, {}
+    if isinstance(example, Mapping):
+        with suppress(TypeError):  # its keys are not the names of arguments: it is the only one
+            inspect.signature(net.forward).bind(**example)
+            return (), dict(example)
+    return (example,), {}
+
+
+def _with_tensors(structure: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of nested containers with other tensors."""
+    return copy.deepcopy(structure, {id(tensor): change(tensor) for _, tensor in _tensors(structure)})
+
+
+def _tensors(result: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors within nested tuples, lists, mappings and plain result objects, in order, with their names there."""
+    if isinstance(result, Tensor):
+        yield name, result
+        return
+    if isinstance(result, tuple) and hasattr(result, "_asdict"):
+        result = result._asdict()
+    if isinstance(result, (list, tuple)):
+        parts = [(name, part) for part in result]
+    else:
+        parts = result.items() if isinstance(result, Mapping) else getattr(result, "__dict__", {}).items()
+    for key, part in parts:
+        yield from _tensors(part, str(key))
 
 
 @contextmanager
@@ -191,105 +254,9 @@ def _random_state_kept(net: nn.Module) -> Iterator[None]:
         np.random.set_state(states[1])
 
 
-def _tensors(result: Any) -> Iterator[Tensor]:
-    """The tensors within nested tuples, lists, mappings and plain result objects, in order."""
-    if isinstance(result, Tensor):
-        yield result
-        return
-    if isinstance(result, dict):
-        result = result.values()
-    elif not isinstance(result, (list, tuple)):
-        result = vars(result).values() if hasattr(result, "__dict__") else ()
-    for part in result:
-        yield from _tensors(part)
-
-
-def _failure(shadow: nn.Module, shape: tuple[int, ...], given: bool, error: Exception) -> str:
-    names = {id(module): name for name, module in shadow.named_modules()}
-    name, frame = "", error.__traceback__
-    while frame is not None:
-        name = names.get(id(frame.tb_frame.f_locals.get("self")), name)
-        frame = frame.tb_next
-    where = f"module {name!r} ({type(shadow.get_submodule(name)).__name__})" if name else "its own forward"
-    image = f"an input of shape {shape}" if given else f"the default input shape {shape}"
-    return (
-        f"{type(shadow).__name__} cannot be traced on {image}: {where} fails with: {error}. If the network takes other "
-        "inputs, pass input_shape=(channels, height, width). If its forward decides by the values of tensors, it can "
-        "be traced off the meta device only"
-    )
-
-
-# --- shortcuts -------------------------------------------------------------------------------------------------------
-
-
-class _Shortcut(torch.autograd.Function):
-    """Stands for a function whose kernel on the meta device is written in Python and takes milliseconds."""
-
-    @staticmethod
-    def forward(ctx, shape, x, *parameters):
-        return x.new_empty(shape)
-
-
-class Norm(_Shortcut):
-    """(x, weight, bias) -> like x."""
-
-
-class Linear(_Shortcut):
-    """(x, weight, bias) -> (..., out)."""
-
-
-class Activation(_Shortcut):
-    """x -> like x."""
-
-
-class HardActivation(_Shortcut):
-    """x -> like x."""
-
-
-class Attention(_Shortcut):
-    """(query, key, value, bias of the scores) -> (..., queries, value channels). Torch's own kernels are recorded
-    under this name too.
-    """
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if x.shape[-1] != weight.shape[-1]:
-        raise RuntimeError(f"a weight of shape {tuple(weight.shape)} cannot be applied to an input of {tuple(x.shape)}")
-    return Linear.apply((*x.shape[:-1], *weight.shape[:-1]), x, weight, bias)
-
-
-def _batch_norm(x: Tensor, mean, variance, weight: Tensor | None = None, bias: Tensor | None = None, *rest, **options):
-    return Norm.apply(x.shape, x, weight, bias)
-
-
-def _layer_norm(x: Tensor, shape, weight: Tensor | None = None, bias: Tensor | None = None, *rest, **options):
-    return Norm.apply(x.shape, x, weight, bias)
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest, **options) -> Tensor:
-    return Attention.apply((*query.shape[:-1], value.shape[-1]), query, key, value, attn_mask)
-
-
-def _like(function: type[_Shortcut]) -> Callable[..., Tensor]:
-    return lambda x, *rest, **options: function.apply(x.shape, x)
-
-
-SHORTCUTS: dict[Callable, Callable] = {
-    F.linear: _linear,
-    F.batch_norm: _batch_norm,
-    F.layer_norm: _layer_norm,
-    F.group_norm: _layer_norm,
-    F.scaled_dot_product_attention: _attention,
-    **dict.fromkeys((F.relu, F.relu6, F.hardtanh, F.gelu, F.dropout), _like(Activation)),
-    **dict.fromkeys((F.hardswish, F.hardsigmoid), _like(HardActivation)),
-}
-
-
-class Shortcuts(TorchFunctionMode):
-    """Replaces the functions of ``SHORTCUTS`` while it is entered; a ResNet-50 then takes 20 ms instead of 100."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        return SHORTCUTS.get(function, function)(*args, **(kwargs or {}))
+def _nothing_compiled():
+    """Compiled functions run as they were written; without torch's compiler, whose import takes seconds, if unused."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 # --- the recording ---------------------------------------------------------------------------------------------------

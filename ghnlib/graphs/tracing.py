@@ -6,16 +6,19 @@ produced its inputs, which contracts reshapes, activations and all else that has
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import networkx as nx
 from torch import Tensor, nn
 
+from ghnlib.graphs.classifier import Classifiers
 from ghnlib.graphs.nodes import Node, Role
 from ghnlib.graphs.parameters import CONVENTIONS, Convention, Parameter, out_of_reach, parameters_of
+from ghnlib.graphs.parametrized import parts_in
 from ghnlib.graphs.recording import ACCUMULATE, Recording, Step, record
 
 
@@ -29,7 +32,9 @@ class Traced(NamedTuple):
     skipped: dict[str, str]
 
 
-def trace(net: nn.Module, input_shape: tuple[int, ...] | None = None, convention: str = "correct") -> Traced:
+def trace(
+    net: nn.Module, input_shape: int | tuple[int, ...] | None = None, convention: str = "correct", example: Any = None
+) -> Traced:
     """See ``Graph.from_module``. The network, on any device and in either mode (auxiliary heads that run in training
     mode only are traced in that mode only), its mode and the random state stay as they are. A network that needs the
     values of tensors is run with them, one that the released code of a convention fails on has its correct graph: with
@@ -38,14 +43,14 @@ def trace(net: nn.Module, input_shape: tuple[int, ...] | None = None, convention
     if convention not in CONVENTIONS:
         raise ValueError(f"convention is {convention!r}; it must be one of {', '.join(CONVENTIONS)}")
     rules = CONVENTIONS[convention]
-    recording = record(net, input_shape, rules.first_output)
+    recording = record(net, input_shape, rules.first_output, example)
     reduction = Reduction(recording, rules)
     problem = out_of_reach(convention, net, reduction.nodes, reduction.wiring)
     if problem:
         text = f"{type(net).__name__}: the released code of {convention} {problem}; this is the correct graph"
         warnings.warn(text, stacklevel=3)
-        return trace(net, input_shape)
-    return reduction.traced()
+        return trace(net, input_shape, example=example)
+    return reduction.traced(parts_in(net))
 
 
 class Value(NamedTuple):
@@ -86,11 +91,13 @@ class Reduction:
         self.repeated: set[str] = set()
         self.dropped: set[int] = set()
         self.values: list[Value] = []
+        self.met: dict[int, tuple[Parameter, ...]] = {}
+        self.leaves = {id(leaf) for leaf in recording.inputs}
         self.add(Node("input"), frozenset(), -1)
         for step in recording.steps:
             self.values.append(self.visit(step))
         self.wiring.add_node(OUTPUT)
-        self.wire(self.values[recording.output].nodes, OUTPUT)
+        self.wire(self.values[recording.outputs[0]].nodes, OUTPUT)
         for node in self.dropped:
             self.wiring.add_edges_from(list(product(self.wiring.pred[node], self.wiring.succ[node])))
             self.wiring.remove_node(node)
@@ -114,10 +121,11 @@ class Reduction:
         value = HANDLERS.get(step.kind, Reduction.pass_on)(self, step, data)
         if not pending:
             return value
+        self.met[len(self.values)] = pending
         return value._replace(nodes=self.consume(pending, value.nodes, step.function._sequence_nr()))
 
     def leaf(self, tensor: Tensor) -> Value:
-        if tensor is self.recording.image:
+        if id(tensor) in self.leaves:
             return IMAGE
         parameter = self.parameters.get(id(tensor))
         if parameter is None:
@@ -259,8 +267,10 @@ class Reduction:
         self.wiring.remove_edges_from([(bias, pool), *product(features, [weight])])
         self.wiring.add_edges_from([(pool, weight), *product(features, [pool])])
 
-    def traced(self) -> Traced:
-        self.warn()
+    def traced(self, parts: dict[str, str]) -> Traced:
+        """``parts``: parameters that others are computed from -> name of what is computed."""
+        skipped = self.skipped()
+        self.warn(skipped)
         classifier = self.classifier()
         order = self.sorted(classifier)
         position = {node: i for i, node in enumerate(order)}
@@ -268,9 +278,11 @@ class Reduction:
         nodes = [self.nodes[i] for i in order]
         for i, role in self.class_roles(nodes, [position[i] for i in classifier]):
             nodes[i] = nodes[i]._replace(role=role)
-        return Traced(nodes, edges, self.skipped())
+        for part, whole in parts.items():
+            skipped[part] = skipped.get(whole, f"part of {whole}, which was not written")
+        return Traced(nodes, edges, {name: why for name, why in skipped.items() if name not in parts.values()})
 
-    def warn(self) -> None:
+    def warn(self, skipped: dict[str, str]) -> None:
         title = type(self.recording.network).__name__
         if self.repeated:
             which = ", ".join(sorted(self.repeated))
@@ -279,23 +291,23 @@ class Reduction:
         if tied:
             which = ", ".join(tied[:3])
             warnings.warn(f"{title} ties {len(tied)} weights ({which}...): one node, the first name", stacklevel=5)
+        lost = [f"{name}: {why}" for name, why in skipped.items() if re.search("unsupported|quantised", why)]
+        if lost:
+            text = f"{title} has {len(lost)} parameters that are no nodes ({'; '.join(lost[:3])}...): predictions lack"
+            warnings.warn(f"{text} them, and are made for the other layers as if these were not there", stacklevel=5)
 
     def classifier(self) -> list[int]:
-        """The weight, and the bias if any, that produce the first output. Pooling of it, or the sum with another
-        classifier (distillation), may follow.
+        """The nodes of the class layer: of the first output that has one, but of one that it leads to, as features
+        lead to logits. timm's backbones say that they have no classes.
         """
-        nodes, op = self.final, ""
-        while len(nodes) == 1 and self.nodes[min(nodes)].role is Role.OPERATION:
-            op, nodes = self.nodes[min(nodes)].op, self.parents(min(nodes))
-        if len(nodes) > 1 and op != "sum":
+        if getattr(self.recording.network, "num_classes", None) == 0:
             return []
+        finder = Classifiers(self.recording.steps, [bool(value.nodes) for value in self.values], self.met)
         found: list[int] = []
-        for node in sorted(nodes):
-            bias = [node] if self.nodes[node].role is Role.BIAS else []
-            weights = self.parents(node) if bias else {node}
-            if any(self.nodes[weight].role not in (Role.CONV, Role.LINEAR) for weight in weights):
-                return []
-            found += [*weights, *bias]
+        for end in self.recording.outputs:
+            nodes = [self.node_of[parameter.name] for parameter in finder.behind(end)]
+            if nodes and (not found or found[0] != nodes[0] and self.leads_to(found[-1], frozenset(nodes[:1]))):
+                found = nodes
         return found
 
     def sorted(self, classifier: list[int]) -> list[int]:
@@ -307,25 +319,33 @@ class Reduction:
         return list(nx.lexicographical_topological_sort(self.wiring, key=lambda i: (i in late, self.keys[i])))
 
     def class_roles(self, nodes: list[Node], classifier: list[int]) -> Iterator[tuple[int, Role]]:
-        """Of the classifier; for released hypernetworks, of the last two nodes if their names say weight and bias."""
+        """Of the classifier; released hypernetworks know it only as last nodes that are called weight and bias."""
+        last = len(nodes) - 1
         if self.rules.flags_by_position:
-            last = len(nodes) - 1
-            classifier = [i for i, part in ((last - 1, ".weight"), (last, ".bias")) if part in nodes[i].name]
+            named = [i for i, part in ((last - 1, ".weight"), (last, ".bias")) if part in nodes[i].name]
+            classifier = [i for i in named if i in classifier]
         for i in classifier:
-            if nodes[i].role is Role.BIAS:
-                yield i, Role.CLASS_BIAS
-            elif nodes[i].role in (Role.CONV, Role.LINEAR) and all(side == 1 for side in nodes[i].shape[2:]):
-                yield i, Role.CLASS_WEIGHT
+            yield i, Role.CLASS_BIAS if nodes[i].role is Role.BIAS else Role.CLASS_WEIGHT
 
     def skipped(self) -> dict[str, str]:
         predicted = set(self.node_of) | {self.nodes[i].norm_bias for i in self.node_of.values()}
         result = {}
-        for parameter in self.parameters.values():
+        for key, parameter in self.parameters.items():
             if parameter.name not in predicted:
-                used = parameter.name in self.seen
-                result[parameter.name] = parameter.reason if used else "not used in the forward pass"
+                result[parameter.name] = self.reason(key, parameter)
             result |= dict.fromkeys(parameter.aliases, f"tied to {parameter.name}")
         return result
+
+    def reason(self, key: int, parameter: Parameter) -> str:
+        if parameter.name in self.seen:
+            return parameter.reason or "meets no data that come from the input"
+        if key in self.recording.unused:
+            return self.recording.unused[key]
+        if not self.recording.used.get(key):
+            return "used under torch.no_grad(), where autograd does not follow"
+        if self.rules.first_output:
+            return "not used for the first output, and the convention has no other"
+        return "used, but detached: autograd finds no output that depends on it"
 
 
 def _producers(data: list[Value]) -> frozenset[int]:

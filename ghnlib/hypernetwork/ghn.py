@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ghnlib.config import GHNConfig
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Node, Role
+from ghnlib.graphs.parametrized import unfold
 from ghnlib.graphs.recording import TraceError
 from ghnlib.hypernetwork.decoders import ConvDecoder, MLPDecoder, VectorDecoder, shaped, slice_of, tile, weight_scale
 from ghnlib.hypernetwork.embedding import NodeEmbedding
@@ -183,7 +184,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
             for net in _as_list(networks):
                 kept = protected(net, only, exclude)
                 graph = self._graph(net, input_shape, example)
-                values = self.predict(graph, predict_class_layers=predict_class_layers)
+                values = unfold(net, self.predict(graph, predict_class_layers=predict_class_layers))
                 names = [name for name, _ in net.named_parameters(remove_duplicate=False) if name not in values]
                 reasons = {name: self.why_skipped(name, graph, predict_class_layers) for name in names}
                 predictions.append(Prediction(net, values, reasons | kept))

@@ -133,7 +133,7 @@ def test_auxiliary_heads_are_traced_in_training_mode_only():
     assert [node.role for node in graph.nodes[-2:]] == [Role.CLASS_WEIGHT, Role.CLASS_BIAS]
     assert graph.nodes[-1].name == "fc.bias"
     skipped = trace(net.eval()).skipped
-    assert skipped["aux1.fc2.weight"] == "not used in the forward pass"
+    assert "runs in training mode only" in skipped["aux1.fc2.weight"] and "net.train()" in skipped["aux1.fc2.weight"]
 
 
 def labelled(rows) -> nx.DiGraph:
@@ -381,8 +381,9 @@ def test_an_embedding_may_be_all_there_is():
 
 @pytest.mark.parametrize(
     ("layer", "op"),
-    [(nn.GroupNorm(2, 4), "ln"), (nn.InstanceNorm2d(4, affine=True), "ln"), (nn.SyncBatchNorm(4), "bn")],
+    [(nn.GroupNorm(2, 4), "ln"), (nn.InstanceNorm2d(4, affine=True), "ln")],
 )
+@pytest.mark.filterwarnings("ignore:.*no nodes")
 def test_other_norms_have_nodes_in_the_correct_graph_only(layer, op):
     net = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), layer)
     assert names(trace(net.eval(), SMALL)) == ["input", "0.weight", "1.weight"]
@@ -523,7 +524,7 @@ def test_ppuda_sees_a_hard_gate_behind_a_reshape():
 def test_ppuda_traces_the_first_output_only():
     graph = trace(torchvision_model("googlenet", training=True), convention="ppuda")
     assert (len(graph), len(graph.edges)) == (140, 166)
-    assert graph.skipped["aux2.fc2.bias"] == "not used in the forward pass"
+    assert graph.skipped["aux2.fc2.bias"] == "not used for the first output, and the convention has no other"
 
 
 @pytest.mark.parametrize(("name", "convention"), [("maxvit_t", "ghn3"), ("swin_v2_t", "ghn3"), ("vit_b_16", "ppuda")])

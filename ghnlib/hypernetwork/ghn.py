@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from ghnlib.config import GHNConfig
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Node, Role
-from ghnlib.graphs.parametrized import unfold
 from ghnlib.graphs.recording import TraceError
 from ghnlib.hypernetwork.decoders import ConvDecoder, MLPDecoder, VectorDecoder, shaped, slice_of, tile, weight_scale
 from ghnlib.hypernetwork.embedding import NodeEmbedding
 from ghnlib.hypernetwork.encoders import MLP, Graphormer
 from ghnlib.hypernetwork.gatedgnn import GatedGNN
 from ghnlib.hypernetwork.pretrained import load_pretrained
-from ghnlib.hypernetwork.writing import InitializationReport, Patterns, Prediction, protected, quantised, write
+from ghnlib.hypernetwork.writing import InitializationReport, Patterns, Prediction, protected, write
 
 IDENTITY = 3.0
 """Weight of the identity at the start of a training with ``initialization: identity``; other decoded values have a
@@ -184,9 +183,9 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
             for net in _as_list(networks):
                 kept = protected(net, only, exclude)
                 graph = self._graph(net, input_shape, example)
-                values = unfold(net, self.predict(graph, predict_class_layers=predict_class_layers))
-                names = [name for name, _ in net.named_parameters(remove_duplicate=False) if name not in values]
-                reasons = {name: self.why_skipped(name, graph, predict_class_layers) for name in names}
+                values = self.predict(graph, predict_class_layers=predict_class_layers)
+                names = [*dict(net.named_parameters(remove_duplicate=False)), *graph.skipped]
+                reasons = {n: self.why_skipped(n, graph, predict_class_layers) for n in names if n not in values}
                 predictions.append(Prediction(net, values, reasons | kept))
         reports = write(predictions, batch_norm)
         return reports if isinstance(networks, Sequence) else reports[0]
@@ -204,13 +203,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
     def _graph(self, network: nn.Module | Graph, input_shape: tuple[int, ...] | None, example: Any) -> Graph:
         if isinstance(network, Graph):
             return network
-        try:
-            return Graph.from_module(network, input_shape, self.config.convention, example=example)
-        except TraceError as error:
-            if layers := quantised(network):
-                which = ", ".join(layers[:3])
-                raise TraceError(f"{which} are quantised: predict parameters first, then quantise. {error}") from error
-            raise
+        return Graph.from_module(network, input_shape, self.config.convention, example=example)
 
     def _predicts_classes(self, graph: Graph, wanted: bool | None) -> bool:
         if wanted is not None:

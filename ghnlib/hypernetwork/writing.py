@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
+from ghnlib.graphs.parametrized import parts_in, unfold
+
 BATCH = 64
 """Images of one tensor that are averaged over together for statistics of batch norm, as in PPUDA appendix C.1."""
 FROZEN = "frozen (requires_grad=False)"
@@ -45,8 +47,8 @@ class InitializationReport:
 
 
 class Prediction(NamedTuple):
-    """Values for a network's parameters. ``kept``: name -> why it is not to be written, for all without a value, and
-    for some with one.
+    """Values for a network's parameters, as its graph names them. ``kept``: name -> why it is not to be written, for
+    all without a value, and for some with one.
     """
 
     net: nn.Module
@@ -85,7 +87,8 @@ def names_of(net: nn.Module) -> dict[nn.Parameter, list[str]]:
 
 
 def protected(net: nn.Module, only: Patterns = None, exclude: Patterns = None) -> dict[str, str]:
-    """Names of the parameters that are not to be written -> why. A parameter goes by any of its names.
+    """Names of the parameters that are not to be written -> why. A parameter goes by any of its names, and by that of
+    the weight that is computed from it, which is not written unless all of its parts may be.
 
     Raises:
         TypeError: not a network.
@@ -95,19 +98,20 @@ def protected(net: nn.Module, only: Patterns = None, exclude: Patterns = None) -
         raise TypeError(f"initialize writes into networks, not into {type(net).__name__}: predict returns parameters")
     if any(parameter.is_meta for parameter in net.parameters()):
         raise ValueError("the network is on the meta device: move it with net.to_empty(device='cpu') first")
-    names = names_of(net)
+    whole, names = parts_in(net), names_of(net)
     every = [name for group in names.values() for name in group]
+    every += dict.fromkeys(whole.values())
     wanted, unwanted = _matching(only, every, "only"), _matching(exclude, every, "exclude")
-    reasons = {}
+    reasons: dict[str, str] = {}
     for parameter, group in names.items():
-        reason = _unwritable(parameter)
-        if not unwanted.isdisjoint(group):
+        reason, known_as = _unwritable(parameter), {*group, *(whole[name] for name in group if name in whole)}
+        if not unwanted.isdisjoint(known_as):
             reason = reason or "left out by exclude"
-        if only is not None and wanted.isdisjoint(group):
+        if only is not None and wanted.isdisjoint(known_as):
             reason = reason or "not in only"
         if only is None and not parameter.requires_grad:
             reason = reason or FROZEN
-        reasons |= dict.fromkeys(group, reason) if reason else {}
+        reasons |= dict.fromkeys(known_as, reason) if reason else {}
     return reasons
 
 
@@ -116,11 +120,9 @@ def _matching(patterns: Patterns, names: list[str], keyword: str) -> set[str]:
     for pattern in [patterns] if isinstance(patterns, str) else patterns or ():
         matches = {name for name in names if fnmatchcase(name, pattern)}
         if not matches:
-            known = ", ".join(names[:4])
-            raise ValueError(
-                f"{keyword}={pattern!r} matches no parameter of the network; a layer's are 'layer.*'; there are {known}"
-                f"{', ...' if len(names) > 4 else ''}"
-            )
+            known = ", ".join(names[:4]) + ", ..." * (len(names) > 4)
+            layer = f"{pattern}.*"
+            raise ValueError(f"{keyword}={pattern!r} matches no parameter (a layer's are {layer!r}); there are {known}")
         found |= matches
     return found
 
@@ -138,34 +140,39 @@ def _unwritable(parameter: nn.Parameter) -> str:
 
 
 def _chosen(prediction: Prediction) -> dict[str, Tensor]:
-    """The values to write, all of which fit."""
+    """Names of the network's tensors with the values to write, all of which fit."""
     net, values, kept = prediction
-    shapes = {name: parameter.shape for name, parameter in net.named_parameters(remove_duplicate=False)}
-    for name, value in values.items():
-        if shapes.get(name) != value.shape or value.is_meta:
-            text = f"{name!r} has shape {tuple(shapes[name])}" if name in shapes else f"there is no parameter {name!r}"
-            raise ValueError(f"{text}, but {tuple(value.shape)} on {value.device} is predicted; nothing was written")
-    chosen = {name: value for name, value in values.items() if name not in kept}
+    chosen = unfold(net, {name: value for name, value in values.items() if name not in kept})
+    tensors = _tensors(net)
+    for name, value in chosen.items():
+        if name not in tensors or tensors[name].shape != value.shape or value.is_meta:
+            there = f"has shape {tuple(tensors[name].shape)}" if name in tensors else "is no parameter"
+            predicted = f"{tuple(value.shape)} on {value.device} is predicted"
+            raise ValueError(f"{name!r} {there}, but {predicted}; nothing was written")
     if values and not chosen and FROZEN in kept.values():
         raise ValueError("all parameters to write are frozen (requires_grad=False): only='*' writes them all the same")
     return chosen
+
+
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    return {**dict(net.named_parameters(remove_duplicate=False)), **dict(net.named_buffers(remove_duplicate=False))}
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def _is_inference(net: nn.Module) -> bool:
-    return any(tensor.is_inference() for tensor in (*net.parameters(), *net.buffers()))
+    return any(tensor.is_inference() for tensor in _tensors(net).values())
 
 
 def _fill(net: nn.Module, values: Mapping[str, Tensor]) -> None:
-    parameters, paddings = dict(net.named_parameters(remove_duplicate=False)), _paddings(net)
+    tensors, paddings = _tensors(net), _paddings(net)
     for name, value in values.items():
-        parameter, row = parameters[name], paddings.get(parameters[name])
-        padding = None if row is None else parameter[row].clone()
-        parameter.copy_(value)
+        tensor, row = tensors[name], paddings.get(tensors[name])
+        padding = None if row is None else tensor[row].clone()
+        tensor.copy_(value)
         if padding is not None:
-            parameter[row] = padding
+            tensor[row] = padding
 
 
 def _paddings(net: nn.Module) -> dict[Tensor, int]:
@@ -211,21 +218,17 @@ def _batches(images: Tensor | Iterable, like: Tensor) -> Iterator:
 
 def _report(prediction: Prediction, chosen: Mapping[str, Tensor], estimated: bool) -> InitializationReport:
     net, _, kept = prediction
-    skipped, tied = {}, {}
-    for group in names_of(net).values():
+    names, skipped, tied = names_of(net), {}, {}
+    for group in names.values():
         written = next((name for name in group if name in chosen), "")
         tied |= {name: written for name in group if written and name != written}
         skipped |= {name: kept[name] for name in group if not written}
-    skipped |= dict.fromkeys(quantised(net), "quantised: its weights are packed")
-    weights = [name for name, _ in net.named_buffers() if name.rpartition(".")[2] in ("weight", "bias")]
-    skipped |= dict.fromkeys(weights, "a buffer, not a parameter")
-    return InitializationReport(list(chosen), skipped, tied, list(_notes(net, chosen, estimated)))
-
-
-def quantised(net: nn.Module) -> list[str]:
-    """Names of layers that keep their weights as packed integers."""
-    modules = [(name, module) for name, module in net.named_modules() if ".quantized" in type(module).__module__]
-    return [name for name, module in modules if hasattr(module, "weight") or hasattr(module, "get_weight")]
+    known = {*parts_in(net).values(), *(name for group in names.values() for name in group)}
+    skipped |= {name: reason for name, reason in kept.items() if name not in known}  # quantised layers' weights
+    buffers = [name for name, _ in net.named_buffers() if name.rpartition(".")[2] in ("weight", "bias")]
+    skipped |= dict.fromkeys(buffers, "a buffer, not a parameter")
+    predicted = [name for name in chosen if name in known]
+    return InitializationReport(predicted, skipped, tied, list(_notes(net, chosen, estimated)))
 
 
 def _notes(net: nn.Module, chosen: Mapping[str, Tensor], estimated: bool) -> Iterator[str]:

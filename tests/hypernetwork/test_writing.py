@@ -6,6 +6,7 @@ import pytest
 import torch
 from shared import SHAPE, Residual, tiny
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 from torchvision.ops import FrozenBatchNorm2d
 
 from ghnlib.graphs.graph import Graph
@@ -104,7 +105,7 @@ def test_two_norms_with_one_bias_predict_it_once():
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"fc.bias": torch.ones(7)}, r"'fc.bias' has shape \(10,\), but \(7,\)"),
     ({"fc.bias": torch.ones(10, device="meta")}, "on meta is predicted; nothing was written"),
-    ({"fc.gain": torch.ones(7)}, "there is no parameter 'fc.gain'"),
+    ({"fc.gain": torch.ones(7)}, "'fc.gain' is no parameter, but"),
 ])  # fmt: skip
 def test_a_value_that_does_not_fit_leaves_all_networks_as_they_were(wrong, message):
     nets = Residual(), Residual()
@@ -173,7 +174,7 @@ def test_patterns_of_names_choose_what_is_written(options, expected):
 def test_a_pattern_that_matches_nothing_is_an_error(keyword):
     net = Residual()
     before = state(net)
-    with pytest.raises(ValueError, match=f"{keyword}='block' matches no parameter.*'layer.*'.*stem.weight"):
+    with pytest.raises(ValueError, match=rf"{keyword}='block' matches no parameter .*'block\.\*'.*stem.weight"):
         tiny().initialize(net, SHAPE, **{keyword: ["fc.*", "block"]})
     assert not changed(net, before)
 
@@ -228,6 +229,53 @@ def test_tensors_that_cannot_take_real_numbers_keep_theirs(tensor, reason):
     assert protected(net, only="*") == {"1.weight": reason}
 
 
+# --- weights that are computed from parameters -----------------------------------------------------------------------
+
+PARTS = [f"parametrizations.weight.original{i}" for i in (0, 1)]
+
+
+def normalised(wrap=parametrizations.weight_norm):
+    return head(wrap(nn.Conv2d(8, 8, 1)))
+
+
+@pytest.mark.parametrize(("wrap", "parts"), [
+    (parametrizations.weight_norm, PARTS),
+    (nn.utils.weight_norm, ["weight_g", "weight_v"]),
+    (lambda layer: prune.l1_unstructured(layer, "weight", 0.0), ["weight_orig"]),
+    (parametrizations.spectral_norm, [PARTS[0][:-1]]),
+], ids=["weight norm", "old weight norm", "pruned", "spectral norm"])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+def test_weights_are_written_by_the_parts_they_are_computed_from(wrap, parts):
+    ghn, net = tiny(), normalised(wrap).eval()
+    report = ghn.initialize(net, SHAPE)
+    assert not report.skipped and set(report.predicted) == {name for name, _ in net.named_parameters()}
+    assert {f"1.{part}" for part in parts} < set(report.predicted)
+    expected, x = predicted_by(ghn, net)["1.weight"], torch.randn(2, 8, 3, 3)
+    if wrap is parametrizations.spectral_norm:
+        assert torch.equal(net[1].parametrizations.weight.original, expected)
+    else:
+        torch.testing.assert_close(net[1](x), torch.conv2d(x, expected, net[1].bias))
+
+
+@pytest.mark.parametrize(
+    "options", [{"exclude": "1.weight"}, {"exclude": f"*.{PARTS[0]}"}, {"only": ["0.*", "1.bias"]}]
+)
+def test_a_computed_weight_is_written_whole_or_not_at_all(options):
+    net = normalised()
+    before = state(net)
+    report = tiny().initialize(net, SHAPE, **options)
+    assert not {f"1.{part}" for part in PARTS} & changed(net, before)
+    assert {f"1.{part}" for part in PARTS} <= set(report.skipped) and "1.weight" not in report.skipped
+    assert "0.weight" in report.predicted and changed(net, before) == set(report.predicted)
+
+
+def test_a_frozen_part_keeps_the_computed_weight():
+    net = normalised()
+    net[1].parametrizations.weight.original0.requires_grad_(False)
+    report = tiny().initialize(net, SHAPE)
+    assert report.skipped == {f"1.{PARTS[0]}": "frozen (requires_grad=False)", f"1.{PARTS[1]}": "part of 1.weight"}
+
+
 # --- reasons ---------------------------------------------------------------------------------------------------------
 
 
@@ -245,15 +293,16 @@ def test_quantised_layers_are_reported():
     net = head(
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), torch.ao.nn.quantized.dynamic.Linear(8, 8), nn.Unflatten(1, (8, 1, 1))
     )
-    with pytest.warns(UserWarning, match="needs values"):
+    with pytest.warns(UserWarning, match="quantised"):
         report = tiny().initialize(net, SHAPE)
-    assert report.skipped == {"3": "quantised: its weights are packed"} and len(report.predicted) == 4
+    assert report.skipped == dict.fromkeys(["3.weight", "3.bias"], "quantised: its weights are packed")
+    assert set(report.predicted) == {"0.weight", "0.bias", "7.weight", "7.bias"}
 
 
 def test_a_network_that_cannot_be_traced_because_it_is_quantised_is_told_so():
     net = head()
     net[0] = torch.ao.nn.quantized.Conv2d(3, 8, 1)
-    with pytest.raises(TraceError, match="0 are quantised: predict parameters first"):
+    with pytest.raises(TraceError, match="'0'.*quantised.*before"):
         tiny().initialize(net, SHAPE)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import os
 import sys
 import warnings
@@ -15,7 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import nn
 
 from ghnlib.architectures.vision import network_by_name, torchvision_classifiers
 from ghnlib.graphs.recording import TraceError
@@ -33,10 +36,15 @@ COLUMNS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, or 1 with one message if it failed."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # terminals that cannot show every character
     options = _parser().parse_args(arguments)
     try:
+        if options.file is not None:
+            _check_writable(options.file)  # before the work
         return options.run(options)
-    except (CheckpointError, TraceError, ValueError, ImportError, OSError) as error:
+    except (CheckpointError, TraceError, SafetensorError, ValueError, ImportError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -44,15 +52,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--ghn", required=True, help="a folder, an official file or released name, a hub repository")
-    common.add_argument("--num-classes", type=int, help="passed to the model; default: the hypernetwork's")
-    common.add_argument("--input-shape", type=int, nargs=3, metavar=("C", "H", "W"), help="of the model's input")
+    common.add_argument("--num-classes", type=_positive, help="passed to the model; default: the hypernetwork's")
+    about = "of the model's input, such as 3 32 32; one number: the side of an image of three channels"
+    common.add_argument("--input-shape", type=_positive, nargs="+", metavar="N", help=about)
     parser = argparse.ArgumentParser(prog="python -m ghnlib", description="Graph hypernetworks on the command line.")
     commands = parser.add_subparsers(required=True)
 
     about = "predict the parameters of a network and write them to a file"
     predict = commands.add_parser("predict", parents=[common], help=about)
     predict.add_argument("--model", required=True, help="importable name of a function or class that makes it")
-    predict.add_argument("--out", required=True, type=Path, help="safetensors file: parameter name -> tensor")
+    predict.add_argument(
+        "--out",
+        dest="file",
+        metavar="FILE",
+        required=True,
+        type=Path,
+        help="safetensors file: parameter name -> tensor",
+    )
     predict.set_defaults(run=_predict)
 
     about = "table of many networks: share of parameters that are predicted, seconds, norm"
@@ -60,20 +76,52 @@ def _parser() -> argparse.ArgumentParser:
     names = torchvision_classifiers()
     about = f"importable names; default: the {len(names)} classifiers of torchvision"
     table.add_argument("--models", nargs="+", metavar="MODEL", default=names, help=about)
-    table.add_argument("--csv", type=Path, metavar="FILE", help="write the table there too")
+    table.add_argument("--csv", dest="file", type=Path, metavar="FILE", help="write the table there too")
     table.set_defaults(run=_coverage)
     return parser
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def _check_writable(file: Path) -> None:
+    if not file.parent.is_dir():
+        raise ValueError(f"{file} cannot be written: there is no folder {file.parent}")
+    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ValueError(f"{file} cannot be written: it is a folder, or you may not write there")
+
+
 def _predict(options: argparse.Namespace) -> int:
     ghn = GHN.from_pretrained(options.ghn)
-    net = network_by_name(options.model, options.num_classes or ghn.config.num_classes).eval()
+    net = _network(ghn, options.model, options).eval()
     with torch.no_grad():
-        parameters = ghn.predict(net, options.input_shape)
-    save_file({name: value.contiguous() for name, value in parameters.items()}, options.out)
+        parameters = ghn.predict(net, _input_shape(options))
+    save_file({name: value.contiguous() for name, value in parameters.items()}, options.file)
     kept = [name for name, _ in net.named_parameters() if name not in parameters]
-    print(f"{options.out}: {len(parameters)} tensors; {len(kept)} not predicted {', '.join(kept[:8])}")
+    print(f"{options.file}: {len(parameters)} tensors; {len(kept)} not predicted {', '.join(kept[:8])}")
     return 0
+
+
+def _network(ghn: GHN, model: str, options: argparse.Namespace) -> nn.Module:
+    classes = options.num_classes or ghn.config.num_classes
+    try:
+        net = network_by_name(model, classes)
+    except ValueError:
+        raise
+    except Exception as error:  # the code of others
+        reason = f"{model}(num_classes={classes}) failed: {type(error).__name__}: {error}"
+        raise ValueError(f"{reason}. Give a function or class that takes num_classes and needs nothing else") from error
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"{model} made a {type(net).__name__}, not a torch.nn.Module")
+    return net
+
+
+def _input_shape(options: argparse.Namespace) -> tuple[int, ...] | None:
+    shape = options.input_shape or ()
+    return (3, *shape, *shape) if len(shape) == 1 else tuple(shape) or None
 
 
 def _coverage(options: argparse.Namespace) -> int:
@@ -82,7 +130,7 @@ def _coverage(options: argparse.Namespace) -> int:
     width = max(len(model.removeprefix(TORCHVISION)) for model in options.models)
     print(" " * 7, f"{'model':{width}}", *(f"{column:>{COLUMNS[column][0]}}" for column in COLUMNS))
     failed = 0
-    with open(options.csv or os.devnull, "w", newline="") as file:
+    with open(options.file or os.devnull, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, ["model", *COLUMNS])
         writer.writeheader()
         for i, model in enumerate(options.models, 1):
@@ -102,9 +150,9 @@ def _coverage(options: argparse.Namespace) -> int:
 
 def _row(ghn: GHN, model: str, options: argparse.Namespace) -> dict:
     """Values of the columns. The network stays in training mode, in which auxiliary heads take part."""
-    net = network_by_name(model, options.num_classes or ghn.config.num_classes)
+    net = _network(ghn, model, options)
     with warnings.catch_warnings(record=True, action="always") as caught:
-        found = coverage(ghn, net, options.input_shape)
+        found = coverage(ghn, net, _input_shape(options))
     kept = [f"{count} {reason}" for reason, count in Counter(found.skipped.values()).items()]
     return {
         "nodes": found.nodes, "parameters": found.parameters, "predicted %": 100 * found.share,

@@ -1,11 +1,14 @@
 """The command line and the public names."""
 
 import csv
+import os
+import subprocess
+import sys
 
 import pytest
 import torchvision
 from safetensors.torch import load_file
-from shared import tiny
+from shared import ROOT, tiny
 
 import ghnlib
 from ghnlib.__main__ import main
@@ -39,6 +42,101 @@ def test_mistakes_are_one_message(folder, tmp_path, capsys, ghn, model, message)
     assert main(["predict", "--ghn", ghn or folder, "--model", model, "--out", str(tmp_path / "out")]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+MODELS = """
+from torch import nn
+
+def net(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+
+def own_classes(width=16):
+    return net(10)
+
+def without_return(num_classes):
+    net(num_classes)
+
+def größe(num_classes):
+    return nn.ModuleDict({"größe": nn.Identity(), "net": net(num_classes)}).net
+
+class Wide(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.größe = nn.Parameter(nn.Linear(1, 1).weight)
+        self.net = net(num_classes)
+
+    def forward(self, x):
+        assert x.shape[-1] == 40, "größe"
+        return self.net(x)
+"""
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """A module of networks, ``mynets``."""
+    (tmp_path / "mynets.py").write_text(MODELS, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("mynets", None)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("own_classes", "unexpected keyword argument 'num_classes'"),
+        ("without_return", "made a NoneType"),
+        ("none", "importable name"),
+    ],
+)
+@pytest.mark.usefixtures("models")
+def test_functions_that_make_no_network_are_named(folder, tmp_path, capsys, model, message):
+    assert main(["predict", "--ghn", folder, "--model", f"mynets.{model}", "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert f"mynets.{model}" in error and message in error
+
+
+@pytest.mark.parametrize(
+    "command", [["predict", "--model", "mynets.net", "--out"], ["coverage", "--csv"]], ids=lambda c: c[0]
+)
+def test_places_that_cannot_be_written_are_found_before_the_work(tmp_path, capsys, command):
+    for place, message in ("missing/file", "no folder"), ("", "is a folder"):
+        assert main([*command, str(tmp_path / place), "--ghn", "nothing.pt"]) == 1
+        assert message in capsys.readouterr().err  # and not that there is no hypernetwork
+    assert not (tmp_path / "missing").exists()
+
+
+@pytest.mark.usefixtures("models")
+def test_input_shape_is_a_side_or_a_whole_shape(folder, tmp_path, capsys):
+    for shape in ["40"], ["3", "40", "40"]:
+        out = tmp_path / f"{len(shape)}.safetensors"
+        arguments = ["--ghn", folder, "--model", "mynets.Wide", "--out", str(out), "--input-shape", *shape]
+        assert main(["predict", *arguments]) == 0
+        assert "net.3.weight" in load_file(out)
+    for shape in ["0"], ["-3"], ["x"]:
+        with pytest.raises(SystemExit):
+            main(["predict", "--ghn", folder, "--model", "mynets.net", "--out", str(out), "--input-shape", *shape])
+        assert "--input-shape" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("arguments", [
+    ["predict", "--model", "mynets.Wide", "--input-shape", "40", "--out", "größe.safetensors"],
+    ["coverage", "--models", "mynets.größe", "mynets.Wide", "--csv", "größe.csv"],
+], ids=lambda a: a[0])  # fmt: skip
+def test_terminals_without_utf_8_show_escapes(folder, tmp_path, arguments):
+    environment = os.environ | {
+        "LC_ALL": "C",
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+    }
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(tmp_path)])
+    command = [sys.executable, "-m", "ghnlib", *arguments, "--ghn", folder]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert "gr\\xf6\\xdfe" in done.stdout or "gr\\udcc3" in done.stdout
+    if arguments[0] == "coverage":
+        assert "größe" in (tmp_path / "größe.csv").read_text(encoding="utf-8")
 
 
 # --- coverage --------------------------------------------------------------------------------------------------------

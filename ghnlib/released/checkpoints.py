@@ -165,9 +165,9 @@ def _contents(content: Any) -> tuple[dict[str, Tensor], Any]:
 def _beside(path: Path) -> dict[str, Any]:
     """The configuration beside a file of ours."""
     stored = path.with_name(CONFIG)
+    if not stored.is_file():
+        raise CheckpointError(f"{path} needs its {CONFIG} beside it: the tensors do not say how they are used")
     try:
-        if not stored.is_file():
-            raise ValueError(f"it must lie beside {path.name}, whose tensors do not say how they are used")
         if stored.stat().st_size > MAX_HEADER:
             raise ValueError(f"it has {stored.stat().st_size:,} bytes, at most {MAX_HEADER:,} are read")
         return _checked(json.loads(stored.read_bytes()))
@@ -186,6 +186,8 @@ def _checked(config: Any) -> dict[str, Any]:
             raise ValueError(f"{key} is neither a number nor a word nor a shape")
         if any(len(item) > 99 if isinstance(item, str) else abs(item or 0) > 2**63 for item in items):
             raise ValueError(f"{key} is too long")
+        if key not in GHNConfig.__dataclass_fields__:
+            raise ValueError(f"unknown key {key!r:.60}")
     GHNConfig(**config)
     return config
 

@@ -22,7 +22,7 @@ import torch
 from joblib.numpy_pickle import NumpyArrayWrapper, NumpyUnpickler
 from torch import Tensor
 
-MAX_OPCODES = 1_000_000
+MAX_OPCODES = 300_000
 """GHN-3-XL with its optimiser has about 60,000."""
 MAX_DIRECTORY = 4 * 2**20
 """Bytes of a zip file's directory; of GHN-3-XL about 40,000."""

@@ -4,16 +4,21 @@ import argparse
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import joblib
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from shared import tiny
 
 from ghnlib import GHN, GHNConfig
 from ghnlib.config import PRESETS
+from ghnlib.hypernetwork.pretrained import least_values
 from ghnlib.released.checkpoints import CheckpointError, our_name
+from ghnlib.released.unpickling import read_pickle
 
 NAMES = json.loads(Path(__file__).with_name("hypernetworks.json").read_text())
 """Tensors of released files with their shapes (PPUDA's for CIFAR-10, GHN-3-T's for ImageNet)."""
@@ -119,6 +124,181 @@ def test_other_files_are_refused(tmp_path):
         GHN.from_pretrained(tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="no such file"):
         GHN.from_pretrained(tmp_path / "nothing.pt")
+
+
+# --- where the configuration and the names come from ------------------------------------------------------------------
+
+
+def test_a_file_of_a_saved_folder_has_its_configuration(tmp_path):
+    ghn = tiny(convention="ppuda", virtual_edges=False)
+    ghn.save_pretrained(tmp_path / "saved")
+    loaded = GHN.from_pretrained(tmp_path / "saved" / "model.safetensors")
+    assert loaded.config == ghn.config
+    assert_equal(loaded, ghn)
+    (tmp_path / "saved" / "config.json").unlink()
+    for source in tmp_path / "saved", tmp_path / "saved" / "model.safetensors":
+        with pytest.raises(CheckpointError, match=f"{source}.* config.json"):
+            GHN.from_pretrained(source)
+
+
+def test_folders_without_a_hypernetwork_say_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="no config.json and no model.safetensors"):
+        GHN.from_pretrained(tmp_path)
+    for source in "models/nothing", "models/nothing/", str(tmp_path / "nothing"):
+        with pytest.raises(CheckpointError, match=f"{source}: no such file or folder"):
+            GHN.from_pretrained(source)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_are_left_out(tmp_path, official_names, prefix):
+    ghn = tiny()
+    state = {prefix + name: value for name, value in official_names(ghn).items()}
+    torch.save({"state_dict": state, "config": CONFIG}, tmp_path / "official.pt")
+    assert_equal(GHN.from_pretrained(tmp_path / "official.pt"), ghn)
+    ghn.save_pretrained(tmp_path)
+    save_file({prefix + name: value for name, value in ghn.state_dict().items()}, tmp_path / "model.safetensors")
+    assert_equal(GHN.from_pretrained(tmp_path), ghn)
+    torch.save({"state_dict": official_names(ghn) | state}, tmp_path / "twice.pt")
+    with pytest.raises(CheckpointError, match="twice"):
+        GHN.from_pretrained(tmp_path / "twice.pt")
+
+
+def test_names_of_compiled_parts_are_read(tmp_path):
+    ghn = tiny()
+    ghn.save_pretrained(tmp_path)
+    ghn.encoder = torch.compile(ghn.encoder)
+    assert "encoder._orig_mod.edge.weight" in ghn.state_dict()
+    save_file(ghn.state_dict(), tmp_path / "model.safetensors")
+    assert_equal(GHN.from_pretrained(tmp_path), tiny())
+
+
+HUB = {"revision": "v1", "token": "secret", "cache_dir": "cache", "local_files_only": True, "force_download": True}
+
+
+def test_arguments_of_the_hub_reach_it(tmp_path, monkeypatch, official_names):
+    ghn, calls = tiny(), []
+    ghn.save_pretrained(tmp_path)
+    joblib.dump(official_names(ghn, legacy=True), tmp_path / "ghn2.pt")
+
+    def download(repository, name, **arguments):
+        calls.append((repository, name, arguments))
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("ghnlib.released.checkpoints.hf_hub_download", download)
+    assert_equal(GHN.from_pretrained("some/ghn", **HUB, map_location=torch.device("cpu")), ghn)
+    assert_equal(GHN.from_pretrained("ghn2.pt", **HUB), ghn)
+    expected = [("some/ghn", "config.json"), ("some/ghn", "model.safetensors"), ("SamsungSAILMontreal/ghn3", "ghn2.pt")]
+    assert calls == [(repository, name, HUB) for repository, name in expected]
+    calls.clear()
+    assert_equal(GHN.from_pretrained(tmp_path, **HUB), ghn)
+    assert not calls
+    assert {p.device.type for p in GHN.from_pretrained(tmp_path, map_location="meta").parameters()} == {"meta"}
+
+
+# --- what files can set ----------------------------------------------------------------------------------------------
+
+
+def test_pickles_hold_what_torch_and_joblib_read(tmp_path):
+    """All formats, kinds of numbers, views and empty tensors."""
+    tensors = {
+        "t": torch.randn(3, 4).T,
+        "half": torch.randn(3).half(),
+        "bf": torch.randn(3).bfloat16(),
+        "none": torch.zeros(0, 3),
+    }
+    content = tensors | {
+        "row": tensors["t"][1],
+        "i": torch.arange(3),
+        "b": torch.tensor(True),
+        "rest": {3: [1, 2.5, None, (True, "x")]},
+    }
+    path = tmp_path / "file"
+    for write in WRITERS:
+        write(content, path)
+        read = read_pickle(path)
+        assert read.pop("rest") == content["rest"]
+        torch.testing.assert_close(read, {k: v for k, v in content.items() if k != "rest"}, rtol=0, atol=0)
+    arrays = {
+        "a": np.random.randn(3, 4),
+        "fortran": np.asfortranarray(np.random.randn(3, 4)),
+        "big": np.arange(4).astype(">f4"),
+        "0": np.array(3.0),
+    }
+    for protocol in 2, 3, 4, 5:
+        joblib.dump(arrays, path, protocol=protocol)
+        assert all(np.array_equal(value.numpy(), arrays[name]) for name, value in read_pickle(path).items())
+
+
+WRITERS = (
+    torch.save,
+    lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
+    joblib.dump,
+)
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=["zip", "legacy", "joblib"])
+@pytest.mark.parametrize(("values", "message"), [
+    (torch.full((15, 16), torch.nan), "not finite"), (torch.zeros(15, 16, dtype=torch.int8), "torch.int8"),
+    (torch.zeros(15, 16, dtype=torch.complex64), "not tensor data"), (torch.zeros(1).expand(10**6, 16), "larger than the file"), ([1.0], "a list, not a tensor"),
+])  # fmt: skip
+def test_tensors_are_checked(tmp_path, official_names, write, values, message):
+    state = official_names(tiny())
+    assert state["embed.weight"].shape == (15, 16)
+    write({"state_dict": state | {"embed.weight": values}, "config": CONFIG}, tmp_path / "ghn.pt")
+    with pytest.raises(CheckpointError, match=f"ghn.pt.*{message}"):
+        GHN.from_pretrained(tmp_path / "ghn.pt")
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"layers": 10**9}, "layers = 1000000000: .*less than or equal to 200"), ({"modules": 10**9}, "modules"), ({"weight_norm": "no"}, "weight_norm = 'no'"),
+    ({"stacked": "x"}, "stacked"), ({"max_shape": [16384, 16384, 256, 256]}, "holds .* values, but its configuration describes at least"),
+    ({"heads": 3}, "heads=3"), ({"hidden": 16}, "hidden"), ({"hid": [[16]]}, "hid is neither"),
+])  # fmt: skip
+def test_configurations_are_checked(tmp_path, change, message):
+    tiny().save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(stored | change))
+    with pytest.raises(CheckpointError, match=f"{tmp_path}.*{message}"):
+        GHN.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    ({**CONFIG, "weight_norm": "no"}, "weight_norm = 'no'"), ({**CONFIG, "hid": 10**9}, "hid"), ([], "a list, not a dictionary"), ({**CONFIG, "hid": ((),)}, "hid is neither"),
+])  # fmt: skip
+def test_stated_configurations_are_checked(tmp_path, official_names, config, message):
+    torch.save({"state_dict": official_names(tiny()), "config": config}, tmp_path / "ghn.pt")
+    with pytest.raises(CheckpointError, match=f"ghn.pt.*{message}"):
+        GHN.from_pretrained(tmp_path / "ghn.pt")
+
+
+def test_archives_with_compressed_entries_are_refused(tmp_path, official_names):
+    torch.save(official_names(tiny()), tmp_path / "whole.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "whole.pt") as whole,
+        zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as other,
+    ):
+        for name in whole.namelist():
+            other.writestr(name, whole.read(name))
+    with pytest.raises(CheckpointError, match="small.pt.*compressed"):
+        GHN.from_pretrained(tmp_path / "small.pt")
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    (b"]" * 10**6, "more than 300,000 instructions"), (b"\x8e" + b"\xff" * 7 + b"\x1f", "truncated"), (b"})\x85)\x86Ns.", "key of type tuple"),
+    (b"c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.", "__builtin__.bytearray"),
+])  # fmt: skip
+def test_pickles_that_grow_are_refused(tmp_path, data, message):
+    (tmp_path / "ghn.pt").write_bytes(b"\x80\x04" + data)
+    with pytest.raises(CheckpointError, match=f"ghn.pt.*{message}"):
+        GHN.from_pretrained(tmp_path / "ghn.pt")
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "ghn3-xl"])
+def test_least_values_are_most_of_a_hypernetwork(preset):
+    with torch.device("meta"):
+        count = sum(p.numel() for p in GHN(PRESETS[preset]).parameters())
+    assert 0.9 * count < least_values(GHNConfig(**PRESETS[preset])) <= count
 
 
 def test_released_names_offline_say_where_to_put_the_file(monkeypatch):

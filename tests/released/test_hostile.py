@@ -1,15 +1,18 @@
 """Hundreds of damaged and hostile files: each ends in a CheckpointError with its name, in seconds and little memory."""
 
 import argparse
+import itertools
 import json
 import os
 import pickle
 import random
+import re
 import struct
 import subprocess
 import sys
 import zipfile
 
+import h5py
 import joblib
 import numpy as np
 import pytest
@@ -17,8 +20,8 @@ import torch
 from safetensors.torch import save_file
 from shared import ROOT, tiny
 
+from ghnlib import DeepNets
 from ghnlib.config import PRESETS
-from ghnlib.released.checkpoints import our_name
 
 pytestmark = pytest.mark.slow
 
@@ -27,17 +30,20 @@ MEMORY, SECONDS = 2**30, 20
 
 LOAD = """
 import json, resource, sys, time
+import h5py
 from ghnlib import GHN
 from ghnlib.released.checkpoints import CheckpointError
-import huggingface_hub, safetensors.torch
+from ghnlib.released.deepnets1m import OfficialFile
 own = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (own + int(sys.argv[1]), -1))
 for path in sys.stdin.read().splitlines():
-    start = time.perf_counter()
+    start, deepnets = time.perf_counter(), path.endswith(".hdf5")
     try:
-        GHN.from_pretrained(path)
+        file = OfficialFile(path, "val") if deepnets else GHN.from_pretrained(path)
+        for i in range(len(file) if deepnets else 0):
+            file.read(i)
         outcome, message = "loaded", ""
-    except CheckpointError as error:
+    except (ValueError if deepnets else CheckpointError) as error:
         outcome, message = "refused", str(error)
     except BaseException as error:
         outcome, message = type(error).__name__, str(error)[:300]
@@ -65,8 +71,10 @@ def assert_refused(paths, may_load=False):
         f"{path}: {outcome} {message[:200]} after {seconds:.1f} s"
         for path, (outcome, message, seconds) in found.items()
         if seconds > SECONDS
-        or not (path in message if outcome == "refused" else may_load and outcome == "loaded")
+        or not (path.removesuffix(".hdf5") in message if outcome == "refused" else may_load and outcome == "loaded")
     ]  # fmt: skip
+    print(f"{len(found)} files, {sum(found[path][0] == 'loaded' for path in found)} loaded, "
+          f"slowest {max(rest[2] for rest in found.values()):.1f} s")  # fmt: skip
     assert not wrong, f"{len(wrong)} of {len(found)}:\n" + "\n".join(wrong)
     assert len(found) == len(paths)
     return sum(outcome == "loaded" for outcome, *_ in found.values())
@@ -89,11 +97,12 @@ def content(official_names):
     return {"state_dict": official_names(tiny(hid=8)), "config": CONFIG, "args": argparse.Namespace(lr=0.1), "epoch": 3}
 
 
-@pytest.fixture(params=WRITERS)
-def whole(request, tmp_path, content):
-    """A file that loads, in one of the formats."""
-    WRITERS[request.param](content, tmp_path / request.param)
-    return tmp_path / request.param
+@pytest.fixture
+def wholes(tmp_path, content):
+    """A file that loads in each of the formats."""
+    for name, write in WRITERS.items():
+        write(content, tmp_path / name)
+    return [tmp_path / name for name in WRITERS]
 
 
 def variants(whole, changed):
@@ -104,39 +113,49 @@ def variants(whole, changed):
     return paths
 
 
-def test_whole_files_load(whole):
-    assert assert_refused([whole], may_load=True) == 1
+def test_whole_files_load(wholes):
+    assert assert_refused(wholes, may_load=True) == len(wholes)
 
 
-def test_truncated_files(whole):
-    data, draw = whole.read_bytes(), random.Random(0)
-    ends = [0, 1, 2, 8, 16, 64, len(data) - 1, *(draw.randrange(len(data)) for _ in range(23))]
-    assert_refused(variants(whole, [data[:end] for end in ends]))
+def test_truncated_files(wholes):
+    paths, draw = [], random.Random(0)
+    for whole in wholes:
+        data = whole.read_bytes()
+        ends = [0, 1, 2, 8, 16, 64, len(data) - 1, *(draw.randrange(len(data)) for _ in range(23))]
+        paths += variants(whole, [data[:end] for end in ends])
+    assert_refused(paths)
 
 
 def described(data):
-    """Where a file's bytes are not values of tensors, as far as it is easy to tell."""
-    return [i for i in range(len(data)) if any(data[max(0, i - 8) : i].count(c) for c in b"/._") or i < 200]
+    """Where a file's bytes are not values of tensors: its start, and beside its words."""
+    near = (range(max(0, found.start() - 8), found.end() + 8) for found in re.finditer(rb"[\w./]{6,}", data))
+    return [i for i in {*range(200), *itertools.chain(*near)} if i < len(data)]
 
 
-def test_changed_bytes(whole):
-    data, draw, changed = whole.read_bytes(), random.Random(1), []
-    places = described(data)
-    for i in range(80):
-        other = bytearray(data)
-        for _ in range(draw.choice((1, 1, 2, 8))):
-            other[draw.choice(places) if i % 4 else draw.randrange(len(data))] = draw.randrange(256)
-        changed.append(bytes(other))
-    assert assert_refused(variants(whole, changed), may_load=True) < 60  # a changed value is as good as another
+def test_changed_bytes(wholes):
+    paths, draw = [], random.Random(1)
+    for whole in wholes:
+        data = whole.read_bytes()
+        places, changed = described(data), []
+        for i in range(60):
+            other = bytearray(data)
+            for _ in range(draw.choice((1, 1, 2, 8))):
+                other[draw.choice(places) if i % 4 else draw.randrange(len(data))] = draw.randrange(256)
+            changed.append(bytes(other))
+        paths += variants(whole, changed)
+    assert_refused(paths, may_load=True)  # a changed value is as good as another
 
 
-def test_bytes_left_out_or_put_in(whole):
-    data, draw, changed = whole.read_bytes(), random.Random(2), []
-    places = described(data)
-    for i in range(30):
-        at, some = draw.choice(places), draw.randbytes(draw.choice((1, 4, 100)))
-        changed.append(data[:at] + some + data[at:] if i % 2 else data[:at] + data[at + len(some) :])
-    assert_refused(variants(whole, changed), may_load=True)
+def test_bytes_left_out_or_put_in(wholes):
+    paths, draw = [], random.Random(2)
+    for whole in wholes:
+        data = whole.read_bytes()
+        places, changed = described(data), []
+        for i in range(20):
+            at, some = draw.choice(places), draw.randbytes(draw.choice((1, 4, 100)))
+            changed.append(data[:at] + some + data[at:] if i % 2 else data[:at] + data[at + len(some) :])
+        paths += variants(whole, changed)
+    assert_refused(paths, may_load=True)
 
 
 def test_other_tensors(tmp_path, content):
@@ -156,12 +175,13 @@ def test_other_tensors(tmp_path, content):
     assert_refused(paths)
 
 
-@pytest.mark.parametrize("key", ["state_dict", "config", None])
-def test_other_types(tmp_path, content, key):
-    paths = []
-    for value in ([], [1, 2], "x", 3, 0.5, True, (1,), b"x", torch.zeros(3), {"x": {}}, {1: 2}, {}):
+def test_other_types(tmp_path, content):
+    paths, keys = [], ("state_dict", "config", None)
+    for key, value in itertools.product(
+        keys, ([], [1, 2], "x", 3, 0.5, True, (1,), b"x", torch.zeros(3), {"x": {}}, {1: 2}, {})
+    ):
         for write in (torch.save, joblib.dump):
-            if not (key == "config" and value in ({}, None)):
+            if not (key == "config" and isinstance(value, dict)):
                 paths.append(tmp_path / f"{len(paths)}.pt")
                 write(value if key is None else content | {"args": None, key: value}, paths[-1])
     assert_refused(paths)
@@ -269,16 +289,16 @@ def test_pickles_that_grow(tmp_path):
     assert_refused(paths)
 
 
-@pytest.mark.parametrize("write", [torch.save, joblib.dump, WRITERS["legacy.pt"]], ids=["zip", "joblib", "legacy"])
-def test_calls_that_grow(tmp_path, content, write):
-    paths = [tmp_path / f"{name}.pt" for name in CALLS]
-    for path, value in zip(paths, CALLS.values()):
-        write({"state_dict": content["state_dict"] | {"embed.weight": value}}, path)
+def test_calls_that_grow(tmp_path, content):
+    paths = []
+    for (name, value), write in itertools.product(CALLS.items(), (torch.save, joblib.dump, WRITERS["legacy.pt"])):
+        paths.append(tmp_path / f"{name}-{len(paths)}.pt")
+        write({"state_dict": content["state_dict"] | {"embed.weight": value}}, paths[-1])
     assert_refused(paths)
 
 
 def test_many_names(tmp_path):
-    names, value = [f"layer{i}.weight" for i in range(10**6)], torch.zeros(1)
+    names, value = [f"layer{i}.weight" for i in range(2 * 10**5)], torch.zeros(1)
     paths = [tmp_path / "zip.pt", tmp_path / "tensors.joblib", tmp_path / "names.safetensors", tmp_path / "some.pt"]
     torch.save(dict.fromkeys(names, value), paths[0])
     joblib.dump(dict.fromkeys(names, value), paths[1])
@@ -332,9 +352,8 @@ def test_tensors_that_are_one_number(tmp_path):
     tiny().save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(large._hub_mixin_config))
     torch.save(state, folder / "tensors.pt")
-    joblib.dump({name: value.numpy() for name, value in list(state.items())[:1]}, tmp_path / "small.joblib")
-    assert our_name("embedding.op.weight") in state
-    assert_refused([folder, folder / "tensors.pt", tmp_path / "small.joblib"])
+
+    assert_refused([folder, folder / "tensors.pt"])
 
 
 def test_headers_of_safetensors(tmp_path, content):
@@ -357,3 +376,105 @@ def test_headers_of_safetensors(tmp_path, content):
     text = b'{"a":' * 10**5
     changed.append(len(text).to_bytes(8, "little") + text)
     assert_refused(variants(whole, changed))
+
+
+# --- DeepNets-1M -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deepnets(tmp_path, write_official):
+    """The function ``deepnets(name, meta)``, which writes a file of two networks with other meta data."""
+    write_official(tmp_path / "whole.hdf5", "val", DeepNets("val", seed=9, size=2))
+
+    def write(name, meta=None):
+        path = tmp_path / f"{name}.hdf5"
+        path.write_bytes((tmp_path / "whole.hdf5").read_bytes())
+        whole = (tmp_path / "whole_meta.json").read_text()
+        text = meta if isinstance(meta, str) else json.dumps(json.loads(whole) if meta is None else meta)
+        (tmp_path / f"{name}_meta.json").write_text(text)
+        return path
+
+    return write
+
+
+def test_meta_data_of_deepnets(deepnets, tmp_path):
+    whole = json.loads((tmp_path / "whole_meta.json").read_text())["val"]
+    nets, tables = whole["nets"], whole["meta"]
+    assert assert_refused([deepnets("same")], may_load=True) == 1
+    paths = [
+        deepnets(f"text-{i}", text) for i, text in enumerate([*TEXTS, '{"val": []}', '{"val": {"nets": 3, "meta": 3}}'])
+    ]
+    for key in nets[0]:
+        for value in WRONG:
+            paths.append(
+                deepnets(f"{key}-{len(paths)}", {"val": {"nets": [nets[0] | {key: value}, nets[1]], "meta": tables}})
+            )
+    for key in nets[0]["genotype"]:
+        for value in [*WRONG, [["msa", 99], ["none", 0]], [["x", 0]] * 2, [["none", 0]] * 101, [101], [-1], [0] * 101]:
+            genotype = nets[0]["genotype"] | {key: value}
+            paths.append(
+                deepnets(f"{key}-{len(paths)}", {"val": {"nets": [nets[0] | {"genotype": genotype}], "meta": tables}})
+            )
+    for key in tables:
+        for value in (
+            [],
+            3,
+            {},
+            {"x": "y"},
+            {"0": 3},
+            {"0": None},
+            {"9" * 5000: "x"},
+            {str(i): "_ops.x.weight" for i in range(99)},
+        ):
+            paths.append(deepnets(f"{key}-{len(paths)}", {"val": {"nets": nets, "meta": tables | {key: value}}}))
+    for other in ([{}] * 10**6, [nets[0]] * 3, [3, None], {"0": nets[0]}, [[]]):
+        paths.append(deepnets(f"nets-{len(paths)}", {"val": {"nets": other, "meta": tables}}))
+    assert_refused(paths, may_load=True)  # an other kernel size or the other norm is found by the number of parameters
+
+
+def test_arrays_of_deepnets(deepnets):
+    paths, eye = [], np.triu(np.ones((9, 9), np.uint8), 1)
+    shapes = [(10**9, 10**9), (10**6, 10**6), (6000, 6000), (9,), (0, 0), ()]
+    arrays = [np.zeros((9, 9)), np.zeros((9, 9), "S5"), np.zeros((9, 9), [("a", "i4")]), eye.astype("c8"), eye[:3]]
+    for key in ("adj", "nodes"):
+        for other in [
+            *shapes,
+            *arrays,
+            None,
+            h5py.SoftLink("/val/0"),
+            h5py.SoftLink("/nothing"),
+            h5py.ExternalLink("x", "/y"),
+        ]:
+            paths.append(deepnets(f"{key}-{len(paths)}"))
+            with h5py.File(paths[-1], "a") as file:
+                group = file["val/0"]
+                del group[key]
+                if isinstance(other, tuple):
+                    group.create_dataset(
+                        key, other, np.uint16, chunks=(min(other[0], 1000), 3) if len(other) == 2 and other[0] else None
+                    )
+                elif other is not None:
+                    group[key] = other
+    dense = deepnets("dense")
+    with h5py.File(dense, "a") as file:
+        for key, data in (
+            ("adj", np.triu(np.ones((5000, 5000), np.uint8), 1)),
+            ("nodes", np.zeros((5000, 3), np.uint16)),
+        ):
+            del file["val/0"][key]
+            file["val/0"].create_dataset(key, data=data, compression="gzip")
+    assert_refused([*paths, dense])
+
+
+def test_damaged_files_of_deepnets(deepnets):
+    whole, paths, draw = deepnets("same").read_bytes(), [], random.Random(3)
+    for i in range(150):
+        paths.append(deepnets(f"damaged-{i}"))
+        if i < 30:
+            paths[-1].write_bytes(whole[: draw.randrange(len(whole))])
+        else:
+            other = bytearray(whole)
+            for _ in range(draw.choice((1, 4, 30))):
+                other[draw.randrange(len(other))] = draw.randrange(256)
+            paths[-1].write_bytes(other)
+    assert_refused(paths, may_load=True)

@@ -144,7 +144,7 @@ def classify(name: str, attribute: str, shape: tuple[int, ...], module: nn.Modul
             return Parameter(name, shape, "bias", Role.BIAS)
     if "vit_encoder" in convention.layers and _is_position(name, shape, convention):
         return Parameter(name, shape, "pos_enc", Role.POSITION)
-    return Parameter(name, shape, reason=_reason(name, module))
+    return Parameter(name, shape, reason=_reason(name, module, convention))
 
 
 def _is_position(name: str, shape: tuple[int, ...], convention: Convention) -> bool:
@@ -153,13 +153,13 @@ def _is_position(name: str, shape: tuple[int, ...], convention: Convention) -> b
     return bool(known) and len(shape) in (3, 4) and shape[0] == 1 and min(shape[1:]) > 1
 
 
-def _reason(name: str, module: nn.Module) -> str:
+def _reason(name: str, module: nn.Module, convention: Convention) -> str:
     if isinstance(module, Quantised):
         return "quantised: its weights are packed"
     for pattern, reason in REASONS:
         if pattern.search(name):
             return reason
-    known = any(layer.matches(module) for layer in LAYERS.values())
+    known = any(LAYERS[kind].matches(module) for kind in convention.layers)
     return f"unsupported {'parameter of' if known else 'layer'} {type(module).__name__}"
 
 

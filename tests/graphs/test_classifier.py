@@ -1,0 +1,140 @@
+"""Which layer produces the logits, if any does."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ghnlib import Graph
+
+SMALL = (3, 16, 16)
+BODY = nn.Conv2d(3, 8, 3), nn.ReLU()
+POOL = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+pytestmark = pytest.mark.filterwarnings("ignore:.*no nodes")
+
+
+def class_layers(net: nn.Module, convention: str = "correct", shape=SMALL) -> list[str]:
+    return [node.name for node in Graph.from_module(net, shape, convention).nodes if "class" in node.role]
+
+
+class Own(nn.Module):
+    """A linear layer of an own class."""
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(c_in, c_out)), nn.Parameter(torch.zeros(c_out))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.factor.exp() * x
+
+
+HEADS = {
+    "linear": ([nn.Linear(8, 4)], ["4.weight", "4.bias"]),
+    "probabilities": ([nn.Linear(8, 4), nn.LogSoftmax(1)], ["4.weight", "4.bias"]),
+    "scaled, dropped out": ([nn.Linear(8, 4), Scale(), nn.Dropout()], ["4.weight", "4.bias"]),
+    "activated": ([nn.Linear(8, 4), nn.ReLU()], []),
+    "generator": ([nn.Linear(8, 4), nn.Tanh()], []),
+    "normalised": ([nn.Linear(8, 4), nn.LayerNorm(4)], []),
+    "own class": ([nn.Linear(8, 4), nn.ReLU(), Own(4, 2)], []),
+    "own class, nothing between": ([nn.Linear(8, 4), Own(4, 2)], []),
+    "recurrent": ([nn.Linear(8, 4), nn.Unflatten(1, (2, 2)), nn.RNN(2, 2)], []),
+    "parametric activation": ([nn.Linear(8, 4), nn.PReLU()], []),
+}
+
+
+@pytest.mark.parametrize("convention", ["correct", "ghn3"])
+@pytest.mark.parametrize("head", HEADS)
+def test_vectors(head, convention):
+    layers, expected = HEADS[head]
+    assert class_layers(nn.Sequential(*BODY, *POOL, *layers), convention) == expected
+
+
+MAPS = {
+    "features": ([nn.Conv2d(8, 4, 3)], []),
+    "pooled features": ([nn.Conv2d(8, 4, 3), nn.ReLU(), *POOL], []),
+    "dense": ([nn.Conv2d(8, 4, 1)], ["2.weight", "2.bias"]),
+    "transposed": ([nn.Conv2d(8, 4, 1), nn.ReLU(), nn.ConvTranspose2d(4, 3, 2)], []),
+    "as in SqueezeNet": ([nn.Conv2d(8, 4, 1), nn.ReLU(), *POOL], ["2.weight", "2.bias"]),
+    "as in MobileNet without classifier": ([nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 4, 1), nn.Hardswish()], []),
+}
+
+
+@pytest.mark.parametrize("head", MAPS)
+def test_maps(head):
+    layers, expected = MAPS[head]
+    assert class_layers(nn.Sequential(*BODY, *layers)) == expected
+
+
+def test_networks_without_classes_say_so():
+    net = nn.Sequential(*BODY, nn.Conv2d(8, 4, 1), nn.ReLU(), *POOL)
+    assert repr(Graph.from_module(net, SMALL)).endswith("class layer 2.weight, 2.bias)")
+    net.num_classes = 0
+    assert repr(Graph.from_module(net, SMALL)).endswith("no class layer)")
+
+
+class Outputs(nn.Module):
+    """Features of a 1x1 convolution, logits and an auxiliary head, arranged by a function."""
+
+    def __init__(self, arrange):
+        super().__init__()
+        self.arrange, self.stem, self.fc = arrange, nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+        self.aux = nn.Linear(8, 4)
+
+    def forward(self, x):
+        features = self.stem(x)
+        pooled = F.relu(features).mean((2, 3))
+        return self.arrange(features, self.fc(pooled), self.aux(pooled))
+
+
+@pytest.mark.parametrize(
+    ("arrange", "layer"),
+    [
+        (lambda features, logits, aux: {"features": features, "logits": logits}, "fc"),
+        (lambda features, logits, aux: {"aux": aux, "features": features, "logits": logits}, "fc"),
+        (lambda features, logits, aux: {"out": aux, "more": {"logits": logits}}, "fc"),
+        (lambda features, logits, aux: (features, logits), "fc"),
+        (lambda features, logits, aux: (features, aux, logits), "aux"),
+        (lambda features, logits, aux: [logits, [aux, features]], "fc"),
+        (lambda features, logits, aux: (F.relu(features), logits), "fc"),
+    ],
+)
+def test_of_several_outputs_the_logits_have_the_class_layer(arrange, layer):
+    graph = Graph.from_module(Outputs(arrange), SMALL)
+    assert [node.name for node in graph.nodes if "class" in node.role] == [f"{layer}.weight", f"{layer}.bias"]
+    assert graph.nodes[-1].name == f"{layer}.bias"
+
+
+def test_a_bias_of_its_own_belongs_to_the_class_layer():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return x @ self.fc.weight.T + self.fc.bias
+
+    assert class_layers(Net(), shape=(4,)) == ["fc.weight", "fc.bias"]
+
+
+def test_many_sums_are_followed_once():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = self.fc(x)
+            for _ in range(60):
+                x = x + x.exp()
+            return x
+
+    assert class_layers(Net(), shape=(4,)) == ["fc.weight", "fc.bias"]

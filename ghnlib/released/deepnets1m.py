@@ -54,8 +54,8 @@ class Description(BaseModel):
     fc_layers: Literal[1, 2] = 1
     fc_dim: Annotated[int, Field(gt=0, le=65_536)] = 256
     glob_avg: Flag = True
-    num_nodes: int | None = None
-    num_params: dict[str, int] | None = None
+    num_nodes: Annotated[int, Field(gt=0)] | None = None
+    num_params: Annotated[dict[str, int], Field(min_length=1)] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ class OfficialFile:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{meta_path} is damaged or incomplete: {error}") from error
         if not isinstance(meta, dict) or split not in meta:
-            raise ValueError(f"{meta_path} has no split {split!r}, only {', '.join(meta)}")
+            known = ", ".join(meta) if isinstance(meta, dict) else f"a {type(meta).__name__}"
+            raise ValueError(f"{meta_path} has no split {split!r}, only {known}")
         try:
             self._nets, tables = list(meta[split]["nets"]), meta[split]["meta"]
             self._ops, self._names = (
@@ -150,7 +151,7 @@ class OfficialFile:
             counted, described = numbers_of_parameters(arch), net.num_params
         except Exception as error:  # damaged and hostile files can raise any
             raise ValueError(f"{where} is damaged or incomplete: {one_line(error)}") from error
-        if described and described != counted:
+        if described not in (None, counted):
             raise ValueError(f"{where}: {counted} parameters, but {described} are described")
         return arch
 

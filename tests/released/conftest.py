@@ -1,12 +1,16 @@
 """Files in the released formats."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from shared import ROOT
 
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.graphs.nodes import Node
@@ -74,3 +78,82 @@ def _stored_node(node: Node, cell: int) -> tuple[str, int, str]:
         return extended, cell, node.name or node.op
     _, number, name = node.name.split(".", 2)
     return extended, int(number), name.replace(".attn.", ".")
+
+
+# --- hostile files ---------------------------------------------------------------------------------------------------
+
+MEMORY, SECONDS = 2**30, 20
+"""Limits for one file. The seconds leave room for a busy machine; alone, none takes over three."""
+
+LOAD = """
+import json, resource, sys, time
+import h5py
+from ghnlib import GHN
+from ghnlib.released.checkpoints import CheckpointError
+from ghnlib.released.deepnets1m import OfficialFile
+own = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (own + int(sys.argv[1]), -1))
+for path in sys.stdin.read().splitlines():
+    start, deepnets = time.perf_counter(), path.endswith(".hdf5")
+    try:
+        file = OfficialFile(path, "val") if deepnets else GHN.from_pretrained(path)
+        for i in range(len(file) if deepnets else 0):
+            file.read(i)
+        outcome, message = "loaded", ""
+    except (ValueError if deepnets else CheckpointError) as error:
+        outcome, message = "refused", str(error)
+    except BaseException as error:
+        outcome, message = type(error).__name__, str(error)[:300]
+    print(json.dumps([path, outcome, message, time.perf_counter() - start]), flush=True)
+"""
+
+
+def _load_all(paths):
+    """Path -> (outcome, message, seconds) of loading in a process that has ``MEMORY`` to spare."""
+    command = [sys.executable, "-c", LOAD, str(MEMORY)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    text = "\n".join(map(str, paths))
+    done = subprocess.run(command, input=text, capture_output=True, text=True, env=environment, timeout=1800)
+    found = {path: rest for path, *rest in map(json.loads, done.stdout.splitlines())}
+    assert done.returncode == 0, f"the process died at {paths[len(found)]}: {done.stderr[-500:]}"
+    return found
+
+
+def _assert_refused(paths, may_load=False):
+    """Each file is refused by name, or where that is right too, loaded. Returns how many were loaded."""
+    found = _load_all(paths)
+    wrong = [
+        f"{path}: {outcome} {message[:200]} after {seconds:.1f} s"
+        for path, (outcome, message, seconds) in found.items()
+        if seconds > SECONDS
+        or not (path.removesuffix(".hdf5") in message if outcome == "refused" else may_load and outcome == "loaded")
+    ]  # fmt: skip
+    print(f"{len(found)} files, {sum(found[path][0] == 'loaded' for path in found)} loaded, "
+          f"slowest {max(rest[2] for rest in found.values()):.1f} s")  # fmt: skip
+    assert not wrong, f"{len(wrong)} of {len(found)}:\n" + "\n".join(wrong)
+    assert len(found) == len(paths)
+    return sum(outcome == "loaded" for outcome, *_ in found.values())
+
+
+@pytest.fixture(scope="session")
+def assert_refused():
+    """The function ``assert_refused(paths, may_load=False)``."""
+    return _assert_refused
+
+
+WRONG = ["no", "", -1, 0, 1.5, 10**9, 10**30, 2**63 - 1, [], {}, [1], [[1]], [16, 16, 11], [16, 16, 11, 11, 11], float("nan"),
+         "x" * 10**6, ["a", "b", "c", "d"], [10**9] * 4, [16, 16, 10**9, 10**9], [16, 16, -1, -1], [16, 16, True, True]]  # fmt: skip
+TEXTS = ["", "[]", "3", "null", "{", '"x"', "[" * 10**5, '{"a":' * 10**5, "{}" + " " * 10**7, '{"hid": ' + "9" * 10**5 + "}", "\xff",
+         '{"x": 3}', '{"hid": Infinity}', '{"max_shape": [' + "1," * 10**5 + "1]}", '{"layers": ' + "[" * 900 + "]" * 900 + "}"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def wrong_values():
+    """Values that no key of a configuration can have, with few exceptions."""
+    return WRONG
+
+
+@pytest.fixture(scope="session")
+def wrong_texts():
+    """JSON files that hold no configuration."""
+    return TEXTS

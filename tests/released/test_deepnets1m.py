@@ -5,6 +5,7 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -96,6 +97,40 @@ def test_damaged_official_files_are_explained(official):
     path.unlink()
     with pytest.raises(FileNotFoundError):
         OfficialFile(path, "val")
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [
+    ("n_cells", 10**9, "n_cells = 1000000000.*less than or equal to 200"), ("C", "64", "C = '64'"), ("num_nodes", 0, "num_nodes"), ("ks", True, "ks"),
+    ("stem_pool", "x", "stem_pool"), ("genotype", {"normal": [["msa", 0]] * 101}, "genotype.normal"), ("genotype", [], "genotype"),
+])  # fmt: skip
+def test_descriptions_of_official_files_are_checked(official, key, value, message):
+    _, path, meta = official
+    described = json.loads(meta.read_text())
+    described["val"]["nets"][1][key] = value
+    meta.write_text(json.dumps(described))
+    file = OfficialFile(path, "val")
+    assert file.read(0).C > 0
+    with pytest.raises(ValueError, match=f"network 1 of {path} .*{message}"):
+        file.read(1)
+
+
+def test_more_networks_than_are_stored_are_refused(official):
+    _, path, meta = official
+    described = json.loads(meta.read_text())
+    described["val"]["nets"] = [{}] * 10**5
+    meta.write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=f"{meta} describes 100000 networks, {path} has 6"):
+        OfficialFile(path, "val")
+
+
+@pytest.mark.parametrize("shape", [(10**6, 10**6), (10**9, 3), (7,)])
+def test_large_arrays_of_official_files_are_refused(official, shape):
+    _, path, _ = official
+    with h5py.File(path, "a") as file:
+        del file["val/0/adj"]
+        file["val/0"].create_dataset("adj", shape, "u1", chunks=(1,) * len(shape))
+    with pytest.raises(ValueError, match=f"network 0 of {path} .*adj has the shape"):
+        OfficialFile(path, "val").read(0)
 
 
 RECORDS = json.loads(Path(__file__).with_name("deepnets1m.json").read_text())

@@ -3,82 +3,22 @@
 import argparse
 import itertools
 import json
-import os
 import pickle
 import random
 import re
 import struct
-import subprocess
-import sys
 import zipfile
 
-import h5py
 import joblib
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from shared import ROOT, tiny
+from shared import tiny
 
-from ghnlib import DeepNets
 from ghnlib.config import PRESETS
 
 pytestmark = pytest.mark.slow
-
-MEMORY, SECONDS = 2**30, 20
-"""Limits for one file. The seconds leave room for a busy machine; alone, none takes over three."""
-
-LOAD = """
-import json, resource, sys, time
-import h5py
-from ghnlib import GHN
-from ghnlib.released.checkpoints import CheckpointError
-from ghnlib.released.deepnets1m import OfficialFile
-own = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (own + int(sys.argv[1]), -1))
-for path in sys.stdin.read().splitlines():
-    start, deepnets = time.perf_counter(), path.endswith(".hdf5")
-    try:
-        file = OfficialFile(path, "val") if deepnets else GHN.from_pretrained(path)
-        for i in range(len(file) if deepnets else 0):
-            file.read(i)
-        outcome, message = "loaded", ""
-    except (ValueError if deepnets else CheckpointError) as error:
-        outcome, message = "refused", str(error)
-    except BaseException as error:
-        outcome, message = type(error).__name__, str(error)[:300]
-    print(json.dumps([path, outcome, message, time.perf_counter() - start]), flush=True)
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
-"""
-
-
-def load_all(paths):
-    """Path -> (outcome, message, seconds) of loading in a process that has ``MEMORY`` to spare."""
-    command = [sys.executable, "-c", LOAD, str(MEMORY)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    text = "\n".join(map(str, paths))
-    done = subprocess.run(command, input=text, capture_output=True, text=True, env=environment, timeout=1800)
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    found = {path: rest for path, *rest in (line for line in lines if isinstance(line, list))}
-    assert done.returncode == 0, f"the process died at {paths[len(found)]}: {done.stderr[-500:]}"
-    return found
-
-
-def assert_refused(paths, may_load=False):
-    """Each file is refused by name, or where that is right too, loaded. Returns how many were loaded."""
-    found = load_all(paths)
-    wrong = [
-        f"{path}: {outcome} {message[:200]} after {seconds:.1f} s"
-        for path, (outcome, message, seconds) in found.items()
-        if seconds > SECONDS
-        or not (path.removesuffix(".hdf5") in message if outcome == "refused" else may_load and outcome == "loaded")
-    ]  # fmt: skip
-    print(f"{len(found)} files, {sum(found[path][0] == 'loaded' for path in found)} loaded, "
-          f"slowest {max(rest[2] for rest in found.values()):.1f} s")  # fmt: skip
-    assert not wrong, f"{len(wrong)} of {len(found)}:\n" + "\n".join(wrong)
-    assert len(found) == len(paths)
-    return sum(outcome == "loaded" for outcome, *_ in found.values())
-
 
 CONFIG = {"max_shape": (16, 16, 11, 11), "num_classes": 10, "hypernet": "gatedgnn", "decoder": "conv", "weight_norm": True, "ve": True,
           "layernorm": True, "hid": 8, "layers": 2, "heads": 2, "is_ghn2": False}  # fmt: skip
@@ -113,11 +53,11 @@ def variants(whole, changed):
     return paths
 
 
-def test_whole_files_load(wholes):
+def test_whole_files_load(wholes, assert_refused):
     assert assert_refused(wholes, may_load=True) == len(wholes)
 
 
-def test_truncated_files(wholes):
+def test_truncated_files(wholes, assert_refused):
     paths, draw = [], random.Random(0)
     for whole in wholes:
         data = whole.read_bytes()
@@ -132,7 +72,7 @@ def described(data):
     return [i for i in {*range(200), *itertools.chain(*near)} if i < len(data)]
 
 
-def test_changed_bytes(wholes):
+def test_changed_bytes(wholes, assert_refused):
     paths, draw = [], random.Random(1)
     for whole in wholes:
         data = whole.read_bytes()
@@ -146,7 +86,7 @@ def test_changed_bytes(wholes):
     assert_refused(paths, may_load=True)  # a changed value is as good as another
 
 
-def test_bytes_left_out_or_put_in(wholes):
+def test_bytes_left_out_or_put_in(wholes, assert_refused):
     paths, draw = [], random.Random(2)
     for whole in wholes:
         data = whole.read_bytes()
@@ -158,7 +98,7 @@ def test_bytes_left_out_or_put_in(wholes):
     assert_refused(paths, may_load=True)
 
 
-def test_other_tensors(tmp_path, content):
+def test_other_tensors(tmp_path, content, assert_refused):
     state, paths = content["state_dict"], []
     for i, (name, value) in enumerate(state.items()):
         other = list(state)[(i + 1) % len(state)]
@@ -175,7 +115,7 @@ def test_other_tensors(tmp_path, content):
     assert_refused(paths)
 
 
-def test_other_types(tmp_path, content):
+def test_other_types(tmp_path, content, assert_refused):
     paths, keys = [], ("state_dict", "config", None)
     for key, value in itertools.product(
         keys, ([], [1, 2], "x", 3, 0.5, True, (1,), b"x", torch.zeros(3), {"x": {}}, {1: 2}, {})
@@ -187,14 +127,10 @@ def test_other_types(tmp_path, content):
     assert_refused(paths)
 
 
-WRONG = ["no", "", -1, 0, 1.5, 10**9, 10**30, 2**63 - 1, [], {}, [1], [[1]], [16, 16, 11], [16, 16, 11, 11, 11], float("nan"),
-         "x" * 10**6, ["a", "b", "c", "d"], [10**9] * 4, [16, 16, 10**9, 10**9], [16, 16, -1, -1], [16, 16, True, True]]  # fmt: skip
-
-
-def test_other_configurations(tmp_path):
+def test_other_configurations(tmp_path, assert_refused, wrong_values):
     paths, ghn = [], tiny(hid=8)
     for key in ghn._hub_mixin_config:
-        for value in [*WRONG, None, *[1] * isinstance(getattr(ghn.config, key), bool)]:
+        for value in [*wrong_values, None, *[1] * isinstance(getattr(ghn.config, key), bool)]:
             if not (key == "modules" and value == 1):
                 paths.append(tmp_path / f"{key}-{len(paths)}")
                 ghn.save_pretrained(paths[-1])
@@ -202,13 +138,9 @@ def test_other_configurations(tmp_path):
     assert_refused(paths)
 
 
-TEXTS = ["", "[]", "3", "null", "{", '"x"', "[" * 10**5, '{"a":' * 10**5, "{}" + " " * 10**7, '{"hid": ' + "9" * 10**5 + "}", "\xff",
-         '{"x": 3}', '{"hid": Infinity}', '{"max_shape": [' + "1," * 10**5 + "1]}", '{"layers": ' + "[" * 900 + "]" * 900 + "}"]  # fmt: skip
-
-
-def test_other_texts_for_a_configuration(tmp_path):
-    paths = [tmp_path / str(i) for i in range(len(TEXTS))]
-    for path, text in zip(paths, TEXTS):
+def test_other_texts_for_a_configuration(tmp_path, assert_refused, wrong_texts):
+    paths = [tmp_path / str(i) for i in range(len(wrong_texts))]
+    for path, text in zip(paths, wrong_texts):
         tiny(hid=8).save_pretrained(path)
         (path / "config.json").write_text(text, encoding="latin-1")
     assert_refused(paths)
@@ -276,7 +208,7 @@ CALLS = {
 }
 
 
-def test_pickles_that_grow(tmp_path):
+def test_pickles_that_grow(tmp_path, assert_refused):
     paths = []
     for name, data in PICKLES.items():
         paths += [tmp_path / f"{name}.joblib", tmp_path / f"{name}.pt", tmp_path / f"{name}.zip.pt"]
@@ -289,7 +221,7 @@ def test_pickles_that_grow(tmp_path):
     assert_refused(paths)
 
 
-def test_calls_that_grow(tmp_path, content):
+def test_calls_that_grow(tmp_path, content, assert_refused):
     paths = []
     for (name, value), write in itertools.product(CALLS.items(), (torch.save, joblib.dump, WRITERS["legacy.pt"])):
         paths.append(tmp_path / f"{name}-{len(paths)}.pt")
@@ -297,7 +229,7 @@ def test_calls_that_grow(tmp_path, content):
     assert_refused(paths)
 
 
-def test_many_names(tmp_path):
+def test_many_names(tmp_path, assert_refused):
     names, value = [f"layer{i}.weight" for i in range(2 * 10**5)], torch.zeros(1)
     paths = [tmp_path / "zip.pt", tmp_path / "tensors.joblib", tmp_path / "names.safetensors", tmp_path / "some.pt"]
     torch.save(dict.fromkeys(names, value), paths[0])
@@ -320,7 +252,7 @@ def repacked(source, target, replace=None, method=zipfile.ZIP_STORED, more=()):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_archives_that_grow(tmp_path, content):
+def test_archives_that_grow(tmp_path, content, assert_refused):
     whole, large = tmp_path / "whole.pt", bytes(2**30)
     torch.save(content, whole)
     with zipfile.ZipFile(whole) as archive:
@@ -343,7 +275,7 @@ def test_archives_that_grow(tmp_path, content):
     assert_refused([*paths, stated])
 
 
-def test_tensors_that_are_one_number(tmp_path):
+def test_tensors_that_are_one_number(tmp_path, assert_refused):
     """The shapes of a hypernetwork of gigabytes in a file of kilobytes."""
     with torch.device("meta"):
         large = tiny(**PRESETS["ghn3-xl"] | {"hid": 4096, "layers": 24})
@@ -356,7 +288,7 @@ def test_tensors_that_are_one_number(tmp_path):
     assert_refused([folder, folder / "tensors.pt"])
 
 
-def test_headers_of_safetensors(tmp_path, content):
+def test_headers_of_safetensors(tmp_path, content, assert_refused):
     whole = tmp_path / "whole.safetensors"
     save_file(content["state_dict"], whole)
     data = whole.read_bytes()
@@ -376,105 +308,3 @@ def test_headers_of_safetensors(tmp_path, content):
     text = b'{"a":' * 10**5
     changed.append(len(text).to_bytes(8, "little") + text)
     assert_refused(variants(whole, changed))
-
-
-# --- DeepNets-1M -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def deepnets(tmp_path, write_official):
-    """The function ``deepnets(name, meta)``, which writes a file of two networks with other meta data."""
-    write_official(tmp_path / "whole.hdf5", "val", DeepNets("val", seed=9, size=2))
-
-    def write(name, meta=None):
-        path = tmp_path / f"{name}.hdf5"
-        path.write_bytes((tmp_path / "whole.hdf5").read_bytes())
-        whole = (tmp_path / "whole_meta.json").read_text()
-        text = meta if isinstance(meta, str) else json.dumps(json.loads(whole) if meta is None else meta)
-        (tmp_path / f"{name}_meta.json").write_text(text)
-        return path
-
-    return write
-
-
-def test_meta_data_of_deepnets(deepnets, tmp_path):
-    whole = json.loads((tmp_path / "whole_meta.json").read_text())["val"]
-    nets, tables = whole["nets"], whole["meta"]
-    assert assert_refused([deepnets("same")], may_load=True) == 1
-    paths = [
-        deepnets(f"text-{i}", text) for i, text in enumerate([*TEXTS, '{"val": []}', '{"val": {"nets": 3, "meta": 3}}'])
-    ]
-    for key in nets[0]:
-        for value in WRONG:
-            paths.append(
-                deepnets(f"{key}-{len(paths)}", {"val": {"nets": [nets[0] | {key: value}, nets[1]], "meta": tables}})
-            )
-    for key in nets[0]["genotype"]:
-        for value in [*WRONG, [["msa", 99], ["none", 0]], [["x", 0]] * 2, [["none", 0]] * 101, [101], [-1], [0] * 101]:
-            genotype = nets[0]["genotype"] | {key: value}
-            paths.append(
-                deepnets(f"{key}-{len(paths)}", {"val": {"nets": [nets[0] | {"genotype": genotype}], "meta": tables}})
-            )
-    for key in tables:
-        for value in (
-            [],
-            3,
-            {},
-            {"x": "y"},
-            {"0": 3},
-            {"0": None},
-            {"9" * 5000: "x"},
-            {str(i): "_ops.x.weight" for i in range(99)},
-        ):
-            paths.append(deepnets(f"{key}-{len(paths)}", {"val": {"nets": nets, "meta": tables | {key: value}}}))
-    for other in ([{}] * 10**6, [nets[0]] * 3, [3, None], {"0": nets[0]}, [[]]):
-        paths.append(deepnets(f"nets-{len(paths)}", {"val": {"nets": other, "meta": tables}}))
-    assert_refused(paths, may_load=True)  # an other kernel size or the other norm is found by the number of parameters
-
-
-def test_arrays_of_deepnets(deepnets):
-    paths, eye = [], np.triu(np.ones((9, 9), np.uint8), 1)
-    shapes = [(10**9, 10**9), (10**6, 10**6), (6000, 6000), (9,), (0, 0), ()]
-    arrays = [np.zeros((9, 9)), np.zeros((9, 9), "S5"), np.zeros((9, 9), [("a", "i4")]), eye.astype("c8"), eye[:3]]
-    for key in ("adj", "nodes"):
-        for other in [
-            *shapes,
-            *arrays,
-            None,
-            h5py.SoftLink("/val/0"),
-            h5py.SoftLink("/nothing"),
-            h5py.ExternalLink("x", "/y"),
-        ]:
-            paths.append(deepnets(f"{key}-{len(paths)}"))
-            with h5py.File(paths[-1], "a") as file:
-                group = file["val/0"]
-                del group[key]
-                if isinstance(other, tuple):
-                    group.create_dataset(
-                        key, other, np.uint16, chunks=(min(other[0], 1000), 3) if len(other) == 2 and other[0] else None
-                    )
-                elif other is not None:
-                    group[key] = other
-    dense = deepnets("dense")
-    with h5py.File(dense, "a") as file:
-        for key, data in (
-            ("adj", np.triu(np.ones((5000, 5000), np.uint8), 1)),
-            ("nodes", np.zeros((5000, 3), np.uint16)),
-        ):
-            del file["val/0"][key]
-            file["val/0"].create_dataset(key, data=data, compression="gzip")
-    assert_refused([*paths, dense])
-
-
-def test_damaged_files_of_deepnets(deepnets):
-    whole, paths, draw = deepnets("same").read_bytes(), [], random.Random(3)
-    for i in range(150):
-        paths.append(deepnets(f"damaged-{i}"))
-        if i < 30:
-            paths[-1].write_bytes(whole[: draw.randrange(len(whole))])
-        else:
-            other = bytearray(whole)
-            for _ in range(draw.choice((1, 4, 30))):
-                other[draw.randrange(len(other))] = draw.randrange(256)
-            paths[-1].write_bytes(other)
-    assert_refused(paths, may_load=True)

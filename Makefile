@@ -20,12 +20,12 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: env repro test report readme lab clean
 
 # One installs at a time, where there is a flock: a second one waits, and then finds it done.
-LOCK := $(if $(shell command -v flock),flock .dvc/tmp/env.lock)
+LOCK := $(if $(shell command -v flock),flock requirements.lock)
 
 env:
-	@$(MAKE) --silent --question $(DONE) 2> /dev/null || { mkdir -p .dvc/tmp && \
-		{ $(if $(LOCK),flock --nonblock .dvc/tmp/env.lock true || echo "Another make installs here: waiting for it.";) \
-		$(LOCK) $(MAKE) --silent --no-print-directory $(DONE); }; }
+	@$(MAKE) --silent --question $(DONE) 2> /dev/null || { \
+		$(if $(LOCK),flock --nonblock requirements.lock true || echo "Another make installs here: waiting for it.";) \
+		$(LOCK) $(MAKE) --silent --no-print-directory $(DONE); }
 
 $(DONE): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

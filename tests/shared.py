@@ -72,6 +72,19 @@ class Reading(nn.Module):
         return self.head(self.body(x))
 
 
+class Net(nn.Module):
+    """Layers given by name, a forward given as a function of the module and its arguments."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        self.compute = forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.compute(self, x)
+
+
 def swept(encoder, x, graph, directions=("forward", "backward"), message=None):
     """The sweeps of a gated GNN written node by node; ``message``: to the inputs in the forward sweep."""
     h, distances = list(x), truncated_distances(graph, encoder.config.cutoff)

@@ -6,6 +6,7 @@ from collections import namedtuple
 import pytest
 import torch
 import torch.nn.functional as F
+from shared import Net
 from torch import nn
 
 from ghnlib import GHN, GHNConfig, Graph
@@ -14,19 +15,6 @@ from ghnlib.graphs.recording import TraceError
 SMALL = (3, 8, 8)
 trace = Graph.from_module
 pytestmark = pytest.mark.filterwarnings("ignore:.*no nodes")
-
-
-class Net(nn.Module):
-    """Layers given by name, a forward given as a function of the module and its arguments."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self.compute = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.compute(self, x)
 
 
 def names(graph: Graph) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from shared import Net
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -51,19 +52,6 @@ def edges(graph: Graph) -> set[tuple[str, str]]:
 
 def role_of(graph: Graph, name: str) -> Role:
     return next(node.role for node in graph.nodes if node.name == name)
-
-
-class Net(nn.Module):
-    """Layers given by name, a forward given as a function of the module and the input."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self.compute = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.compute(self, x)
 
 
 # --- known graphs ----------------------------------------------------------------------------------------------------

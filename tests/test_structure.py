@@ -6,11 +6,16 @@ from graphlib import TopologicalSorter
 import pytest
 from shared import ROOT
 
-BASE = {"config", "params", "params_file", "processes"}
+BASE = {"bounds", "config", "params", "params_file", "processes"}
 ABOVE = "architectures released deepnets hypernetwork measuring training reporting experiments"
 LEVELS = [BASE, {"graphs", "data"}, *({room} for room in ABOVE.split())]
 ALLOWED = {room: {room}.union(*LEVELS[:i]) for i, level in enumerate(LEVELS) for room in level}
-ALLOWED |= dict.fromkeys(BASE, BASE) | {"graphs": {"graphs"}, "config": set(), "data": {"data", "params"}}
+ALLOWED |= dict.fromkeys(BASE, BASE) | {
+    "graphs": {"graphs"},
+    "bounds": set(),
+    "config": set(),
+    "data": {"data", "params"},
+}
 ALLOWED |= {"reporting": {"reporting"}, "pipeline": BASE | {"reporting", "pipeline"}}
 FREE, LATE = {"__init__", "__main__"}, {"ghnlib.__init__", "ghnlib.graphs.graph"}
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.glob("ghnlib/**/*.py"))}

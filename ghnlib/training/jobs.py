@@ -16,6 +16,7 @@ import torch
 from torch import distributed
 
 from ghnlib.architectures.architecture import Architecture
+from ghnlib.bounds import Count, Seed
 from ghnlib.config import GHNConfig, Recipe
 from ghnlib.data.images import Augment, DataError, ImageSet
 from ghnlib.data.sources import ImageSplits, augmentation_of, images_of
@@ -23,7 +24,7 @@ from ghnlib.deepnets.dataset import DeepNets, architectures_of
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.accuracy import predicted_accuracies
 from ghnlib.measuring.kept import map_kept
-from ghnlib.params import Count, Data, Section, Seed
+from ghnlib.params import Data, Section
 from ghnlib.params import DeepNets as DeepNetsSection
 from ghnlib.processes import stop_with
 from ghnlib.training.checkpointing import TrainingError

@@ -1,0 +1,74 @@
+"""Values that params.yaml may hold, each kind with its bounds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+MOST = 10**7
+"""Networks, steps or whatever else is counted: beyond what the papers do and what a list can hold."""
+
+
+def different(values: tuple) -> tuple:
+    """The values, of which none may stand there twice."""
+    if len({*values}) < len(values):
+        raise PydanticCustomError("repeated", "each may be named only once")
+    return values
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+"""Lower case, digits, dots and dashes: it becomes part of file names."""
+TAKEN = {
+    *("sources", "architectures", "train", "evaluate", "finetune", "transfer", "analysis", "anytime", "claims"),
+    *("random", "orthogonal", "trained", "parameters", "one-shot"),
+    *("null", "true", "false"),
+}
+"""Stages, rows and columns of the reports' tables, words of YAML: a variant of this name would be mistaken for them."""
+
+
+def _free(name: str) -> str:
+    if name in TAKEN:
+        raise PydanticCustomError("taken", "this name stands for something else, choose another")
+    return name
+
+
+VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64), AfterValidator(_free)]
+"""No dots either: DVC reads them as the keys of mappings."""
+Folder = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", max_length=4096)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Positive = Annotated[int, Field(gt=0, le=MOST)]
+Batch = Annotated[int, Field(ge=2, le=2**16)]
+"""Images a step, or a batch: batch norm needs two to take the statistics of."""
+Side = Annotated[int, Field(ge=8, le=1024)]
+"""Pixels: networks halve them up to three times."""
+Width = Annotated[int, Field(gt=0, le=2**14)]
+"""Channels, or features of a layer."""
+Few = Annotated[int, Field(gt=0, le=1024)]
+"""Processes, devices; nodes, cells and exits of a network."""
+Rate = Annotated[float, Field(gt=0, le=1e20)]
+"""Learning rate: one that is too high ends its own run alone."""
+Amount = Annotated[float, Field(gt=0, le=1e6)]
+NonNegative = Annotated[float, Field(ge=0, le=1e6)]
+Source = Literal["digits", "cifar10", "cifar100", "imagenet", "folder"]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=100), AfterValidator(different)]
+Names = Annotated[tuple[Name, ...], Field(min_length=1, max_length=100), AfterValidator(different)]
+Rates = Annotated[tuple[Rate, ...], Field(min_length=1, max_length=100)]
+NonNegatives = Annotated[tuple[NonNegative, ...], Field(min_length=1, max_length=100)]
+Networks = Annotated[tuple[Name, ...], Field(max_length=100), AfterValidator(different)]
+"""Of torchvision, by name."""
+
+
+def _not_empty(lrs: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+    if not any(lrs.values()):
+        raise PydanticCustomError("too_short", "at least 1 rate of one optimizer is needed")
+    return lrs
+
+
+RatesByOptimizer = Annotated[
+    dict[Literal["sgd", "adam", "adamw"], Annotated[tuple[Rate, ...], Field(max_length=100)]],
+    AfterValidator(_not_empty),
+]
+"""Learning rates to choose from; an empty list leaves an optimiser out."""

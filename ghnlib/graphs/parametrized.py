@@ -6,15 +6,19 @@ Graphs see through them: the layer's weight is one parameter under the name that
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+ITERATIONS = 15
+"""Of the power method for the largest singular value of a new weight, as torch takes for its first one."""
 
 
 def parts_of(module: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -103,3 +107,21 @@ def _parts(module: nn.Module, attribute: str, value: Tensor) -> dict[str, Tensor
             return {}
         return {prefix + name: parameter.detach() for name, parameter in group.named_parameters()}
     return {f"{prefix}original": value} if getattr(group, "original", value[:0]).shape == value.shape else {}
+
+
+def settle(net: nn.Module, names: Collection[str]) -> None:
+    """Bring what belongs to parts that were written up to date: the singular vectors of spectral norm, which in
+    evaluation mode would scale the new weight by those of the old one, and computed tensors that a layer keeps.
+    """
+    for whole in {whole for part, whole in parts_in(net).items() if part in names}:
+        owner, _, attribute = whole.rpartition(".")
+        module = net.get_submodule(owner)
+        for name, hook in _hooks(module):
+            if isinstance(hook, SpectralNorm) and name == attribute:
+                for _ in range(ITERATIONS):
+                    hook.compute_weight(module, do_power_iteration=True)
+            hook(module, None)
+        for step in module.parametrizations[attribute] if is_parametrized(module, attribute) else ():
+            if isinstance(step, _SpectralNorm) and hasattr(step, "_u"):
+                matrix = step._reshape_weight_to_matrix(module.parametrizations[attribute].original)
+                step._power_method(matrix, ITERATIONS)

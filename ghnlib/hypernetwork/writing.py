@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from ghnlib.graphs.parametrized import parts_in, unfold
+from ghnlib.graphs.parametrized import parts_in, settle, unfold
 
 BATCH = 64
 """Images of one tensor that are averaged over together for statistics of batch norm, as in PPUDA appendix C.1."""
@@ -173,6 +173,7 @@ def _fill(net: nn.Module, values: Mapping[str, Tensor]) -> None:
         tensor.copy_(value)
         if padding is not None:
             tensor[row] = padding
+    settle(net, values)
 
 
 def _paddings(net: nn.Module) -> dict[Tensor, int]:

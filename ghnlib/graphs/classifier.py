@@ -54,7 +54,7 @@ class Classifiers:
             pooled = pooled or step.kind in POOLS
             ways = [i for i in step.inputs if i is not None and self.carries[i]]
             if len(ways) != 1:
-                parts = [self.behind(way, pooled) for way in ways] if step.kind == "Add" else []
+                parts = [self.behind(way, pooled) for way in ways] if step.kind in ("Add", "Stack") else []
                 return list(dict.fromkeys(sum(parts, []) + biases)) if parts and all(parts) else []
             (place,) = ways
         return []

@@ -76,6 +76,16 @@ class Recording(NamedTuple):
     used: dict[int, bool]
     unused: dict[int, str]
 
+    def why_unseen(self, key: int, first_output: bool) -> str:
+        """Why no step takes a parameter."""
+        if key in self.unused:
+            return self.unused[key]
+        if not self.used[key]:
+            return "used under torch.no_grad(), where autograd does not follow"
+        if first_output:
+            return "not used for the first output, and the convention has no other"
+        return "used, but detached: autograd finds no output that depends on it"
+
 
 def record(
     net: nn.Module, input_shape: int | tuple[int, ...] | None = None, first_output: bool = False, example: Any = None

@@ -293,8 +293,9 @@ class Reduction:
             warnings.warn(f"{title} ties {len(tied)} weights ({which}...): one node, the first name", stacklevel=5)
         lost = [f"{name}: {why}" for name, why in skipped.items() if re.search("unsupported|quantised", why)]
         if lost:
-            text = f"{title} has {len(lost)} parameters that are no nodes ({'; '.join(lost[:3])}...): predictions lack"
-            warnings.warn(f"{text} them, and are made for the other layers as if these were not there", stacklevel=5)
+            which = "; ".join(lost[:3]) + ("; ..." if len(lost) > 3 else "")
+            text = f"{title}: {len(lost)} parameters are no nodes ({which}). They are not predicted"
+            warnings.warn(f"{text}, and the others are as if their layers were not there", stacklevel=5)
 
     def classifier(self) -> list[int]:
         """The nodes of the class layer: of the first output that has one, but of one that it leads to, as features
@@ -332,20 +333,11 @@ class Reduction:
         result = {}
         for key, parameter in self.parameters.items():
             if parameter.name not in predicted:
-                result[parameter.name] = self.reason(key, parameter)
+                used = parameter.name in self.seen
+                why = parameter.reason or "meets no data that come from the input"
+                result[parameter.name] = why if used else self.recording.why_unseen(key, self.rules.first_output)
             result |= dict.fromkeys(parameter.aliases, f"tied to {parameter.name}")
         return result
-
-    def reason(self, key: int, parameter: Parameter) -> str:
-        if parameter.name in self.seen:
-            return parameter.reason or "meets no data that come from the input"
-        if key in self.recording.unused:
-            return self.recording.unused[key]
-        if not self.recording.used.get(key):
-            return "used under torch.no_grad(), where autograd does not follow"
-        if self.rules.first_output:
-            return "not used for the first output, and the convention has no other"
-        return "used, but detached: autograd finds no output that depends on it"
 
 
 def _producers(data: list[Value]) -> frozenset[int]:

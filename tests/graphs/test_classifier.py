@@ -10,7 +10,7 @@ from ghnlib import Graph
 SMALL = (3, 16, 16)
 BODY = nn.Conv2d(3, 8, 3), nn.ReLU()
 POOL = nn.AdaptiveAvgPool2d(1), nn.Flatten()
-pytestmark = pytest.mark.filterwarnings("ignore:.*no nodes")
+pytestmark = pytest.mark.filterwarnings("ignore:.*are no nodes")
 
 
 def class_layers(net: nn.Module, convention: str = "correct", shape=SMALL) -> list[str]:
@@ -123,6 +123,19 @@ def test_a_bias_of_its_own_belongs_to_the_class_layer():
             return x @ self.fc.weight.T + self.fc.bias
 
     assert class_layers(Net(), shape=(4,)) == ["fc.weight", "fc.bias"]
+
+
+def test_stacked_classifiers_are_all_class_layers():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 2), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return torch.stack([self.a(x), self.b(x)]).mean(0)
+
+    assert class_layers(Net(), shape=(4,)) == ["a.weight", "a.bias", "b.weight", "b.bias"]
+    assert class_layers(Net(), "ghn3", (4,)) == ["b.weight", "b.bias"]
 
 
 def test_many_sums_are_followed_once():

@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import warnings
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -121,9 +122,11 @@ class Random(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(C, draw.randint(2, 5)) for _ in range(draw.randint(1, 3)))
         self.unused = nn.ModuleList(conv(draw) for _ in range(draw.randint(0, 1)))
         self.result = draw.choice(["tuple", "dict", "first and a number", "nested"])
-        convs = [m for m in self.blocks.modules() if type(m) is nn.Conv2d and not m._forward_pre_hooks]
-        if len(convs) > 1 and draw.random() < 0.4 and convs[0].weight.shape == convs[1].weight.shape:
-            convs[1].weight = convs[0].weight
+        convs = [layer for layer in self.blocks.modules() if type(layer) is nn.Conv2d and not layer._forward_pre_hooks]
+        pairs = [pair for pair in combinations(convs, 2) if pair[0].weight.shape == pair[1].weight.shape]
+        if pairs and draw.random() < 0.7:
+            first, second = draw.choice(pairs)
+            second.weight = first.weight
         if draw.random() < 0.3:
             old = self.forward
             self.forward = lambda x: old(x)

@@ -371,7 +371,7 @@ def test_an_embedding_may_be_all_there_is():
     ("layer", "op"),
     [(nn.GroupNorm(2, 4), "ln"), (nn.InstanceNorm2d(4, affine=True), "ln")],
 )
-@pytest.mark.filterwarnings("ignore:.*no nodes")
+@pytest.mark.filterwarnings("ignore:.*are no nodes")
 def test_other_norms_have_nodes_in_the_correct_graph_only(layer, op):
     net = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), layer)
     assert names(trace(net.eval(), SMALL)) == ["input", "0.weight", "1.weight"]
@@ -715,9 +715,13 @@ def test_every_torchvision_classifier(name):
         for convention in CONVENTIONS:
             graph = trace(net, convention=convention)
             assert_sound(net, graph)
-            assert set(graph.skipped.values()) <= {
-                "class token", "layer scale", "logit scale", "relative position bias", "not used in the forward pass",
+            reasons = {
+                "class token", "layer scale", "logit scale", "relative position bias",
+                "runs in training mode only, as auxiliary heads do: net.train() before tracing gives it a node",
             }  # fmt: skip
+            if convention == "ppuda":
+                reasons.add("not used for the first output, and the convention has no other")
+            assert set(graph.skipped.values()) <= reasons
 
 
 def small_models_of_families():

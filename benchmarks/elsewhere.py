@@ -3,7 +3,7 @@
     python benchmarks/elsewhere.py [PROFILE] [--folder FOLDER]
 
 Runs a profile anew in a clone of the last commit, with narrower vector instructions, which sum in another order, and
-Runs a profile anew in a clone of the last commit, with narrower vector instructions, which sum in another order, and
+writes how its claims agree with the committed ones beside them (reports/PROFILE/elsewhere.json). It takes as long as
 the profile, twice as long where wide instructions matter; started again with the same folder, it goes on.
 """
 

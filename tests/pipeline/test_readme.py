@@ -75,7 +75,7 @@ def test_a_profile_tells_its_title_its_stages_and_its_claims(tree):
     title, text, table, detection, claims = readme.results(tree).split("\n\n")
     assert title == "### Handwritten digits (default profile)"
     assert (
-        "5 images of each class, mean ± standard error over 4 architectures, seeds [0, 1, 2]" in text
+        "5 images of each class, mean ± standard error over 4 architectures, seeds [0, 1, 2, 3]" in text
         and "chance is 20%" in text
     )
     assert [line.split(" | ")[0] for line in table.splitlines()] == [
@@ -86,7 +86,7 @@ def test_a_profile_tells_its_title_its_stages_and_its_claims(tree):
         "| trained",
     ]
     assert table.splitlines()[-1] == "| trained | 10.0 (n = 1) | 90.0 (n = 1) |", "the first moment is first"
-    assert detection.endswith("seeds [0, 1, 2]: random 94.7, ghn3 86.0.") and "digit scenes, 64 pixels" in detection
+    assert detection.endswith("seeds [0, 1, 2, 3]: random 94.7, ghn3 86.0.") and "digit scenes, 64 pixels" in detection
     assert claims == (
         "Of 5 [claims of the papers](reports/digits/8_claims.ipynb): 1 held, 2 not decided, 1 not held, 1 not testable "
         "at this scale. Contradicted here: b (B). Not decided, but against the papers' direction: 1."
@@ -120,7 +120,7 @@ def test_the_published_numbers_stand_beside_ours(params):
     assert mlp == ["mlp", *["50.0 ± 2.0"] * 5, "25", published("evaluate/cifar10")["mlp"], ""]
     assert ghn2[-2:] == [published(f"evaluate/{images}")["ghn2"] for images in ("cifar10", "imagenet")]
     assert random[:3] == ["random", "10.0 ± 0.5", ""] and len(paragraphs) == 2
-    assert "trained for 100 steps, mean ± deviation over 3 training seeds; of random" in paragraphs[0]
+    assert "trained for 100 steps, mean ± deviation over 4 training seeds; of random" in paragraphs[0]
     assert "(25 test, 25 wide, 25 deep, 25 dense, 25 bnfree)" in paragraphs[0]
 
 
@@ -145,7 +145,7 @@ def test_fine_tuning_names_the_optimisers_that_were_chosen(params):
     accuracy = {"ghn3": {"2 epochs": mean(90.0), "0 steps": mean(80.0), "1 epoch": mean(85.0), "30 steps": mean(70.0)}}
     tuned = {"1 epoch": {"ghn3": {"optimizer": "sgd"}, "random": {"optimizer": "adamw"}}}
     text, table = readme.TOLD["finetune"].tell({"finetune": {"accuracy": accuracy, "tuned": tuned}}, params)
-    assert "over 4 architectures, seeds [0, 1, 2], settings (adamw or sgd and its rate) tuned equally on 2" in text
+    assert "over 4 architectures, seeds [0, 1, 2, 3], settings (adamw or sgd and its rate) tuned equally on 2" in text
     assert table.splitlines()[0] == "| initialisation | 0 steps | 30 steps | 1 epoch | 2 epochs |"
 
 

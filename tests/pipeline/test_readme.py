@@ -120,7 +120,7 @@ def test_the_published_numbers_stand_beside_ours(params):
     assert mlp == ["mlp", *["50.0 ± 2.0"] * 5, "25", published("evaluate/cifar10")["mlp"], ""]
     assert ghn2[-2:] == [published(f"evaluate/{images}")["ghn2"] for images in ("cifar10", "imagenet")]
     assert random[:3] == ["random", "10.0 ± 0.5", ""] and len(paragraphs) == 2
-    assert "trained for 100 steps, mean ± deviation over 4 training seeds; of random" in paragraphs[0]
+    assert "trained for 100 steps, mean ± deviation over 3 training seeds; of random" in paragraphs[0]
     assert "(25 test, 25 wide, 25 deep, 25 dense, 25 bnfree)" in paragraphs[0]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from sys import stdlib_module_names
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
@@ -62,8 +61,14 @@ def copy_of(net: nn.Module, on_meta: bool) -> nn.Module:
                 memo[id(tensor)] = _twin(tensor, on_meta)
     adopt = _Adoption(memo, on_meta)
     for name, module in reversed(list(net.named_modules())):  # inner modules first: deepcopy recurses
-        with _located(f"module {name!r} ({type(module).__name__})"):
+        try:
             adopt.contents(module, copy.deepcopy(module, memo))
+        except Exception as error:
+            raise TraceError(
+                f"module {name!r} ({type(module).__name__}): {_uncopyable(module, on_meta)} cannot be copied for "
+                f"tracing: {error}. Keep what cannot be copied out of the module, remove the hook, or give its class a "
+                "__deepcopy__"
+            ) from error
     shadow, made = memo[id(net)], {}
     for module in list(shadow.modules()):
         if isinstance(module, nn.SyncBatchNorm):
@@ -97,18 +102,6 @@ def _twin(tensor: Tensor, on_meta: bool) -> Tensor:
     if not isinstance(tensor, nn.Parameter):
         return twin
     return nn.Parameter(twin, requires_grad=tensor.is_floating_point() or tensor.is_complex())
-
-
-@contextmanager
-def _located(where: str) -> Iterator[None]:
-    """What fails within is a TraceError that names the place."""
-    try:
-        yield
-    except TraceError:
-        raise
-    except Exception as error:
-        text = f"{where} cannot be traced because copy.deepcopy fails on it: {error}. Keep what cannot be copied out of"
-        raise TraceError(f"{text} the module, remove the hook, or give its class a __deepcopy__") from error
 
 
 class _Adoption:
@@ -160,15 +153,28 @@ class _Adoption:
         twin = FunctionType(function.__code__, values, function.__name__, function.__defaults__, cells)
         twin.__kwdefaults__, twin.__qualname__ = function.__kwdefaults__, function.__qualname__
         self.memo[id(function)] = twin  # it may reach itself
-        with _located(f"{function.__qualname__}, a hook or function of the network,"):
-            for cell, theirs in zip(cells, function.__closure__ or ()):
-                if theirs != CellType():
-                    cell.cell_contents = self.of(theirs.cell_contents)
-            values.update((name, self.of(value)) for name, value in used.items())
+        for cell, theirs in zip(cells, function.__closure__ or ()):
+            if theirs != CellType():
+                cell.cell_contents = self.of(theirs.cell_contents)
+        values.update((name, self.of(value)) for name, value in used.items())
         return twin
 
 
 CALLABLE = (FunctionType, MethodType, partial)
+
+
+def _uncopyable(module: nn.Module, on_meta: bool) -> str:
+    """Names the attribute or hook of a module that cannot be copied, though its inner modules can."""
+    adopt = _Adoption({}, on_meta)  # what was copied before the failure is only half made
+    for key, value in vars(module).items():
+        if key == "_modules":
+            continue
+        for each in value.values() if isinstance(value, dict) else (value,):
+            try:
+                adopt.of(each)
+            except Exception:
+                return f"its {key} ({getattr(each, '__qualname__', type(each).__name__)})"
+    return "it"
 
 
 def _is_library(function: FunctionType) -> bool:

@@ -1,5 +1,7 @@
 """What runs is what is traced: hooks, replaced forwards, attributes of parameters; and never the caller's network."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -138,10 +140,28 @@ def test_hooks_that_read_values_run_with_values():
 
 
 def test_what_a_hook_cannot_share_is_named():
-    net, numbers = net_of(), (i for i in range(3))
-    net[0].register_forward_hook(lambda *_: next(numbers))
-    with pytest.raises(TraceError, match=r"lambda.*hook.*generator"):
-        trace(net, SMALL)
+    class Locked:
+        def __init__(self):
+            self.numbers = (i for i in range(3))
+
+        def __call__(self, *_):
+            next(self.numbers)
+
+        method = __call__
+
+    numbers = Locked().numbers
+    for hook, name in (
+        (lambda *_: next(numbers), "<lambda>"),
+        (Locked(), "Locked"),
+        (Locked().method, "__call__"),
+        (partial(next, numbers), "partial"),
+    ):
+        net = net_of()
+        net[1].register_forward_hook(hook)
+        with pytest.raises(
+            TraceError, match=rf"module '1' \(BatchNorm2d\): its _forward_hooks \(.*{name}\).*generator.*remove"
+        ):
+            trace(net, SMALL)
 
 
 class Reaching:

@@ -76,8 +76,9 @@ def _tensor(module: nn.Module, name: str) -> Tensor:
 
 def unfold(net: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Values of a graph's parameters as values of the tensors that the network has: one of ``"3.weight"`` becomes
-    those of the parameters that ``3.weight`` is computed from. All others stay. What parameters alone cannot give, as
-    an orthogonal weight, is left out.
+    those of the parameters that ``3.weight`` is computed from, and of its buffers, as ``right_inverse`` says: an
+    orthogonal weight is written as the orthogonal one that torch makes of it. All others stay. What has no way back is
+    left out.
     """
     result: dict[str, Tensor] = {}
     modules = dict(net.named_modules(remove_duplicate=False))
@@ -100,12 +101,11 @@ def _parts(module: nn.Module, attribute: str, value: Tensor) -> dict[str, Tensor
             return {f"{name}_orig": value}
     prefix, twin = f"parametrizations.{attribute}.", copy.deepcopy(module)
     group = twin.parametrizations[attribute]
-    original, buffers = next(group.parameters()), [buffer.clone() for buffer in group.buffers()]
-    with suppress(Exception), torch.no_grad():  # whatever an own parametrization's right_inverse refuses with
+    original = next(group.parameters())
+    kept = torch.random.fork_rng([original.device] if original.is_cuda else [])  # orthogonal bases are filled up
+    with suppress(Exception), torch.no_grad(), kept:  # whatever an own parametrization's right_inverse refuses with
         setattr(twin, attribute, value.to(original.device, original.dtype))
-        if not all(map(torch.equal, buffers, group.buffers())):
-            return {}
-        return {prefix + name: parameter.detach() for name, parameter in group.named_parameters()}
+        return {prefix + name: tensor.detach() for name, tensor in (*group.named_parameters(), *group.named_buffers())}
     return {f"{prefix}original": value} if getattr(group, "original", value[:0]).shape == value.shape else {}
 
 

@@ -279,7 +279,7 @@ class Reduction:
         for i, role in self.class_roles(nodes, [position[i] for i in classifier]):
             nodes[i] = nodes[i]._replace(role=role)
         for part, whole in parts.items():
-            skipped[part] = skipped.get(whole, f"part of {whole}, which was not written")
+            skipped[part] = skipped.get(whole, f"part of {whole}")
         return Traced(nodes, edges, {name: why for name, why in skipped.items() if name not in parts.values()})
 
     def warn(self, skipped: dict[str, str]) -> None:

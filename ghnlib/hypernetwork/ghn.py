@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ghnlib.config import GHNConfig
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Node, Role
+from ghnlib.graphs.parametrized import parts_in
 from ghnlib.hypernetwork.decoders import ConvDecoder, MLPDecoder, VectorDecoder, shaped, slice_of, tile, weight_scale
 from ghnlib.hypernetwork.embedding import NodeEmbedding
 from ghnlib.hypernetwork.encoders import MLP, Graphormer
@@ -22,6 +23,7 @@ from ghnlib.hypernetwork.gatedgnn import GatedGNN
 from ghnlib.hypernetwork.pretrained import load_pretrained
 from ghnlib.hypernetwork.writing import InitializationReport, Patterns, Prediction, protected, write
 
+NO_WAY_BACK = "part of {}, whose parametrization has no right_inverse that could write it"
 IDENTITY = 3.0
 """Weight of the identity at the start of a training with ``initialization: identity``; other decoded values have a
 deviation of about 0.1."""
@@ -183,8 +185,10 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
                 kept = protected(net, only, exclude)
                 graph = self._graph(net, input_shape, example)
                 values = self.predict(graph, predict_class_layers=predict_class_layers)
-                names = [*dict(net.named_parameters(remove_duplicate=False)), *graph.skipped]
-                reasons = {n: self.why_skipped(n, graph, predict_class_layers) for n in names if n not in values}
+                names = {name: name for name in (*dict(net.named_parameters(remove_duplicate=False)), *graph.skipped)}
+                names = {name: whole for name, whole in (names | parts_in(net)).items() if name not in values}
+                reasons = {n: self.why_skipped(whole, graph, predict_class_layers) for n, whole in names.items()}
+                reasons |= {n: NO_WAY_BACK.format(whole) for n, whole in names.items() if whole in values}
                 predictions.append(Prediction(net, values, reasons | kept))
         reports = write(predictions, batch_norm)
         return reports if isinstance(networks, Sequence) else reports[0]

@@ -62,9 +62,7 @@ def test_the_graph_is_that_of_the_plain_network(way, convention):
     graph = Graph.from_module(net, SMALL, convention)
     assert graph.nodes == plain.nodes and graph.edges.tolist() == plain.edges.tolist()
     parts = {name for name, _ in net.named_parameters()} - {node.name for node in graph.nodes}
-    assert graph.skipped == dict.fromkeys(
-        parts, f"part of 2.{'bias' if 'bias' in way else 'weight'}, which was not written"
-    )
+    assert graph.skipped == dict.fromkeys(parts, f"part of 2.{'bias' if 'bias' in way else 'weight'}")
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     net(torch.randn(2, *SMALL))  # its class has kept what the copy's has lost
 
@@ -96,13 +94,50 @@ def test_predicted_weights_are_written_through_the_parts(way):
     torch.testing.assert_close(getattr(net.eval()[2], attribute), target, rtol=0.02, atol=1e-6)  # iterated
 
 
-def test_an_orthogonal_weight_keeps_its_value():
+@pytest.mark.parametrize("way", ["matrix_exp", "cayley", "householder"])
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)])
+def test_an_orthogonal_weight_is_made_of_the_prediction(way, shape):
     ghn = GHN(GHNConfig(num_classes=10, hid=16, layers=2, heads=2, max_shape=(16, 16, 11, 11)))
-    net = net_of("orthogonal")
+    net = nn.Sequential(
+        nn.Flatten(), nn.Linear(192, shape[1]), nn.ReLU(), nn.Linear(*shape[::-1]), nn.Linear(shape[0], 10)
+    )
+    values = ghn.predict(net, SMALL)["3.weight"]
+    parametrizations.orthogonal(net[3], orthogonal_map=way)
+    state = torch.random.get_rng_state()
+    report = ghn.initialize(net, SMALL)
+    assert not report.skipped and torch.equal(state, torch.random.get_rng_state())
+    tall = values if shape[0] >= shape[1] else values.T
+    q, r = torch.linalg.qr(tall)
+    expected = q * r.diagonal().sign()
+    torch.testing.assert_close(net[3].weight, expected if shape[0] >= shape[1] else expected.T)
+
+
+class Squares(nn.Module):
+    """Of positive weights alone there is a way back, to a tensor of another shape."""
+
+    def forward(self, x):
+        return x[0] ** 2
+
+    def right_inverse(self, weight):
+        if (weight < 0).any():
+            raise ValueError("negative")
+        return weight.sqrt()[None]
+
+
+def test_a_computed_weight_that_cannot_be_written_is_kept_with_the_reason():
+    ghn = GHN(GHNConfig(num_classes=10, hid=16, layers=2, heads=2, max_shape=(16, 16, 11, 11)))
+    net = net_of()
+    net[2].weight.data.abs_()
+    parametrize.register_parametrization(net[2], "weight", Squares(), unsafe=True)
     weight = net[2].weight.clone()
     report = ghn.initialize(net, SMALL)
     assert torch.equal(net[2].weight, weight)
-    assert report.skipped == {"2.parametrizations.weight.original": "part of 2.weight, which was not written"}
+    part = "2.parametrizations.weight.original"
+    assert report.skipped.keys() == {part} and "part of 2.weight, whose parametrization" in report.skipped[part]
+    parametrizations.weight_norm(net[5])
+    report = ghn.initialize(net, SMALL, predict_class_layers=False)
+    parts = [f"5.parametrizations.weight.original{i}" for i in (0, 1)]
+    assert {report.skipped[part] for part in parts} == {"class layer; predict_class_layers=False"}
 
 
 def test_values_of_plain_layers_stay():

@@ -59,6 +59,7 @@ class Graph:
         input_shape: int | tuple[int, ...] | None = None,
         convention: str = "correct",
         example: Any = None,
+        no_grad: bool = True,
     ) -> Graph:
         """Trace any network on the meta device (PPUDA appendix A).
 
@@ -72,11 +73,13 @@ class Graph:
             convention: "correct", or "ghn3" / "ppuda" for the graphs that the released hypernetworks expect.
             example: what to call the network with instead of one image: a tensor, a tuple of arguments, or a
                 dictionary (by keyword if its keys are names of arguments, else it is the only argument).
+            no_grad: what runs under ``torch.no_grad()``, as a frozen backbone may, is no part of the graph; False: it
+                is like all else.
 
         Raises:
             TraceError: the network cannot be traced; the message names the module or operation.
         """
-        return cls(*trace(net, input_shape, convention, example))
+        return cls(*trace(net, input_shape, convention, example, no_grad))
 
     @cached_property
     def distances(self) -> np.ndarray:

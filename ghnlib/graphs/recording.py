@@ -25,6 +25,9 @@ from ghnlib.graphs.running import Shortcuts, Watch
 BATCH = 2  # batch normalisation in training mode refuses a single value per channel
 ACCUMULATE = "torch::autograd::AccumulateGrad"
 UNUSED = "not used in the forward pass"
+NO_GRAD = (
+    "used under torch.no_grad(), so it gets no gradient: predicted only if only= names it and nothing there changes it"
+)
 LOGITS = "logits"
 
 
@@ -81,21 +84,25 @@ class Recording(NamedTuple):
         if key in self.unused:
             return self.unused[key]
         if not self.used[key]:
-            return "used under torch.no_grad(), where autograd does not follow"
+            return NO_GRAD
         if first_output:
             return "not used for the first output, and the convention has no other"
         return "used, but detached: autograd finds no output that depends on it"
 
 
 def record(
-    net: nn.Module, input_shape: int | tuple[int, ...] | None = None, first_output: bool = False, example: Any = None
+    net: nn.Module,
+    input_shape: int | tuple[int, ...] | None = None,
+    first_output: bool = False,
+    example: Any = None,
+    no_grad: bool = True,
 ) -> Recording:
     """Run a copy of a network once. The network, its mode and the random state stay as they are.
 
     A forward pass that needs the values of tensors is repeated with them, if the network has its weights.
 
     Args:
-        input_shape, example: see ``Graph.from_module``.
+        input_shape, example, no_grad: see ``Graph.from_module``.
         first_output: leave out what only other outputs (auxiliary heads) need.
 
     Raises:
@@ -103,12 +110,12 @@ def record(
     """
     with torch.inference_mode(False), torch.enable_grad(), _random_state_kept(net), _nothing_compiled():
         try:
-            run = _Run(net, input_shape, example, on_meta=True)
+            run = _Run(net, input_shape, example, no_grad, on_meta=True)
             outputs = run.outputs()
         except ForwardError as error:
             if any(parameter.is_meta for parameter in net.parameters()):
                 raise
-            run = _Run(net, input_shape, example, on_meta=False)
+            run = _Run(net, input_shape, example, no_grad, on_meta=False)
             outputs = run.outputs()
             reason = str(error.__cause__)[:120]
             text = f"{type(net).__name__} needs values to run ({reason}); this is its graph for a random input"
@@ -127,9 +134,11 @@ def record(
 class _Run:
     """A copy of the network, what it is called with, and a watch on its parameters."""
 
-    def __init__(self, net: nn.Module, input_shape: int | tuple[int, ...] | None, example: Any, on_meta: bool):
+    def __init__(
+        self, net: nn.Module, input_shape: int | tuple[int, ...] | None, example: Any, no_grad: bool, on_meta: bool
+    ):
         self.shadow = copy_of(net, on_meta)
-        self.watch = Watch(net, self.shadow)
+        self.watch = Watch(net, self.shadow, follow=not no_grad)
         self.on_meta, self.shape = on_meta, None
         if example is None:
             self.shape = _shape(self.shadow, input_shape)

@@ -15,13 +15,15 @@ from ghnlib.graphs.copying import TraceError
 
 class Watch(TorchFunctionMode):
     """Notes the parameters that functions take while it is entered, and refuses the caller's own tensors.
+    ``follow``: ``torch.no_grad()`` has no effect, so that autograd follows what runs under it.
 
     Attributes:
         used: id of a parameter of the copy -> whether autograd followed one of its uses.
     """
 
-    def __init__(self, net: nn.Module, shadow: nn.Module):
+    def __init__(self, net: nn.Module, shadow: nn.Module, follow: bool):
         super().__init__()
+        self.follow = follow
         self.title = type(net).__name__
         self.theirs = {
             id(tensor): name for named in (net.named_parameters, net.named_buffers) for name, tensor in named()
@@ -31,6 +33,8 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self.follow and function is torch._C._set_grad_enabled:
+            return None
         if not _asks(function):
             for tensor in _tensors_among((*args, *kwargs.values())):
                 if id(tensor) in self.ours:

@@ -33,7 +33,11 @@ class Traced(NamedTuple):
 
 
 def trace(
-    net: nn.Module, input_shape: int | tuple[int, ...] | None = None, convention: str = "correct", example: Any = None
+    net: nn.Module,
+    input_shape: int | tuple[int, ...] | None = None,
+    convention: str = "correct",
+    example: Any = None,
+    no_grad: bool = True,
 ) -> Traced:
     """See ``Graph.from_module``. The network, on any device and in either mode (auxiliary heads that run in training
     mode only are traced in that mode only), its mode and the random state stay as they are. A network that needs the
@@ -43,13 +47,13 @@ def trace(
     if convention not in CONVENTIONS:
         raise ValueError(f"convention is {convention!r}; it must be one of {', '.join(CONVENTIONS)}")
     rules = CONVENTIONS[convention]
-    recording = record(net, input_shape, rules.first_output, example)
+    recording = record(net, input_shape, rules.first_output, example, no_grad)
     reduction = Reduction(recording, rules)
     problem = out_of_reach(convention, net, reduction.nodes, reduction.wiring)
     if problem:
         text = f"{type(net).__name__}: the released code of {convention} {problem}; this is the correct graph"
         warnings.warn(text, stacklevel=3)
-        return trace(net, input_shape, example=example)
+        return trace(net, input_shape, example=example, no_grad=no_grad)
     return reduction.traced(parts_in(net))
 
 
@@ -279,7 +283,7 @@ class Reduction:
         for i, role in self.class_roles(nodes, [position[i] for i in classifier]):
             nodes[i] = nodes[i]._replace(role=role)
         for part, whole in parts.items():
-            skipped[part] = skipped.get(whole, f"part of {whole}")
+            skipped[part] = skipped.get(whole, f"part of {whole}, which was not written")
         return Traced(nodes, edges, {name: why for name, why in skipped.items() if name not in parts.values()})
 
     def warn(self, skipped: dict[str, str]) -> None:

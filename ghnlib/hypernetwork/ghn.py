@@ -16,6 +16,7 @@ from ghnlib.config import GHNConfig
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Node, Role
 from ghnlib.graphs.parametrized import parts_in
+from ghnlib.graphs.recording import NO_GRAD, TraceError
 from ghnlib.hypernetwork.decoders import ConvDecoder, MLPDecoder, VectorDecoder, shaped, slice_of, tile, weight_scale
 from ghnlib.hypernetwork.embedding import NodeEmbedding
 from ghnlib.hypernetwork.encoders import MLP, Graphormer
@@ -161,11 +162,13 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         """Write the prediction into a network, or each into its own; what keeps its value is reported.
 
         All is written or, if there is an error, nothing. Values take the device and the precision of the parameters.
-        Frozen parameters (``requires_grad=False``) and rows of embeddings for padding keep theirs.
+        Parameters without gradients (``requires_grad=False``, ``torch.no_grad()`` in the forward pass) and rows of
+        embeddings for padding keep theirs.
 
         Args:
             networks, input_shape, predict_class_layers, example: as of ``predict``.
-            only: names of the parameters to write, frozen ones too, as patterns: ``"layer4.*"`` or a list of such.
+            only: names of the parameters to write, as patterns: ``"layer4.*"`` or a list of such; frozen ones too,
+                and those used under ``torch.no_grad()`` alone.
             exclude: patterns of names not to write, such as ``"*lora_*"``.
             batch_norm: images (n, C, H, W), or batches of them alone or with labels, to make the running statistics
                 of batch norm from, as plain averages over batches; None: they stay those of the former weights.
@@ -184,11 +187,17 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
             for net in _as_list(networks):
                 kept = protected(net, only, exclude)
                 graph = self._graph(net, input_shape, example)
+                if only is not None and any(graph.skipped.get(name) == NO_GRAD for name in graph.skipped.keys() - kept):
+                    with contextlib.suppress(TraceError):  # it writes to its parameters there: they keep their values
+                        graph = Graph.from_module(net, input_shape, self.config.convention, example, no_grad=False)
                 values = self.predict(graph, predict_class_layers=predict_class_layers)
                 names = {name: name for name in (*dict(net.named_parameters(remove_duplicate=False)), *graph.skipped)}
                 names = {name: whole for name, whole in (names | parts_in(net)).items() if name not in values}
-                reasons = {n: self.why_skipped(whole, graph, predict_class_layers) for n, whole in names.items()}
-                reasons |= {n: NO_WAY_BACK.format(whole) for n, whole in names.items() if whole in values}
+                reasons = {
+                    n: self.why_skipped(n if whole in values else whole, graph, predict_class_layers)
+                    for n, whole in names.items()
+                }
+                reasons |= {n: NO_WAY_BACK.format(whole) for n, whole in names.items() if whole in values.keys() - kept}
                 predictions.append(Prediction(net, values, reasons | kept))
         reports = write(predictions, batch_norm)
         return reports if isinstance(networks, Sequence) else reports[0]

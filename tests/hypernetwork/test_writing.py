@@ -394,3 +394,37 @@ def test_an_example_of_the_input_is_passed_on_to_the_graph(monkeypatch):
     ghn.embed(Residual(), example="c")
     coverage(ghn, Residual(), example="d")
     assert seen == ["a", "b", "b", "c", "d"]
+
+
+class Probe(nn.Module):
+    """A frozen backbone as in linear probing."""
+
+    def __init__(self, grown=False):
+        super().__init__()
+        self.backbone, self.head, self.grown = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Linear(4, 10), grown
+
+    def forward(self, x):
+        with torch.no_grad():
+            if self.grown:
+                self.backbone[0].weight.mul_(1.01)
+            features = self.backbone(x).mean((2, 3))
+        return self.head(features)
+
+
+class Plain(Probe):
+    def forward(self, x):
+        return self.head(self.backbone(x).mean((2, 3)))
+
+
+def test_what_gets_no_gradient_is_predicted_if_it_is_named():
+    ghn, net = tiny(), Probe()
+    names = ["backbone.0.weight", "backbone.0.bias"]
+    report = ghn.initialize(net, SHAPE)
+    assert sorted(report.skipped) == sorted(names) and all("no gradient" in report.skipped[name] for name in names)
+    report = ghn.initialize(net, SHAPE, only="backbone.*")
+    assert sorted(report.predicted) == sorted(names)
+    with torch.no_grad():
+        expected = ghn.predict(Plain(), SHAPE)
+    assert all(torch.equal(net.get_parameter(name), expected[name]) for name in names)
+    report = ghn.initialize(Probe(grown=True), SHAPE, only=["backbone.*", "head.*"])
+    assert sorted(report.skipped) == sorted(names) and all("no gradient" in report.skipped[name] for name in names)

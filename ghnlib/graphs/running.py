@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -161,12 +162,26 @@ def _recurrent(function: Callable) -> Callable:
     return run
 
 
+def _written_out(function: FunctionType) -> Callable:
+    """A function of torch that calls others, which modes see, as they would not while they handle the function."""
+    unseen = {**function.__globals__, "has_torch_function": lambda tensors: False}
+    body = FunctionType(function.__code__, unseen, function.__name__, function.__defaults__)
+    body.__kwdefaults__ = function.__kwdefaults__
+
+    def run(*args, **options):
+        with Shortcuts():
+            return body(*args, **options)
+
+    return run
+
+
 SHORTCUTS: dict[Callable, Callable] = {
     F.linear: _linear,
     F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,
     F.group_norm: _group_norm,
     F.scaled_dot_product_attention: _attention,
+    F.multi_head_attention_forward: _written_out(F.multi_head_attention_forward),
     **dict.fromkeys((F.relu, F.relu6, F.hardtanh, F.gelu), _like(Activation)),
     **dict.fromkeys((F.hardswish, F.hardsigmoid), _like(HardActivation)),
     F.dropout: _like(Dropout),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,10 @@ ARGUMENTS = ("C", "n_cells", "ks", "stem_type", "stem_pool", "preproc", "C_mult"
 JOINS = ("concat", "sum", "cse")
 MAX_NODES, MAX_EDGES = 5_000, 50_000
 """Largest graphs read, several times those of DeepNets-1M."""
+LARGEST_META = 2**30
+"""Bytes of a meta JSON: one of the million networks for training takes 400 to 800."""
+KERNEL_SIZES = re.compile(r"(_\d+x\d+)+$")
+ALIASES = {"fc-b": "bias", "bnorm": "bn"}
 Flag = bool | Literal[0, 1]
 Cell = Annotated[tuple[tuple[str, Annotated[int, Field(ge=0, le=100)]], ...], Field(max_length=100)]
 Concat = Annotated[tuple[Annotated[int, Field(ge=0, le=100)], ...], Field(min_length=1, max_length=100)]
@@ -43,7 +48,7 @@ class Description(BaseModel):
 
     model_config = ConfigDict(strict=True)
     genotype: Cells
-    norm: str | None
+    norm: Annotated[str, Field(pattern="^bn")] | None
     stem_type: Literal[0, 1] = 0
     C: Annotated[int, Field(gt=0, le=4_096)] = 32
     n_cells: Annotated[int, Field(gt=0, le=200)] = 8
@@ -108,6 +113,10 @@ class OfficialFile:
         for needed in (self.path, meta_path):
             if not needed.is_file():
                 raise FileNotFoundError(f"{needed} does not exist")
+        if (size := meta_path.stat().st_size) > LARGEST_META:
+            raise ValueError(
+                f"{meta_path} has {size} bytes, at most {LARGEST_META} are read: split it into several files"
+            )
         try:
             meta = json.loads(meta_path.read_bytes())
         except (ValueError, RecursionError) as error:
@@ -117,11 +126,12 @@ class OfficialFile:
             raise ValueError(f"{meta_path} has no split {split!r}, only {known}")
         try:
             self._nets, tables = list(meta[split]["nets"]), meta[split]["meta"]
-            self._ops, self._names = (
-                {int(i): name for i, name in tables[key].items()} for key in ("primitives_ext", "unique_op_names")
-            )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            self._ops = {int(i): primitive_name(name) for i, name in tables["primitives_ext"].items()}
+            self._names = {int(i): name for i, name in tables["unique_op_names"].items()}
+        except KeyError as error:
             raise ValueError(f"{meta_path} is incomplete: {split!r} has no {error}") from error
+        except (TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{meta_path} is damaged, in {split!r}: {one_line(error)}") from error
         self._open: tuple[int, Any] | None = None
         try:
             stored = len(self._handle()[split])
@@ -164,7 +174,7 @@ class OfficialFile:
         if np.count_nonzero(adjacency == 1) > MAX_EDGES:
             raise ValueError(f"more than {MAX_EDGES:,} edges")
         rows = ((self._ops[op], cell, self._names[name]) for op, cell, name in nodes.tolist())
-        records = tuple((primitive_name(op), parameter_name(name, cell)) for op, cell, name in rows)
+        records = tuple((op, parameter_name(name, cell)) for op, cell, name in rows)
         genotype = Genotype(**dict(net.genotype))
         edges = np.argwhere(adjacency == 1).tolist()
         if self.repair and not self._handle().attrs.get("repaired", False):
@@ -201,9 +211,17 @@ def numbers_of_parameters(arch: Architecture) -> dict[str, int]:
 
 
 def primitive_name(extended: str) -> str:
-    """The primitive that a name with kernel size stands for, such as "conv_1x1" or "sep_conv_3x3"."""
-    aliases = {"fc-b": "bias", "bnorm": "bn"}
-    return next((known for known in PRIMITIVES if known[:4] == extended[:4]), None) or aliases[extended]
+    """The primitive that a name with kernel size stands for, such as "conv_1x1" or "sep_conv_3x3".
+
+    Raises:
+        ValueError: it stands for none.
+    """
+    name = KERNEL_SIZES.sub("", extended)
+    name = ALIASES.get(name, name)
+    if name not in PRIMITIVES:
+        known = ", ".join((*PRIMITIVES, *ALIASES))
+        raise ValueError(f"unknown operation {extended!r:.60}; known, also with a kernel size as in conv_1x1: {known}")
+    return name
 
 
 def parameter_name(stored: str, cell: int) -> str:

@@ -1,6 +1,7 @@
 """Files of DeepNets-1M in the released format."""
 
 import json
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 from ghnlib import DeepNets
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.genotypes import Genotype
+from ghnlib.graphs.nodes import PRIMITIVES
 from ghnlib.released.deepnets1m import (
     ARGUMENTS,
+    LARGEST_META,
     OfficialFile,
     numbers_of_parameters,
     parameter_name,
@@ -101,7 +104,7 @@ def test_damaged_official_files_are_explained(official):
 
 @pytest.mark.parametrize(("key", "value", "message"), [
     ("n_cells", 10**9, "n_cells = 1000000000.*less than or equal to 200"), ("C", "64", "C = '64'"), ("num_nodes", 0, "num_nodes"), ("ks", True, "ks"),
-    ("stem_pool", "x", "stem_pool"), ("genotype", {"normal": [["msa", 0]] * 101}, "genotype.normal"), ("genotype", [], "genotype"),
+    ("stem_pool", "x", "stem_pool"), ("norm", "ln", "norm = 'ln'.*pattern '.bn'"), ("norm", "", "norm = ''"), ("genotype", {"normal": [["msa", 0]] * 101}, "genotype.normal"), ("genotype", [], "genotype"),
 ])  # fmt: skip
 def test_descriptions_of_official_files_are_checked(official, key, value, message):
     _, path, meta = official
@@ -173,6 +176,31 @@ def test_parameter_names_of_official_files(stored, name):
 def test_primitive_names_of_official_files():
     names = ["conv_1x1", "sep_conv_3x3", "dil_conv_5x5", "max_pool_3x3", "fc-b", "bn", "pos_enc"]
     assert [primitive_name(n) for n in names] == ["conv", "sep_conv", "dil_conv", "max_pool", "bias", "bn", "pos_enc"]
+    assert all(primitive_name(name) == name for name in PRIMITIVES)
+
+
+@pytest.mark.parametrize("name", ["convolve", "conv_bogus", "concrete", "glob", "norm", ""])
+def test_unknown_operations_of_official_files_are_refused(official, name):
+    _, path, meta = official
+    meta.write_text(meta.read_text().replace('"conv_1x1"', json.dumps(name)))
+    with pytest.raises(ValueError, match=f"{meta} is damaged.* {name!r}; known.*conv_1x1.*glob_avg"):
+        OfficialFile(path, "val")
+
+
+def test_a_genotype_of_unknown_operations_is_refused(official):
+    _, path, meta = official
+    described = json.loads(meta.read_text())
+    described["val"]["nets"][0]["genotype"]["normal"][0][0] = "conv_9x9"
+    meta.write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=f"network 0 of {path} .*'conv_9x9'; known: .*conv_7x7"):
+        OfficialFile(path, "val").read(0)
+
+
+def test_meta_data_of_gigabytes_are_not_read(official):
+    _, path, meta = official
+    os.truncate(meta, LARGEST_META + 1)  # sparse: it takes no room on the disk
+    with pytest.raises(ValueError, match=f"{meta} has {LARGEST_META + 1} bytes, at most {LARGEST_META}"):
+        OfficialFile(path, "val")
 
 
 def test_repairs_of_official_edges():

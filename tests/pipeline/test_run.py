@@ -120,17 +120,18 @@ def edited(path, *changes):
     return text
 
 
-SEED, EPOCHS = ("seed: 0", "seed: zero"), ("epochs: 2", "epochs: 3")
+SEED, EPOCHS = ("seed: 0", "seed: zero"), ("epochs: 2 ", "epochs: 3 ")
+LR, POOL = ("lr: 5e-3", "lr: -1.0"), ("train_pool: 400", "train_pool: 500")
+SECTION, UNKNOWN = ("  ood: 25", "  extra: {a: 1}\n  ood: 25"), ("seed: 0", "seed: 0\nsed: 1")
 
 
 @pytest.mark.parametrize(
-    ("changes", "experiment", "restored"),
-    [([SEED], True, True), ([SEED], False, False), ([SEED, EPOCHS], True, False)],
-    ids=["dvc exp run", "dvc repro", "edited besides"],
-)
-def test_a_refused_value_of_an_experiment_leaves_the_parameters(
-    tree, capfd, monkeypatch, changes, experiment, restored
-):
+    ("changes", "experiment", "left"),
+    [([SEED], True, []), ([SEED], False, [SEED]), ([SEED, LR], True, []), ([SEED, EPOCHS, POOL], True, [EPOCHS, POOL]),
+     ([EPOCHS, SECTION, UNKNOWN], True, [EPOCHS]), ([("seed: 0", "seed: [0")], True, None)],
+    ids=["dvc exp run", "dvc repro", "two wrong ones", "edited besides", "unknown keys", "no YAML"],
+)  # fmt: skip
+def test_a_refused_value_of_an_experiment_leaves_the_parameters(tree, capfd, monkeypatch, changes, experiment, left):
     path = tree(PARAMETERS) / "params.yaml"
     before = path.read_text()
     who = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -140,8 +141,17 @@ def test_a_refused_value_of_an_experiment_leaves_the_parameters(
     if experiment:
         monkeypatch.setenv("DVC_EXP_BASELINE_REV", "HEAD")
     assert run.main(["sources"]) == 2
-    assert path.read_text() == (before if restored else after)
-    assert ("params.yaml is as before" in capfd.readouterr().err) == restored
+    said = capfd.readouterr().err
+    if left is None or not experiment:
+        assert path.read_text() == after and ("git checkout HEAD -- params.yaml" in said) == experiment
+        return
+    found = read_yaml(path)
+    if not left:
+        assert path.read_text() == before and "params.yaml is as before" in said
+    path.write_text(before)
+    edited(path, *left)
+    assert found == read_yaml(path)
+    assert ("other changes stay" in said) == bool(left)
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])

@@ -39,6 +39,8 @@ SETTLED = 200
 """Steps after which losses say something: those of GHN-1 on digits have a median of 2.9 after 50, of 2.3 after 200."""
 TIMES_GUESSING = 30
 """Networks with several exits lose as many times as much as guessing."""
+HOPELESS = 1e4
+"""Times guessing from which no training is waited for until its middle."""
 
 
 def sample_meta_batch(
@@ -100,9 +102,10 @@ def train_ghn(
         validation values.
 
     Raises:
-        TrainingError: losses that are not finite have become the rule; from half of the steps on, and 200, the median
-            loss of the last 100 steps is more than 30 times that of guessing, ln(classes); a checkpoint cannot be
-            written, another process trains in ``folder``, or not all ranks see it.
+        TrainingError: losses that are not finite have become the rule; the median loss of the last 100 steps is more
+            than 30 times that of guessing, ln(classes), from half of the steps on, and 200, or 10,000 times from 200
+            steps after the warm-up on; a checkpoint cannot be written, another process trains in ``folder``, or not
+            all ranks see it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +141,7 @@ def _loop(trainer, architectures, images, seed, augment, validate, folder, ident
             _stop_if_diverged(progress["skipped"], recipe.meta_batch)
             # checkpoints of earlier versions have no such list
             progress["losses"] = [*progress.get("losses", []), progress["window"][-1]["loss"]][-JUDGED:]
-            _stop_if_worse_than_guessing(progress["losses"], step, recipe.steps, trainer.ghn.config.num_classes)
+            _stop_if_worse_than_guessing(progress["losses"], step, recipe, trainer.ghn.config.num_classes)
             logged = step % recipe.log_every == 0 or step == recipe.steps
             if logged:
                 _note_throughput(folder, since, step, time.monotonic() - started, recipe)
@@ -171,14 +174,17 @@ def _stop_if_diverged(recent: Sequence[int], meta_batch: int) -> None:
         )
 
 
-def _stop_if_worse_than_guessing(losses: Sequence[float], step: int, steps: int, classes: int) -> None:
-    if len(losses) < JUDGED or step < max(SETTLED, steps / 2):
+def _stop_if_worse_than_guessing(losses: Sequence[float], step: int, recipe: Recipe, classes: int) -> None:
+    warm = step >= max(recipe.warmup * recipe.steps + SETTLED, recipe.steps / 10)
+    late = step >= max(SETTLED, recipe.steps / 2)
+    if len(losses) < JUDGED or not (warm or late):
         return
+    limit = TIMES_GUESSING if late else HOPELESS
     middle = median(math.inf if math.isnan(loss) else loss for loss in losses)
-    if middle > TIMES_GUESSING * math.log(max(2, classes)):
+    if middle > limit * math.log(max(2, classes)):
         raise TrainingError(
-            f"the training has diverged: after {step} of {steps} steps the median loss of the last {JUDGED} is "
-            f"{middle:.3g}, guessing has {math.log(classes):.3g} (limit: {TIMES_GUESSING} times that): "
+            f"the training has diverged: after {step} of {recipe.steps} steps the median loss of the last {JUDGED} is "
+            f"{middle:.3g}, guessing has {math.log(classes):.3g} (limit: {limit:g} times that): "
             "lower train.recipe.lr or train.recipe.clip, or keep weight_norm on"
         )
 

@@ -495,16 +495,26 @@ def test_losses_that_stop_being_finite_are_noticed_late_in_training():
         loop._stop_if_diverged([0] * 979 + [2] * 21, 2)
 
 
-def test_losses_far_above_guessing_stop_the_training_from_its_middle_on():
+def test_losses_far_above_guessing_stop_the_training_soon_after_its_warm_up():
     stop = loop._stop_if_worse_than_guessing
     high, wild = [5e14] * 100, [2.3] * 51 + [1e12] * 49  # as in healthy trainings: some networks lose very much
-    for at, steps in (4, 4), (199, 199), (999, 2000), (60, 60):
-        stop(high[:at], at, steps, 10)
-    for at, steps in (200, 200), (1000, 2000), (2000, 2000):
-        stop(wild, at, steps, 10)
+    for at, steps in (4, 4), (199, 199), (399, 2000), (60, 60), (499, 3000), (10_199, 100_000):
+        stop(high[:at], at, Recipe(steps=steps), 10)
+    for at, steps in (200, 200), (400, 2000), (1000, 2000), (2000, 2000), (500, 3000), (10_200, 100_000):
+        stop(wild, at, Recipe(steps=steps), 10)
         for losses in high, [math.nan] * 100:
             with pytest.raises(TrainingError, match=f"after {at} of {steps} steps.*guessing has 2.3.*train.recipe.lr"):
-                stop(losses, at, steps, 10)
+                stop(losses, at, Recipe(steps=steps), 10)
+
+
+def test_what_may_recover_is_waited_for_until_the_middle():
+    stop, poor = loop._stop_if_worse_than_guessing, [2e4] * 100
+    stop(poor, 1499, Recipe(steps=3000), 10)
+    with pytest.raises(TrainingError, match=r"limit: 30 times"):
+        stop(poor, 1500, Recipe(steps=3000), 10)
+    with pytest.raises(TrainingError, match=r"limit: 10000 times"):
+        stop([2.4e4] * 100, 1499, Recipe(steps=3000), 10)
+    stop(poor, 1499, Recipe(steps=3000, warmup=1.0), 10)
 
 
 def test_a_training_that_diverges_with_finite_losses_fails(tmp_path, monkeypatch):

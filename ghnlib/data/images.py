@@ -110,14 +110,16 @@ class Images(ImageSet):
 
     def _load(self, plan: Plan, augment: Augment | None) -> Iterator[tuple[Tensor, Tensor]]:
         for index, seed in plan:
-            index = index.to(self.labels.device)
+            index = index.to(self.labels.device, non_blocking=True)
             pixels, generator = self.pixels[index], Generator().manual_seed(seed)
             images = self._normalise(shift_and_flip(pixels, augment, generator) if augment else pixels)
             cut = augment and augment.cutout
             yield cut_out(images, augment.cutout, generator) if cut else images, self.labels[index]
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(values).to(pixels.device, non_blocking=True)[:, None, None] for values in (self.mean, self.std)
+        )
         # Channels last: convolutions on a processor take a fifth less time.
         return ((pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
@@ -186,9 +188,9 @@ def shift_and_flip(pixels: Tensor, augment: Augment, generator: Generator) -> Te
         flipped = torch.rand(n, 1, generator=generator) < 0.5
         columns = torch.where(flipped, columns.flip(1), columns)
     padded = F.pad(pixels, [augment.shift] * 4).permute(0, 2, 3, 1)
-    device = pixels.device
-    image = torch.arange(n, device=device)[:, None, None]
-    picked = padded[image, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]  # (B, s, s, 3)
+    image = torch.arange(n, device=pixels.device)[:, None, None]
+    rows, columns = (indices.to(pixels.device, non_blocking=True) for indices in (rows, columns))
+    picked = padded[image, rows[:, :, None], columns[:, None, :]]  # (B, s, s, 3)
     return picked.permute(0, 3, 1, 2).contiguous()
 
 
@@ -200,7 +202,7 @@ def cut_out(images: Tensor, side: int, generator: Generator | None = None) -> Te
     offset = torch.arange(pixels) - centres + side // 2
     rows, columns = (offset >= 0) & (offset < side)  # (..., s) each
     square = rows[..., None, :, None] & columns[..., None, None, :]
-    return images.masked_fill(square.to(images.device), 0.0)
+    return images.masked_fill(square.to(images.device, non_blocking=True), 0.0)
 
 
 def _endless(n: int, batch_size: int, seed: int, start: int) -> Iterator[tuple[Tensor, int]]:

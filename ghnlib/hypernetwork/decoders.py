@@ -202,7 +202,9 @@ def _token_positions(shape: tuple[int, ...], grid: Tensor) -> Tensor:
     grid = grid.flatten(3).transpose(2, 3)  # (n, 1, h * w, in)
     generator = torch.Generator().manual_seed(POSITION_SEED)
     extra = torch.randn(len(grid), 1, tokens - grid.shape[2], grid.shape[3], generator=generator) * 0.02
-    positions = torch.cat([extra.to(grid), grid], 2).transpose(1, 3)  # channels where ``tile`` repeats
+    positions = torch.cat([extra.to(grid, non_blocking=True), grid], 2).transpose(
+        1, 3
+    )  # channels where ``tile`` repeats
     return tile(positions, (width, tokens, 1)).transpose(1, 3)
 
 

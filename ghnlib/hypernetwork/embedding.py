@@ -54,16 +54,17 @@ class NodeEmbedding(nn.Module):
         """(N, d) for the nodes of all graphs, one graph after the other."""
         device = self.op.weight.device
         nodes = [node for graph in graphs for node in graph.nodes]
-        ops = self.op(torch.tensor([PRIMITIVES.index(node.op) for node in nodes], device=device))
+        rows = lambda values: torch.as_tensor(values).to(device, non_blocking=True)  # the device is not waited for
+        ops = self.op(rows([PRIMITIVES.index(node.op) for node in nodes]))
         if self.anytime:
-            ops = ops + self.scale(torch.tensor([node.shrink.bit_length() for node in nodes], device=device))
-            ops = ops + self.exit(torch.tensor([int(node.exit) for node in nodes], device=device))
+            ops = ops + self.scale(rows([node.shrink.bit_length() for node in nodes]))
+            ops = ops + self.exit(rows([int(node.exit) for node in nodes]))
         if not self.shapes:
             return ops
         shapes = np.array([_four_dimensional(node.shape) for node in nodes])
         channel, spatial = self._rows(shapes)
-        channel = self.channel(torch.from_numpy(channel).to(device)).flatten(1)
-        spatial = self.spatial(torch.from_numpy(spatial).to(device)).flatten(1)
+        channel = self.channel(rows(channel)).flatten(1)
+        spatial = self.spatial(rows(spatial)).flatten(1)
         return ops + torch.cat([channel, spatial], 1)
 
     def _rows(self, shapes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

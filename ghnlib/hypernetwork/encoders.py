@@ -68,7 +68,7 @@ class Graphormer(nn.Module):
         """(N, d) -> (N, d)."""
         distances = [truncated_distances(graph, self.cutoff) for graph in graphs]
         for table, values in self._positions(distances):
-            x = x + table(values.to(x.device))
+            x = x + table(values.to(x.device, non_blocking=True))
         if self.mlp is not None:
             return self.mlp(x, graphs)
         sizes = [len(graph) for graph in graphs]
@@ -113,7 +113,7 @@ class Graphormer(nn.Module):
         rows = torch.full((len(distances), largest, largest), 2 * c + 1)
         for row, d in zip(rows, distances):
             row[: len(d), : len(d)] = d + torch.where(d.T > 0, d.T + c, 0)
-        return F.embedding(rows.to(device), table).permute(0, 3, 1, 2)
+        return F.embedding(rows.to(device, non_blocking=True), table).permute(0, 3, 1, 2)
 
 
 class GraphormerLayer(nn.Module):

@@ -82,7 +82,9 @@ class GatedGNN(nn.Module):
 
     def _together(self, x: Tensor, distances: Tensor, message: Tensor | None) -> Tensor:
         """All steps in which every node of (N, d) is updated at once."""
-        weights = _Sweep(distances + distances.T, np.zeros(len(x), int), self.config.virtual_edges).weights.to(x)
+        weights = _Sweep(distances + distances.T, np.zeros(len(x), int), self.config.virtual_edges).weights.to(
+            x, non_blocking=True
+        )
         received = torch.zeros_like(x)
         if message is not None:
             received[~(distances == 1).any(0)] = message
@@ -94,16 +96,23 @@ class GatedGNN(nn.Module):
 
     def _run(self, sweep: _Sweep, x: Tensor, message: Tensor | None = None) -> Tensor:
         """Update all nodes of (N, d), level by level."""
-        x, gru = x[sweep.order], self.gru
+        x, gru = x[sweep.order.to(x.device, non_blocking=True)], self.gru
         gates, new = F.linear(x, gru.weight_hh, gru.bias_hh).split([2 * len(x[0]), len(x[0])], 1)
         bias = gru.bias_ih.expand(len(x), -1) + F.pad(gates, (0, len(x[0])))
         received = torch.zeros_like(x)
         if message is not None:
             received = torch.cat([message.expand(sweep.sizes[0], -1), received[sweep.sizes[0] :]])
         states = _Levels.apply(
-            x, bias, new, received, gru.weight_ih, *self._message_layers(), sweep.weights.to(x), sweep.sizes
+            x,
+            bias,
+            new,
+            received,
+            gru.weight_ih,
+            *self._message_layers(),
+            sweep.weights.to(x, non_blocking=True),
+            sweep.sizes,
         )
-        return states[sweep.inverse]
+        return states[sweep.inverse.to(x.device, non_blocking=True)]
 
     def _message_layers(self) -> list[Tensor]:
         """Weights and biases of two layers, (n, d) -> (n, d), or (n, 2d) with the message along virtual edges beside
@@ -228,17 +237,18 @@ class _Levels(torch.autograd.Function):
         factors = torch.stack([to_new * own * reset * (1 - reset), (x - new) * update * (1 - update), to_new], 1)
         to_states, to_gates, to_inbox = gradient.clone(), torch.empty_like(factors), torch.empty_like(x)
         to_hidden, to_messages = (hidden > 0).to(x), (messages > 0).to(x)
+        columns = weights.split([size * len(w2) // len(w[0]) for size in ctx.sizes], 1)
+        values = to_messages, to_hidden, to_states, factors, to_gates, to_inbox
         end = len(x)
-        for size in reversed(ctx.sizes):
-            rows = slice(end - size, end)
+        for sent, middle, to_state, factor, to_gate, message, column in reversed(
+            [*zip(*(part.split(ctx.sizes) for part in values), columns)]
+        ):
             if end < len(x):
-                column = weights[end:, rows.start * len(w2) // len(w[0]) : end * len(w2) // len(w[0])]
-                sent = to_messages[rows].mul_((column.T @ to_inbox[end:]).view(size, -1))
-                middle = to_hidden[rows].mul_(sent @ w2)
-                to_states[rows].addmm_(middle, w1)
-            torch.mul(factors[rows], to_states[rows].unsqueeze(1), out=to_gates[rows])
-            torch.mm(to_gates[rows].flatten(1), w, out=to_inbox[rows])
-            end -= size
+                sent.mul_((column[end:].T @ to_inbox[end:]).view(len(message), -1))
+                to_state.addmm_(middle.mul_(sent @ w2), w1)
+            torch.mul(factor, to_state.unsqueeze(1), out=to_gate)
+            torch.mm(to_gate.flatten(1), w, out=message)
+            end -= len(message)
         to_bias = to_gates.flatten(1)
         to_own = to_gates[:, 2] * reset
         of_message = to_hidden.T @ states, to_hidden.sum(0), to_messages.T @ hidden, to_messages.sum(0)

@@ -229,7 +229,8 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         weights = {key: targets for key, targets in groups.items() if key[0] not in VECTORS}
         for decode, part in (self._vectors, vectors), (self._weights, weights):
             if part:
-                rows = [target.row for targets in part.values() for target in targets]
+                rows = torch.tensor([target.row for targets in part.values() for target in targets])
+                rows = rows.to(states.device, non_blocking=True)
                 decoded = decode(states[rows], list(part), [len(targets) for targets in part.values()])
                 yield from ((part[key], name_of, values) for key, name_of, values in decoded)
 

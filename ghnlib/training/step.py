@@ -1,7 +1,7 @@
 """One update of a hypernetwork: predict a meta-batch of networks, train the predictor through them.
 
-The backward pass has two phases: each child network runs forward and backward alone, with the predicted
-parameters as leaves, and one backward pass through the hypernetwork follows. Peak memory is that of one child
+The backward pass has two phases: each child network runs forward and backward alone, down to the predicted
+parameters, and one backward pass through the hypernetwork follows. Peak memory is that of one child
 and ``PREDICTED_TOGETHER`` predictions, not of the meta-batch, and the gradients are those of the joint backward pass.
 Under torch.distributed every rank takes its share of each meta-batch, all with the same images, and gradients are
 averaged (GHN-3 appendix).
@@ -13,19 +13,19 @@ continues exactly from any step, and on any number of processes up to the order 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.config import Recipe
 from ghnlib.data.images import mix
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.accuracy import exits_of
-from ghnlib.training.ranks import share_of_rank
+from ghnlib.training.ranks import share_of_rank, sum_gradients, sum_tensor
 
 PREDICTED_TOGETHER = 4
 """Networks of a rank predicted at once: larger meta-batches are taken in parts, so that memory does not grow."""
@@ -62,75 +62,70 @@ class MetaTrainer:
         m = len(architectures)
         mine = share_of_rank(range(m), cost=lambda i: len(architectures[i].graph))
         self.optimizer.zero_grad(set_to_none=True)
-        results = []
+        rows = []
         for start in range(0, len(mine), self._together):
             part = {i: architectures[i] for i in mine[start : start + self._together]}
-            results += self._add_gradients(part, m, images, labels, seed)
-        sums = torch.tensor([[1.0, *result] for result in results]).reshape(-1, 4).sum(0).to(images.device)
-        self._sum_over_ranks(sums)
-        grad_norm = float(nn.utils.clip_grad_norm_(self.ghn.parameters(), self.recipe.clip))
-        if sums[0] and math.isfinite(grad_norm):
+            rows += self._add_gradients(part, m, images, labels, seed)
+        sums = torch.stack(rows).sum(0) if rows else torch.zeros(4, device=images.device)
+        sum_gradients(self.ghn.parameters())
+        sum_tensor(sums)
+        norm = nn.utils.clip_grad_norm_(self.ghn.parameters(), self.recipe.clip).to(sums)
+        # The one wait for the device: whatever is decided or reported comes at once.
+        found = torch.cat([sums[:1], sums[1:] / sums[0], norm[None]]).tolist()
+        count, loss, correct, parameter_norm, grad_norm = found  # not a number if there is no network left
+        if count and math.isfinite(grad_norm):
             self.optimizer.step()
         self.schedule.step()
-        loss, correct, norm = (sums[1:] / sums[0]).tolist()  # not a number if there is no network left
-        skipped = m - int(sums[0]) if math.isfinite(grad_norm) else m
-        means = {"loss": loss, "accuracy": 100 * correct, "parameter_norm": norm}
+        skipped = m - int(count) if math.isfinite(grad_norm) else m
+        means = {"loss": loss, "accuracy": 100 * correct, "parameter_norm": parameter_norm}
         return means | {"grad_norm": grad_norm, "skipped": skipped}
 
-    def _add_gradients(self, part: dict[int, Architecture], m: int, images, labels, seed: int) -> list[tuple]:
-        """Predict some of the m networks, run each, add its share of the gradient to the hypernetwork's; returns what
-        ``_run_child`` returns, of the networks whose loss and gradients are finite: the others are dropped."""
+    def _add_gradients(self, part: dict[int, Architecture], m: int, images, labels, seed: int) -> list[Tensor]:
+        """Predict some of the m networks, run each, add its share of the gradient to the hypernetwork's. Returns for
+        each 1 and what ``_run_child`` does, or zeros where loss or gradients are not finite: these add nothing."""
         predictions = self.ghn([architecture.graph for architecture in part.values()])
-        outputs, gradients, results = [], [], []
+        outputs, gradients, rows = [], [], []
         for (i, architecture), prediction in zip(part.items(), predictions):
-            leaves = {name: p.detach().requires_grad_() for name, p in prediction.items()}
-            result = self._run_child(architecture, leaves, images, labels, mix(seed, i))
-            if all(map(math.isfinite, result)) and _finite(leaves.values()):
-                results.append(result)
-                outputs += prediction.values()
-                gradients += [leaf.grad for leaf in leaves.values()]
+            found, own = self._run_child(architecture, prediction, images, labels, mix(seed, i))
+            row = torch.cat([torch.ones_like(found[:1]), found])
+            if any(gradient is None for gradient in own):  # a parameter that is not used: an error of the network
+                rows.append(torch.zeros_like(row))
+                continue
+            own = torch._foreach_div(own, m)
+            bad = ~torch.cat([found, torch.stack(torch._foreach_norm(own))]).isfinite().all()
+            for values in (row, *own):
+                values.masked_fill_(bad, 0)
+            rows.append(row)
+            outputs += prediction.values()
+            gradients += own
         if outputs:
-            torch._foreach_div_(gradients, m)
             torch.autograd.backward(outputs, gradients)
-        return results
+        return rows
 
-    def _run_child(self, architecture, leaves: dict[str, Tensor], images, labels, seed: int) -> tuple:
-        """Loss (sum over exits), share of images classified correctly (by the last exit), norm of parameters; gradients
-        go to the leaves."""
+    def _run_child(self, architecture, parameters: dict[str, Tensor], images, labels, seed: int) -> tuple:
+        """Loss (sum over exits), share of images classified correctly (by the last exit) and norm of parameters (3,),
+        and the parameters' gradients; None of those that are not used."""
         net = self._network(architecture)
         torch.manual_seed(seed)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
-            exits = [logits.float() for logits in exits_of(torch.func.functional_call(net, leaves, (images,)))]
+            exits = [logits.float() for logits in exits_of(torch.func.functional_call(net, parameters, (images,)))]
         loss = sum(F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing) for logits in exits)
-        loss.backward()
-        norms = self._add_penalty(list(leaves.values()))
-        correct = (exits[-1].detach().argmax(1) == labels).float().mean()
-        return loss.item(), correct.item(), float(norms)
+        values, gamma = list(parameters.values()), self.recipe.gamma
+        # It stops at the parameters, without copies of them as leaves.
+        gradients = torch.autograd.grad(loss, values, allow_unused=True, materialize_grads=gamma > 0)
+        with torch.no_grad():
+            norms = torch._foreach_norm(values)
+            if gamma:
+                gradients = torch._foreach_add(gradients, self._penalty_slopes(values, norms), alpha=gamma)
+            correct = (exits[-1].argmax(1) == labels).float().mean()
+            return torch.stack([loss.detach(), correct, torch.stack(norms).sum()]), gradients
 
-    @torch.no_grad()
-    def _add_penalty(self, leaves: Sequence[Tensor]) -> Tensor:
-        """Add the gradient of the penalty to the leaves' gradients; returns the sum of their norms. It is written down
-        because autograd takes a third of all operations of a step for it."""
-        norms = torch._foreach_norm(leaves)
-        if self.recipe.gamma:
-            for leaf in leaves:
-                leaf.grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            if self.recipe.penalty == "squared":
-                slopes = torch._foreach_mul(leaves, 2.0)
-            else:
-                slopes = torch._foreach_div(leaves, [norm.clamp_min(torch.finfo(norm.dtype).tiny) for norm in norms])
-            torch._foreach_add_([leaf.grad for leaf in leaves], slopes, alpha=self.recipe.gamma)
-        return torch.stack(norms).sum()
-
-    def _sum_over_ranks(self, sums: Tensor) -> None:
-        if not distributed.is_initialized():
-            return
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.ghn.parameters()]
-        flat = torch.cat([g.flatten() for g in gradients])
-        distributed.all_reduce(flat)
-        distributed.all_reduce(sums)
-        for p, part in zip(self.ghn.parameters(), flat.split([g.numel() for g in gradients])):
-            p.grad = part.view_as(p)
+    def _penalty_slopes(self, values: Sequence[Tensor], norms: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Gradient of the penalty without its weight. It is written down because autograd takes a third of all
+        operations of a step for it."""
+        if self.recipe.penalty == "squared":
+            return torch._foreach_mul(values, 2.0)
+        return torch._foreach_div(values, torch._foreach_clamp_min(norms, torch.finfo(norms[0].dtype).tiny))
 
     def state_dict(self) -> dict:
         return {name: part.state_dict() for name, part in self.parts.items()}
@@ -138,8 +133,3 @@ class MetaTrainer:
     def load_state_dict(self, state: dict) -> None:
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
-
-
-def _finite(leaves: Iterable[Tensor]) -> bool:
-    gradients = [leaf.grad for leaf in leaves]
-    return all(g is not None for g in gradients) and bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all())

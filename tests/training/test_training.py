@@ -548,21 +548,39 @@ def test_a_step_without_an_update_leaves_the_mean_gradient_norm_finite(tmp_path,
     assert history["grad_norm"].tolist() == [2.0] and history["grad_norm_deviation"].tolist() == [1.0]
 
 
-def test_one_bad_network_is_dropped_and_counted(monkeypatch):
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("bad_one", [0, 1])
+def test_a_bad_network_is_left_out_and_counted(monkeypatch, bad_one, what, value):
     trainer = MetaTrainer(new_ghn(), SHORT, 1)
     run = trainer._run_child
-    bad = architectures()[0]
-    monkeypatch.setattr(trainer, "_run_child", lambda a, *rest: (float("nan"), 0.0, 0.0) if a is bad else run(a, *rest))
+    bad = architectures()[bad_one]
+
+    def damaged(architecture, *rest):
+        found, gradients = run(architecture, *rest)
+        if architecture is bad:
+            (found if what == "loss" else gradients[-1]).view(-1)[0] = value
+        return found, gradients
+
+    monkeypatch.setattr(trainer, "_run_child", damaged)
     images, labels = next(digits().train.batches(8))
-    before = [p.detach().clone() for p in trainer.ghn.parameters()]
     result = trainer.step(architectures()[:2], images, labels, seed=0)
     assert result["skipped"] == 1 and result["loss"] > 0
-    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.ghn.parameters()))
+    good = MetaTrainer(new_ghn(), SHORT, 1)
+    add = good._add_gradients
+    good._add_gradients = lambda part, *rest: add({i: a for i, a in part.items() if a is not bad}, *rest)
+    alone = good.step(architectures()[:2], images, labels, seed=0)
+    assert alone == pytest.approx(result, rel=1e-5)
+    for ours, expected in zip(trainer.ghn.parameters(), good.ghn.parameters()):
+        if expected.grad is not None:
+            rounding = 1e-6 + 1e-5 * float(expected.grad.abs().max())
+            torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-4, atol=rounding)
 
 
 def test_without_any_finite_network_there_is_no_loss_and_no_update(monkeypatch):
     trainer = MetaTrainer(new_ghn(), SHORT, 1)
-    monkeypatch.setattr(trainer, "_run_child", lambda *_: (float("inf"), 0.0, 0.0))
+    run = trainer._run_child
+    monkeypatch.setattr(trainer, "_run_child", lambda *a: (torch.full((3,), math.inf), run(*a)[1]))
     before = [p.detach().clone() for p in trainer.ghn.parameters()]
     result = trainer.step(architectures()[:2], *next(digits().train.batches(8)), seed=0)
     assert result["skipped"] == 2 and math.isnan(result["loss"])

@@ -141,7 +141,9 @@ class Recipe:
         penalty: "norm" (sum of the tensors' norms) or "squared" (of their squares, GHN-3 Table 5).
         label_smoothing: of the cross-entropy.
         dropout: whether the networks' own dropout is active.
-        precision: of the networks' arithmetic; parameters, loss and the hypernetwork stay in float32.
+        precision: of the networks' arithmetic; parameters, loss and the hypernetwork stay in float32. With "float16"
+            classification layers do too, and losses are scaled so that small gradients are not lost (the papers').
+        tf32: whether GPUs may round the factors of float32 products to 11 bits, several times as fast.
         architectures: how many of the training architectures are used, the first ones; None: all.
         widths: how wide training architectures are at the papers' scale, "narrow" (PPUDA) or "wide" (GHN-3, ImageNet).
         max_nodes: meta-batches with more nodes than this times ``meta_batch``, or 8 if that is more, are passed over.
@@ -164,7 +166,8 @@ class Recipe:
     penalty: Literal["norm", "squared"] = "norm"
     label_smoothing: BelowOne = 0.0
     dropout: bool = True
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    tf32: bool = False
     architectures: Annotated[int, Field(gt=0, le=10**7)] | None = None
     widths: Literal["narrow", "wide"] = "narrow"
     max_nodes: Annotated[int, Field(gt=0, le=10**6)] = 275

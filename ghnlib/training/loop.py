@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,10 +29,12 @@ from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.processes import termination_noted
 from ghnlib.training.checkpointing import TrainingError, only_writer, resume_together, save, say, write_history
 from ghnlib.training.ranks import is_first_rank, sum_over_ranks
-from ghnlib.training.step import MetaTrainer
+from ghnlib.training.step import MetaTrainer, allow_tf32
 
 NETWORKS_KEPT = 1024
 """Modules in memory, about 1 MiB each at the papers' scale; those of larger pools are built anew: their turn is far."""
+AHEAD = 2
+"""Meta-batches that are ready, or are being made, while the device computes one."""
 RECENT = 1000
 """Steps over which dropped networks are counted."""
 JUDGED = 100
@@ -74,6 +79,40 @@ def _permutation(count: int, seed: int, pass_number: int) -> list[int]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(mix(seed, 3, pass_number))).tolist()
 
 
+def meta_batches(
+    architectures: Sequence[Architecture],
+    recipe: Recipe,
+    seed: int,
+    position: int,
+    prepare: Callable[[Architecture], object],
+    ahead: int = 0,
+) -> Iterator[tuple[list[Architecture], int]]:
+    """What ``sample_meta_batch`` returns, one after the other from a position on.
+
+    With ``ahead`` > 0 a thread samples so many beforehand and prepares their architectures, in the same order. Its
+    errors are raised in their turn; it ends when the iterator is closed.
+    """
+
+    def following() -> tuple[list[Architecture], int]:
+        nonlocal position
+        chosen, position = sample_meta_batch(architectures, recipe, seed, position)
+        for architecture in chosen if ahead else ():
+            prepare(architecture)
+        return chosen, position
+
+    if not ahead:
+        while True:
+            yield following()
+    with ThreadPoolExecutor(1) as pool:
+        made = deque(pool.submit(following) for _ in range(ahead))
+        try:
+            while True:
+                made.append(pool.submit(following))
+                yield made.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def train_ghn(
     ghn: GHN,
     architectures: Sequence[Architecture],
@@ -109,8 +148,10 @@ def train_ghn(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    allow_tf32(recipe.tf32)
     pool = recipe.architectures or len(architectures)
-    trainer = MetaTrainer(ghn, recipe, max(1, len(images) // recipe.batch_size), pool * (pool <= NETWORKS_KEPT))
+    kept = pool if pool <= NETWORKS_KEPT else (AHEAD + 2) * recipe.meta_batch
+    trainer = MetaTrainer(ghn, recipe, max(1, len(images) // recipe.batch_size), kept)
     decisive = replace(recipe, log_every=1, validate_every=1)  # they change nothing but the history
     parts = [asdict(ghn.config), asdict(decisive), asdict(augment or Augment()), seed, about]
     identity = json.dumps(parts, sort_keys=True, default=repr)
@@ -125,15 +166,19 @@ def train_ghn(
 def _loop(trainer, architectures, images, seed, augment, validate, folder, identity, progress) -> None:
     recipe, device = trainer.recipe, next(trainer.ghn.parameters()).device
     batches = images.stream(recipe.batch_size, seed, progress["step"], augment)
+    # On a processor a thread would take its time from the step.
+    ahead = AHEAD if device.type == "cuda" else 0
+    networks = meta_batches(architectures, recipe, seed, progress["position"], trainer.prepare, ahead)
     hidden = None if is_first_rank() else True
     with (
         tqdm(total=recipe.steps, initial=progress["step"], disable=hidden, unit="step") as bar,
         termination_noted() as terminated,
+        closing(networks),
     ):
         since, started = progress["step"], time.monotonic()
         while progress["step"] < recipe.steps:
             step = progress["step"]
-            chosen, progress["position"] = sample_meta_batch(architectures, recipe, seed, progress["position"])
+            chosen, progress["position"] = next(networks)
             progress["window"].append(trainer.step(chosen, *next(batches), seed=mix(seed, 2, step)))
             progress["skipped"] = [*progress["skipped"], progress["window"][-1]["skipped"]][-RECENT:]
             progress["step"] = step = step + 1

@@ -23,12 +23,16 @@ from torch import Tensor, nn
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.config import Recipe
 from ghnlib.data.images import mix
-from ghnlib.hypernetwork.ghn import GHN
+from ghnlib.graphs.nodes import Role
+from ghnlib.hypernetwork.ghn import GHN, without_autocast
 from ghnlib.measuring.accuracy import exits_of
 from ghnlib.training.ranks import share_of_rank, sum_gradients, sum_tensor
 
 PREDICTED_TOGETHER = 4
 """Networks of a rank predicted at once: larger meta-batches are taken in parts, so that memory does not grow."""
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+SCALING = {"init_scale": 65536.0, "growth_interval": 100}
+"""Of losses in float16 (GHN-3's training)."""
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
@@ -39,7 +43,7 @@ class MetaTrainer:
     def __init__(self, ghn: GHN, recipe: Recipe, steps_per_epoch: int, networks_kept: int = 64):
         self.ghn, self.recipe = ghn, recipe
         # Without running statistics, training mode differs from evaluation in dropout alone.
-        self._network = lru_cache(networks_kept)(lambda a: a.build(device="meta").train(recipe.dropout))
+        self._network = lru_cache(networks_kept)(self._build)
         # Misaligned, a graph's states depend on all graphs read before it: they are those of the whole meta-batch.
         self._together = PREDICTED_TOGETHER if ghn.config.batching == "aligned" else recipe.meta_batch
         self.optimizer = OPTIMIZERS[recipe.optimizer](
@@ -49,6 +53,23 @@ class MetaTrainer:
             self.optimizer, lambda step: recipe.rate_factor(step, steps_per_epoch)
         )
         self.parts = {"ghn": ghn, "optimizer": self.optimizer, "schedule": self.schedule}
+        scaled, device = recipe.precision == "float16", next(ghn.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(device, enabled=scaled, **SCALING)
+        if scaled:
+            self.parts["scaler"] = self.scaler
+
+    def prepare(self, architecture: Architecture) -> None:
+        """Make what a step with the architecture will need of it, from any thread."""
+        self._network(architecture)
+        architecture.graph.distances  # noqa: B018  it is kept
+
+    def _build(self, architecture: Architecture) -> nn.Module:
+        net = architecture.build(device="meta").train(self.recipe.dropout)
+        if self.recipe.precision == "float16":
+            for node in architecture.graph.nodes:
+                if node.role == Role.CLASS_WEIGHT:
+                    _keep_in_float32(net.get_submodule(node.name.rpartition(".")[0]))
+        return net
 
     def step(
         self, architectures: Sequence[Architecture], images: Tensor, labels: Tensor, seed: int
@@ -57,7 +78,8 @@ class MetaTrainer:
 
         Returns:
             Mean loss, accuracy and norm of the predicted parameters over the networks, gradient norm before
-            clipping, number of networks dropped because their loss or gradient was not finite.
+            clipping, number of networks dropped because their loss or gradient was not finite. In float16 a scaled
+            gradient that is not finite makes a step without an update instead, "overflow", and the next scale smaller.
         """
         m = len(architectures)
         mine = share_of_rank(range(m), cost=lambda i: len(architectures[i].graph))
@@ -69,16 +91,21 @@ class MetaTrainer:
         sums = torch.stack(rows).sum(0) if rows else torch.zeros(4, device=images.device)
         sum_gradients(self.ghn.parameters())
         sum_tensor(sums)
+        scale = self.scaler.scale(torch.ones_like(sums[0]))  # even where this rank has no network to scale a loss of
+        self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.ghn.parameters(), self.recipe.clip).to(sums)
         # The one wait for the device: whatever is decided or reported comes at once.
-        found = torch.cat([sums[:1], sums[1:] / sums[0], norm[None]]).tolist()
-        count, loss, correct, parameter_norm, grad_norm = found  # not a number if there is no network left
+        found = torch.cat([sums[:1], sums[1:] / sums[0], norm[None], scale[None]]).tolist()
+        count, loss, correct, parameter_norm, grad_norm, scale = found  # not a number if there is no network left
         if count and math.isfinite(grad_norm):
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.schedule.step()
-        skipped = m - int(count) if math.isfinite(grad_norm) else m
+        overflow = scale > 1 and not math.isfinite(grad_norm)
+        skipped = m - int(count) if math.isfinite(grad_norm) or overflow else m
         means = {"loss": loss, "accuracy": 100 * correct, "parameter_norm": parameter_norm}
-        return means | {"grad_norm": grad_norm, "skipped": skipped}
+        means |= {"grad_norm": grad_norm, "skipped": skipped}
+        return means | ({"overflow": int(overflow)} if self.scaler.is_enabled() else {})
 
     def _add_gradients(self, part: dict[int, Architecture], m: int, images, labels, seed: int) -> list[Tensor]:
         """Predict some of the m networks, run each, add its share of the gradient to the hypernetwork's. Returns for
@@ -92,7 +119,9 @@ class MetaTrainer:
                 rows.append(torch.zeros_like(row))
                 continue
             own = torch._foreach_div(own, m)
-            bad = ~torch.cat([found, torch.stack(torch._foreach_norm(own))]).isfinite().all()
+            # Of scaled gradients the scaler must see those that are not finite.
+            norms = [] if self.scaler.is_enabled() else torch._foreach_norm(own)
+            bad = ~torch.stack([*found, *norms]).isfinite().all()
             for values in (row, *own):
                 values.masked_fill_(bad, 0)
             rows.append(row)
@@ -107,16 +136,20 @@ class MetaTrainer:
         and the parameters' gradients; None of those that are not used."""
         net = self._network(architecture)
         torch.manual_seed(seed)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+        autocast = AUTOCAST.get(self.recipe.precision)
+        with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
             exits = [logits.float() for logits in exits_of(torch.func.functional_call(net, parameters, (images,)))]
         loss = sum(F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing) for logits in exits)
         values, gamma = list(parameters.values()), self.recipe.gamma
         # It stops at the parameters, without copies of them as leaves.
-        gradients = torch.autograd.grad(loss, values, allow_unused=True, materialize_grads=gamma > 0)
+        gradients = torch.autograd.grad(self.scaler.scale(loss), values, allow_unused=True, materialize_grads=gamma > 0)
         with torch.no_grad():
             norms = torch._foreach_norm(values)
             if gamma:
-                gradients = torch._foreach_add(gradients, self._penalty_slopes(values, norms), alpha=gamma)
+                slopes = self._penalty_slopes(values, norms)
+                if self.scaler.is_enabled():
+                    slopes = torch._foreach_mul(slopes, self.scaler.scale(torch.ones_like(norms[0])))
+                gradients = torch._foreach_add(gradients, slopes, alpha=gamma)
             correct = (exits[-1].argmax(1) == labels).float().mean()
             return torch.stack([loss.detach(), correct, torch.stack(norms).sum()]), gradients
 
@@ -133,3 +166,13 @@ class MetaTrainer:
     def load_state_dict(self, state: dict) -> None:
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether float32 products and convolutions on GPUs may be rounded, see ``Recipe.tf32``; of the whole process."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+def _keep_in_float32(layer: nn.Module) -> None:
+    forward = layer.forward
+    layer.forward = without_autocast()(lambda x: forward(x.float()))

@@ -78,10 +78,11 @@ def test_two_phases_give_the_gradients_of_the_joint_backward_pass(together, pena
         torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-4, atol=rounding, msg=name)
 
 
-def test_bfloat16_is_for_the_networks_alone():
+@pytest.mark.parametrize("low", ["bfloat16", "float16"])
+def test_low_precision_is_for_the_networks_alone(low):
     images, labels = next(digits().train.batches(8))
     results, gradients = [], []
-    for precision in "float32", "bfloat16":
+    for precision in "float32", low:
         trainer = MetaTrainer(new_ghn(), Recipe(meta_batch=3, precision=precision, dropout=False, clip=1e9), 1)
         results.append(trainer.step(architectures()[:3], images, labels, seed=0))
         gradients.append(torch.cat([p.grad.flatten() for p in trainer.ghn.parameters() if p.grad is not None]))

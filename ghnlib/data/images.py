@@ -142,7 +142,7 @@ class ImageFiles(ImageSet):
         # each image has a seed of its own: the number of workers changes nothing
         keys = ([(i, seed + k) for k, i in enumerate(index.tolist())] for index, seed in plan)
         files = _Decoded(self, _file_transform(self, augment))
-        workers = os.cpu_count() or 1
+        workers = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # of torchrun
         pinned = self.device != "cpu"
         try:
             for images, labels in DataLoader(files, batch_sampler=keys, num_workers=workers, pin_memory=pinned):

@@ -28,6 +28,7 @@ from ghnlib.data.images import Augment, ImageSet, mix
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.processes import termination_noted
 from ghnlib.training.checkpointing import TrainingError, only_writer, resume_together, save, say, write_history
+from ghnlib.training.memory import describe, training_bytes
 from ghnlib.training.ranks import is_first_rank, sum_over_ranks
 from ghnlib.training.step import MetaTrainer, allow_tf32
 
@@ -152,6 +153,9 @@ def train_ghn(
     pool = recipe.architectures or len(architectures)
     kept = pool if pool <= NETWORKS_KEPT else (AHEAD + 2) * recipe.meta_batch
     trainer = MetaTrainer(ghn, recipe, max(1, len(images) // recipe.batch_size), kept)
+    if next(ghn.parameters()).device.type == "cuda":
+        first, _ = sample_meta_batch(architectures, recipe, seed, 0)
+        say(describe(training_bytes(ghn, recipe, first, images.side)))
     decisive = replace(recipe, log_every=1, validate_every=1)  # they change nothing but the history
     parts = [asdict(ghn.config), asdict(decisive), asdict(augment or Augment()), seed, about]
     identity = json.dumps(parts, sort_keys=True, default=repr)

@@ -1,0 +1,81 @@
+"""Memory that a training needs on its device, told beforehand: shapes alone are computed, nothing is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ghnlib.architectures.architecture import Architecture
+from ghnlib.config import Recipe
+from ghnlib.hypernetwork.ghn import GHN
+from ghnlib.measuring.accuracy import exits_of
+from ghnlib.training.step import PREDICTED_TOGETHER
+
+STATES = 4
+"""Tensors of the size of the parameters: these, their gradients, Adam's two means."""
+
+
+def saved_bytes(function: Callable[[], object]) -> int:
+    """Bytes of all tensors that autograd keeps for the backward pass of what a function computes, parameters too; each
+    storage counts once."""
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = function()
+    del result  # the graph was alive until here: no address stands for two storages
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def training_bytes(ghn: GHN, recipe: Recipe, architectures: Sequence[Architecture], side: int) -> dict[str, int]:
+    """What training steps with these architectures and images of ``side`` pixels need, by part; kernels' workspaces and
+    what the allocator holds in reserve come on top, half precision saves up to half of the activations.
+
+    Returns:
+        ``hypernetwork`` (parameters, gradients, Adam's states), ``predictions`` (of the networks predicted together:
+        what the backward pass reads, the parameters and their gradients), ``network`` (activations of the largest).
+    """
+    with torch.device("meta"):
+        shadow = GHN(ghn.config)
+    together = PREDICTED_TOGETHER if ghn.config.batching == "aligned" else recipe.meta_batch
+    parts = [architectures[i : i + together] for i in range(0, len(architectures), together)]
+    predicted = max(_prediction_bytes(shadow, part) for part in parts)
+    images = torch.empty(recipe.batch_size, 3, side, side, device="meta")
+    parameters = sum(p.numel() * p.element_size() for p in ghn.parameters())
+    return {
+        "hypernetwork": STATES * parameters,
+        "predictions": predicted,
+        "network": max(_network_bytes(architecture, recipe, images) for architecture in architectures),
+    }
+
+
+def describe(parts: dict[str, int]) -> str:
+    """In one line, in GiB."""
+    gib = {name: f"{size / 2**30:.2f}" for name, size in parts.items()}
+    total = f"{sum(parts.values()) / 2**30:.2f}"
+    return f"memory: about {total} GiB ({', '.join(f'{name} {size}' for name, size in gib.items())})"
+
+
+def _prediction_bytes(ghn: GHN, architectures: Sequence[Architecture]) -> int:
+    found: list[dict[str, Tensor]] = []
+    saved = saved_bytes(lambda: found.extend(ghn([architecture.graph for architecture in architectures])))
+    own = sum(p.numel() * p.element_size() for p in ghn.parameters())
+    values = sum(value.numel() * value.element_size() for prediction in found for value in prediction.values())
+    return max(0, saved - own) + 2 * values
+
+
+def _network_bytes(architecture: Architecture, recipe: Recipe, images: Tensor) -> int:
+    net = architecture.build(device="meta").train(recipe.dropout)
+    labels = torch.zeros(len(images), dtype=torch.long, device="meta")
+
+    def lost() -> Tensor:
+        return sum(F.cross_entropy(logits, labels) for logits in exits_of(net(images)))
+
+    own = sum(p.numel() * p.element_size() for p in net.parameters())
+    return max(0, saved_bytes(lost) - own)

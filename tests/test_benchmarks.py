@@ -1,5 +1,6 @@
 """Benchmarks, which nothing else runs, still find what they import."""
 
+import re
 import runpy
 
 import pytest
@@ -24,3 +25,19 @@ def test_rows_of_ppuda_table_13_are_timed(monkeypatch, capsys):
     for line in told[1:]:
         taken, hours = float(line.split(" s a step")[0].split()[-1]), float(line.split(" h an epoch")[0].split()[-1])
         assert hours == pytest.approx(taken * 22_500 / 3600, abs=0.1) and "paper 0." in line
+
+
+def test_the_parts_for_a_gpu_run_on_a_cpu(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--device", "cpu", "--tiny", "--steps", "1"])
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    runpy.run_path(str(ROOT / "benchmarks" / "gpu.py"), run_name="__main__")
+    told = capsys.readouterr().out
+    parts = re.split(r"^--- (\w+): .*\n", told, flags=re.M)[1:]
+    parity, speed, predict, evaluate, resume = parts[1::2]
+    assert parts[::2] == ["parity", "speed", "predict", "evaluate", "resume"]
+    assert parity.count("error of a gradient 0.0e+00") == 4 and "TOO LARGE" not in parity
+    assert speed.count("steps a second") == speed.count("1 wait (limit 1)") == 8
+    assert re.search(r"cifar10 ghn2 m = 1: .* paper 1.16", speed) and speed.count("memory: about") == 8
+    assert re.search(r"ghn3-t resnet18: [\d.]+ ms \(read and write once at \d+ GB/s: [\d.]+\)", predict)
+    assert "evaluation of 128 images" in evaluate
+    assert resume.endswith("relative error 0.0e+00 (CPU: 0; GPUs add up in any order)\n")

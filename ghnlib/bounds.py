@@ -52,6 +52,7 @@ Rate = Annotated[float, Field(gt=0, le=1e20)]
 """Learning rate: one that is too high ends its own run alone."""
 Amount = Annotated[float, Field(gt=0, le=1e6)]
 NonNegative = Annotated[float, Field(ge=0, le=1e6)]
+Device = Literal["auto", "cpu", "cuda"]
 Source = Literal["digits", "cifar10", "cifar100", "imagenet", "folder"]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=100), AfterValidator(different)]
 Names = Annotated[tuple[Name, ...], Field(min_length=1, max_length=100), AfterValidator(different)]

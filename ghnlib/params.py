@@ -15,6 +15,7 @@ from ghnlib.bounds import (
     Amount,
     Batch,
     Count,
+    Device,
     Few,
     Folder,
     Name,
@@ -359,6 +360,7 @@ class Params(Section):
     profile: Name
     seed: Seed
     processes: Few
+    device: Device
     data: Data
     deepnets: DeepNets
     architectures: Architectures

@@ -84,6 +84,11 @@ class ImageSet(ABC):
         chosen = [order[labels[order] == label][:per_class] for label in range(len(self.classes))]
         return self._take(torch.from_numpy(np.sort(np.concatenate(chosen))))
 
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Of its batches."""
+
     @abstractmethod
     def to(self, device: torch.device | str) -> ImageSet:
         """The same set, its batches on the device."""
@@ -100,6 +105,10 @@ class Images(ImageSet):
     """A set resident in memory. ``pixels``: uint8 (n, 3, s, s)."""
 
     pixels: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.labels.device
 
     def to(self, device: torch.device | str) -> Images:
         return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
@@ -130,10 +139,10 @@ class ImageFiles(ImageSet):
 
     paths: np.ndarray
     image_size: int
-    device: str = "cpu"
+    device: torch.device = torch.device("cpu")
 
     def to(self, device: torch.device | str) -> ImageFiles:
-        return replace(self, device=str(device))
+        return replace(self, device=torch.device(device))
 
     def _take(self, index: Tensor) -> ImageFiles:
         return replace(self, paths=self.paths[index.numpy()], labels=self.labels[index])
@@ -143,7 +152,7 @@ class ImageFiles(ImageSet):
         keys = ([(i, seed + k) for k, i in enumerate(index.tolist())] for index, seed in plan)
         files = _Decoded(self, _file_transform(self, augment))
         workers = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # of torchrun
-        pinned = self.device != "cpu"
+        pinned = self.device.type != "cpu"
         try:
             for images, labels in DataLoader(files, batch_sampler=keys, num_workers=workers, pin_memory=pinned):
                 yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)

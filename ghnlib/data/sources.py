@@ -42,9 +42,18 @@ class ImageSplits:
         return self.train.classes
 
     @property
+    def device(self) -> torch.device:
+        """Of the batches."""
+        return self.train.device
+
+    @property
     def side(self) -> int:
         """Pixels a side."""
         return self.val.side
+
+    def to(self, device: torch.device | str) -> ImageSplits:
+        """The same sets, their batches on the device."""
+        return ImageSplits(*(part.to(device) for part in (self.train, self.val, self.test)))
 
     def subset(self, classes: Sequence[int]) -> ImageSplits:
         """All three splits with some of the classes only."""

@@ -65,7 +65,7 @@ def train_on_source(setup: Setup) -> Source:
     jobs = [setup.job(transfer.variant, seed, setup.folder / training_name(transfer.variant, seed), classes, **length)
             for seed in training_seeds(setup)]  # fmt: skip
     histories = [train_in_processes(job, setup.train.devices) for job in jobs]
-    trainings = [GHN.from_pretrained(Path(job.folder) / "model") for job in jobs]
+    trainings = [setup.pretrained(Path(job.folder) / "model") for job in jobs]
     accuracies = [float(history["validation_accuracy"].iloc[-1]) for history in histories]
     return Source(images, targets, transfer.variant, trainings, accuracies)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
+import torch
 
 from ghnlib import params
 from ghnlib.architectures.architecture import Architecture
@@ -22,6 +23,7 @@ from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.accuracy import evaluate_predictions
 from ghnlib.params_file import ParamsError, read_yaml, validate
 from ghnlib.reporting.statistics import Measured
+from ghnlib.training.devices import device_of
 from ghnlib.training.jobs import Job
 from ghnlib.training.networks import TrainingRecipe
 
@@ -35,6 +37,7 @@ class Setup:
 
     Attributes:
         stage: of the pipeline. profile, seed, processes and the sections: see params.yaml.
+        device: where images and hypernetworks are, and so the networks; on a GPU ``processes`` is 1.
         variant, training_seed: the hypernetwork that the stage ``train`` trains, and with which seed.
         folder: where finished parts of the computation are kept.
         by_hand: run in Jupyter, not by the pipeline: then nothing that a stage depends on is written.
@@ -45,6 +48,7 @@ class Setup:
     seed: int
     folder: Path
     processes: int = 1
+    device: torch.device = torch.device("cpu")
     variant: str = ""
     training_seed: int | None = None
     by_hand: bool = False
@@ -70,7 +74,7 @@ class Setup:
         """
         if profile is None:
             return cls._by_hand(stage, values)
-        return cls(stage, profile, **{name: _typed(name, value) for name, value in values.items()})
+        return cls(stage, profile, **_placed({name: _typed(name, value) for name, value in values.items()}))
 
     @classmethod
     def _by_hand(cls, stage: str, values: Mapping[str, Any]) -> Self:
@@ -79,7 +83,7 @@ class Setup:
             raise ParamsError(f"no folder above {Path.cwd()} holds a pipeline: start Jupyter within the repository")
         os.chdir(root)
         read = validate(read_yaml("params.yaml"))
-        own = {name: getattr(read, name) for name in values if hasattr(read, name)}
+        own = _placed({name: getattr(read, name) for name in values if hasattr(read, name)})
         variant, seed = values.get("variant") or "", values.get("training_seed")
         folder = kept_folder(read.profile, stage, training_name(variant, seed))
         print(f"Run by hand with the values of {root / 'params.yaml'}: results are shown, files stay as they are.")
@@ -88,11 +92,12 @@ class Setup:
     @cached_property
     def images(self) -> ImageSplits:
         """Training, validation and test images."""
-        return images_of(self.data, self.seed)
+        return images_of(self.data, self.seed).to(self.device)
 
     def other_images(self, target: params.Target) -> ImageSplits:
         """Those of the section ``data`` with what a target changes of it."""
-        return images_of(self.data.model_copy(update=target.model_dump(exclude_unset=True)), self.seed)
+        data = self.data.model_copy(update=target.model_dump(exclude_unset=True))
+        return images_of(data, self.seed).to(self.device)
 
     def differs(self, target: params.Target) -> bool:
         """Whether a target is another dataset: the same source at another resolution is none."""
@@ -122,8 +127,12 @@ class Setup:
         """The trained ones: variant -> seed of its training -> hypernetwork."""
         found: dict[str, dict[int, GHN]] = {}
         for name, (variant, seed) in self.train.trainings.items():
-            found.setdefault(variant, {})[seed] = GHN.from_pretrained(f"models/{name}")
+            found.setdefault(variant, {})[seed] = self.pretrained(f"models/{name}")
         return found
+
+    def pretrained(self, folder: str | Path) -> GHN:
+        """A hypernetwork that was trained, see ``GHN.from_pretrained``, on the device."""
+        return GHN.from_pretrained(folder, map_location=self.device)
 
     @property
     def kept(self) -> dict[str, Any]:
@@ -157,7 +166,8 @@ class Setup:
         """The training of a variant; ``changes``: of its recipe."""
         recipe = replace(self.train.recipe_of(variant), **changes)
         return Job(data=self.data, deepnets=self.deepnets, seed=self.seed, training_seed=seed, classes=classes,
-                   ghn=self.train.config(variant), recipe=recipe, folder=str(folder))  # fmt: skip
+                   ghn=self.train.config(variant), recipe=recipe, folder=str(folder),
+                   device=self.device.type)  # fmt: skip
 
     def history(self, variant: str) -> pd.DataFrame:
         """What the trainings of a variant have logged, see ``train_ghn``, one below the other; a column ``seed``."""
@@ -207,6 +217,14 @@ def kept_folder(profile: str, stage: str, training: str = "") -> Path:
 def training_name(variant: str, seed: int | None) -> str:
     """As in ``Train.trainings``; empty where there is no variant."""
     return f"{variant}-{seed}" if variant else ""
+
+
+def _placed(values: dict[str, Any]) -> dict[str, Any]:
+    """With the device that ``device`` stands for. Networks on a GPU are one after another, in this process."""
+    if "device" not in values:
+        return values
+    device = device_of(values["device"])
+    return values | {"device": device} | ({} if device.type == "cpu" else {"processes": 1})
 
 
 def _typed(name: str, value: Any) -> Any:

@@ -16,7 +16,7 @@ import torch
 from torch import distributed
 
 from ghnlib.architectures.architecture import Architecture
-from ghnlib.bounds import Count, Seed
+from ghnlib.bounds import Count, Device, Seed
 from ghnlib.config import GHNConfig, Recipe
 from ghnlib.data.images import Augment, DataError, ImageSet
 from ghnlib.data.sources import ImageSplits, augmentation_of, images_of
@@ -28,6 +28,7 @@ from ghnlib.params import Data, Section
 from ghnlib.params import DeepNets as DeepNetsSection
 from ghnlib.processes import stop_with
 from ghnlib.training.checkpointing import TrainingError
+from ghnlib.training.devices import device_of
 from ghnlib.training.loop import train_ghn
 from ghnlib.training.ranks import is_first_rank, share_of_rank, sum_over_ranks
 
@@ -47,11 +48,12 @@ class Job(Section):
     ghn: GHNConfig
     recipe: Recipe
     folder: str
+    device: Device = "auto"
 
 
 def train_variant(job: Job) -> GHN:
     """Train one hypernetwork, on every rank; the first writes it to ``job.folder/model``."""
-    images = images_of(job.data, job.seed)
+    images = images_of(job.data, job.seed).to(device_of(job.device))
     if job.classes is not None:
         images = images.subset(job.classes)
     splits = [architectures_of(job.deepnets, split, images.side, len(images.classes), job.seed,
@@ -78,16 +80,16 @@ def train_on(
     augment: Augment,
     about: Mapping[str, object] | None = None,
 ) -> GHN:
-    """Train a hypernetwork on the architectures of ``pool``, validated on those of ``val``; it is written to
-    ``folder/model``. ``config``: the number of classes is that of the images. ``about``: see ``train_ghn``."""
+    """Train a hypernetwork on the architectures of ``pool``, validated on those of ``val``, on the images' device; it
+    is written to ``folder/model``. ``config``: the number of classes is that of the images. ``about``: see
+    ``train_ghn``."""
     train = list(pool) if len(pool) <= KEPT_IN_MEMORY else pool
     unseen = list(val)
     torch.manual_seed(seed)
-    ghn = GHN(replace(config, num_classes=len(images.classes))).to(_device())
-    train_images, val_images = images.train.to(_device()), images.val.to(_device())
+    ghn = GHN(replace(config, num_classes=len(images.classes))).to(images.device)
     train_ghn(
-        ghn, train, train_images, recipe, folder, seed, augment,
-        validate=lambda ghn: {"validation_accuracy": validation_accuracy(ghn, unseen, val_images)}, about=about,
+        ghn, train, images.train, recipe, folder, seed, augment,
+        validate=lambda ghn: {"validation_accuracy": validation_accuracy(ghn, unseen, images.val)}, about=about,
     )  # fmt: skip
     if is_first_rank():
         ghn.save_pretrained(Path(folder) / "model")
@@ -99,7 +101,7 @@ def validation_accuracy(ghn: GHN, architectures: Sequence[Architecture], images:
     mine = share_of_rank(architectures, cost=lambda architecture: len(architecture.graph))
     scores = map_kept(predicted_accuracies, [(architecture,) for architecture in mine], (ghn, images))
     total = np.nansum([score["accuracy"] for score in scores])  # what diverged counts as 0
-    return sum_over_ranks(total, _device()) / len(architectures)
+    return sum_over_ranks(total, images.device) / len(architectures)
 
 
 def train_in_processes(job: Job, devices: int) -> pd.DataFrame:
@@ -138,26 +140,16 @@ def train_in_processes(job: Job, devices: int) -> pd.DataFrame:
     return pd.read_csv(folder / "history.csv")
 
 
-def _device() -> torch.device:
-    """This rank's device. Raises TrainingError where a node has more ranks than GPUs."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    rank, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if rank >= count:
-        raise TrainingError(f"there are {count} GPUs here, not {rank + 1} or more: lower train.devices")
-    return torch.device("cuda", rank)
-
-
 def _main(path: str) -> None:
     if parent := os.environ.get("GHNLIB_PARENT"):
         stop_with(int(parent))
     job = Job.model_validate_json(Path(path).read_text())
     torch.set_num_threads(1)
-    if _device().type == "cuda":
-        torch.cuda.set_device(_device())
-    if distributed.is_torchelastic_launched():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
+        if (device := device_of(job.device)).type == "cuda":
+            torch.cuda.set_device(device)
+        if distributed.is_torchelastic_launched():
+            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         train_variant(job)
     except (DataError, TrainingError) as error:  # their messages say all: without a traceback above
         sys.exit(f"{type(error).__name__}: {error}")

@@ -28,6 +28,7 @@ from ghnlib.config import Recipe
 from ghnlib.data.images import Augment
 from ghnlib.training import checkpointing, jobs, loop, step
 from ghnlib.training.checkpointing import TrainingError
+from ghnlib.training.devices import device_of
 from ghnlib.training.jobs import Job, train_in_processes, train_variant
 from ghnlib.training.loop import sample_meta_batch, train_ghn
 from ghnlib.training.ranks import share_of_rank
@@ -235,7 +236,19 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(TrainingError, match="2 GPUs.*train.devices"):
-        jobs._device()
+        device_of("auto")
+
+
+@pytest.mark.parametrize("choice", ["auto", "cpu", "cuda"])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_gpu_is_taken_where_there_is_one_or_asked_for(choice, there, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(there))
+    if choice == "cuda" and not there:
+        with pytest.raises(TrainingError, match="device = cuda, .* no GPU.* device: auto"):
+            device_of(choice)
+    else:
+        assert device_of(choice).type == ("cuda" if there and choice != "cpu" else "cpu")
 
 
 @pytest.mark.parametrize("batching", ["aligned", "misaligned"])

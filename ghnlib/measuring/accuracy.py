@@ -94,7 +94,7 @@ def predicted_accuracies(
     (parameters,) = ghn([architecture.graph], predict_class_layers=True)
     if statistics is None:
         return top_accuracies(architecture.build(device="meta"), images, batch_size, parameters)
-    net = architecture.build(device="cpu", track_running_stats=True)
+    net = architecture.build(device="cpu", track_running_stats=True).to(images.device)
     net.load_state_dict(parameters, strict=False)
     source, batches, seed = statistics
     estimate_batch_norm(net, source, batches, batch_size, seed)
@@ -140,7 +140,7 @@ def _torchvision_accuracies(name: str, ghn: GHN, images: ImageSet, batch_size: i
         images = replace(images, image_size=299)  # GHN-3's evaluation
     torch.manual_seed(0)
     side = images.side
-    net = TorchvisionNetwork(len(images.classes), side, name).build(device="cpu").eval()
+    net = TorchvisionNetwork(len(images.classes), side, name).build(device="cpu").to(images.device).eval()
     ghn.initialize(net, (3, side, side))
     return top_accuracies(net, images, batch_size)
 

@@ -73,7 +73,8 @@ def he(net: nn.Module, sources: Sources) -> None:
     generator = torch.Generator().manual_seed(sources.seed)
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+            weight = torch.empty_like(layer.weight, device="cpu")
+            layer.weight.copy_(nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator))
             if layer.bias is not None:
                 layer.bias.zero_()
 
@@ -91,7 +92,7 @@ def predicted(net: nn.Module, sources: Sources, noise: float = 0.0, orthogonal: 
 def predicted_perturbed(net: nn.Module, sources: Sources) -> None:
     """Predicted parameters with N(0, (half of the tensor's deviation)^2) added: as good if spread alone counts."""
     generator = torch.Generator().manual_seed(sources.seed)
-    noise = lambda value: 0.5 * value.std(correction=0) * torch.randn(value.shape, generator=generator)
+    noise = lambda value: 0.5 * value.std(correction=0) * torch.randn(value.shape, generator=generator).to(value)
     _write(dict(net.named_parameters()), {name: value + noise(value) for name, value in sources.prediction.items()})
 
 

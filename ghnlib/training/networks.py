@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle, pairwise, product
@@ -84,13 +84,19 @@ class Run:
     auxiliary: bool = False
 
 
-def initial_network(run: Run) -> nn.Module:
-    """The network of a run before its first step, batch norm with running statistics."""
+def initial_network(run: Run, device: torch.device | str = "cpu") -> nn.Module:
+    """The network of a run before its first step, on a device, batch norm with running statistics. Random values are
+    those of the CPU."""
     torch.manual_seed(run.seed)
     options = {"auxiliary": True} if run.auxiliary else {}
-    net = run.architecture.build(device="cpu", track_running_stats=True, **options)
+    net = run.architecture.build(device="cpu", track_running_stats=True, **options).to(device)
     initialize(run.initialisation, net, replace(run.sources, seed=run.seed))
     return net
+
+
+def on_cpu(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Copies of parameters with their names, as a network lists them: what is kept, compared or waits for its turn."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in parameters}
 
 
 def train_network(
@@ -203,7 +209,8 @@ def _run(
     run: Run, train: ImageSet, measure: Callable, checkpoints: Sequence[int], loss_every: int | None
 ) -> list[dict[str, object]]:
     losses: list[float] = []
-    results = train_network(initial_network(run), train, run.recipe, run.seed, measure, checkpoints, losses.append)
+    net = initial_network(run, train.device)
+    results = train_network(net, train, run.recipe, run.seed, measure, checkpoints, losses.append)
     losses += [math.nan] * (run.recipe.steps - len(losses))
     logged = range(loss_every, run.recipe.steps, loss_every) if loss_every else ()
     steps = sorted({*results, *logged})
@@ -305,4 +312,5 @@ def _predict(name: str, ghn: GHN, architectures: Sequence[Architecture], class_l
     known, wanted = ghn.config.num_classes, {architecture.num_classes for architecture in architectures}
     if class_layers and wanted != {known}:
         raise DataError(f"hypernetwork {name} is for {known} classes, not for {wanted}: train one on these images.")
-    return [ghn.predict(architecture.graph, predict_class_layers=class_layers) for architecture in architectures]
+    predictions = (ghn.predict(architecture.graph, predict_class_layers=class_layers) for architecture in architectures)
+    return [on_cpu(prediction.items()) for prediction in predictions]  # many wait there for their turn

@@ -210,7 +210,8 @@ def compare_anytime(setup: Setup, candidates: Candidates) -> Comparison:
 def _trained_curve(run: Run, images: ImageSplits) -> list[dict]:
     """On test images; without accuracy where the training diverged."""
     measure = partial(exit_accuracies, images=images.test, batch_size=EVALUATION_BATCH)
-    found = train_network(initial_network(run), images.train, run.recipe, run.seed, measure)[run.recipe.steps]
+    net = initial_network(run, images.device)
+    found = train_network(net, images.train, run.recipe, run.seed, measure)[run.recipe.steps]
     return _curve(run.architecture, found or repeat(math.nan))
 
 

@@ -64,8 +64,8 @@ def train_in_space(
              "networks": len(pool), "seed": setup.seed}  # fmt: skip
     return [
         train_on(pool, val, setup.images, config, recipe, seed, setup.folder / f"{name}-{seed}", setup.augment, about)
-        .cpu() for seed in setup.anytime.seeds
-    ]  # fmt: skip
+        for seed in setup.anytime.seeds
+    ]
 
 
 # Ranking blocks ------------------------------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ def detect_from_each(
 def _precision(
     network: Architecture, start: Start, lr: float, seed: int, scenes: Scenes, statistics: tuple, settings: Detection
 ) -> dict[str, float]:
-    detector = faster_rcnn(_initialised(network, start, seed), statistics, settings)
+    detector = faster_rcnn(_initialised(network, start, seed), statistics, settings).to(scenes.device)
     if not train_detector(detector, scenes.train, settings, seed, lr):
         return {"ap": math.nan}
     detector.eval()
@@ -283,7 +283,8 @@ def detect(setup: Setup, source: Source) -> Detected:
         TorchvisionNetwork(classes, settings.image_size, backbone) if isinstance(backbone, str) else test[backbone]
         for backbone in settings.backbones
     }  # fmt: skip
-    scenes, statistics = scenes_of(settings, setup.seed), (images.train.mean, images.train.std)
+    scenes = scenes_of(settings, setup.seed).to(setup.device)
+    statistics = images.train.mean, images.train.std
     options = setup.processes, setup.folder
     rows = detect_from_each(backbones, {source.name: source.trainings}, scenes, statistics, settings, *options)
     return Detected(rows, scenes, source.name)

@@ -23,15 +23,16 @@ from ghnlib.experiments.setup import Setup
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.reporting.statistics import Measured, finite
 from ghnlib.training.initialization import Sources, initialize
-from ghnlib.training.networks import Run, TrainingRecipe, initial_network, train_network
+from ghnlib.training.networks import Run, TrainingRecipe, initial_network, on_cpu, train_network
 
 Networks = Mapping[str, Sequence[dict[str, Tensor]]]
 """By where parameters come from ("random", a hypernetwork, "trained"): parameters of the same networks, by name."""
 
 
 def networks_of(predictions: Mapping[str, list[dict[str, Tensor]]], trained: Trained) -> Networks:
-    """Random, predicted and trained parameters of the first networks."""
-    return {"random": trained.before, **predictions, "trained": trained.after}
+    """Random, predicted and trained parameters of the first networks, on the CPU."""
+    predicted = {name: [on_cpu(of.items()) for of in networks] for name, networks in predictions.items()}
+    return {"random": trained.before, **predicted, "trained": trained.after}
 
 
 class Diversity(NamedTuple):
@@ -130,20 +131,21 @@ def compare_activations(setup: Setup, recipe: TrainingRecipe) -> dict[str, list[
 @torch.no_grad()
 def _activations(setup: Setup, name: str, recipe: TrainingRecipe, batch: Tensor) -> list[Activations]:
     architecture, steps = _network(setup, name), setup.analysis.activation_steps
-    graph, net = architecture.graph, architecture.build(device="cpu").eval()
+    graph, net = architecture.graph, architecture.build(device="cpu").to(batch.device).eval()
     initialize("he", net, Sources(seed=setup.seed))
     shared = {HE: activation_variances(net, batch)}
     if steps:
         run = Run(architecture, replace(recipe, steps=steps), setup.seed)
         with torch.enable_grad():
-            train_network(own := initial_network(run), setup.images.train, run.recipe, run.seed, lambda net: None)
+            own = initial_network(run, batch.device)
+            train_network(own, setup.images.train, run.recipe, run.seed, lambda net: None)
         shared[TRAINED] = activation_variances(net, batch, dict(own.named_parameters()))
     found = []
     for seed, ghns in zip(setup.train.seeds, setup.trainings):
         variances, scales = dict(shared), {}
         for source, ghn in ghns.items():
             torch.manual_seed(seed)  # as its training began
-            start = GHN(ghn.config).predict(graph)
+            start = GHN(ghn.config).to(batch.device).predict(graph)
             scales[source] = scale_from_he(start)
             variances[source] = activation_variances(net, batch, ghn.predict(graph))
             variances[f"{source}, start"] = activation_variances(net, batch, start)

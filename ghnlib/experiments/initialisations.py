@@ -161,5 +161,5 @@ def _run(
 def initialisation_cost(name: str, run: Run) -> Mapping[str, float]:
     """``cost``: FLOPs of convolutions and matrix products (QR is not counted) of an initialisation, in those of a
     training step of the run."""
-    spent = flops(lambda: initial_network(replace(run, initialisation=name)))
+    spent = flops(lambda: initial_network(replace(run, initialisation=name), run.sources.images.device))
     return {"cost": spent / (run.recipe.batch_size * step_flops([run.architecture]))}

@@ -30,7 +30,7 @@ def train_one_shot(
     shared: dict[tuple[str, torch.Size], nn.Parameter] = {}
     networks: dict[int, nn.Module] = {}
     for index in np.unique(chosen):
-        networks[index] = net = architectures[index].build(device="cpu").train()
+        networks[index] = net = architectures[index].build(device="cpu").to(images.device).train()
         for name, parameter in net.named_parameters():
             shared.setdefault((name, parameter.shape), parameter)
         net.to("meta")  # of its parameters only those that are shared stay
@@ -58,7 +58,7 @@ def one_shot_scores(
     rows = []
     for i, architecture in enumerate(architectures):
         torch.manual_seed(mix(seed, i))
-        net = architecture.build(device="cpu")
+        net = architecture.build(device="cpu").to(images.device)
         own = {name: shared[name, p.shape] for name, p in net.named_parameters() if (name, p.shape) in shared}
         known = sum(p.numel() for p in own.values()) / architecture.num_params
         rows.append({"accuracy": top_accuracies(net, images, parameters=own)[score], "shared": known})

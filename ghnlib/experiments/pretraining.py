@@ -23,7 +23,7 @@ from ghnlib.experiments.setup import Setup, training_name
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.training.initialization import Sources, add_noise, orthogonalize
 from ghnlib.training.jobs import train_in_processes
-from ghnlib.training.networks import Run, TrainingRecipe, initial_network, initial_runs, run_all
+from ghnlib.training.networks import Run, TrainingRecipe, initial_network, initial_runs, on_cpu, run_all
 
 Start = dict[str, Tensor] | None
 """Parameters by name that a network starts with; None if they could not be made."""
@@ -164,8 +164,8 @@ def starts_from_source(
 
 
 def parameters_of(net: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """``parameters``: a copy of all, by name."""
-    return {"parameters": {name: value.detach().clone() for name, value in net.named_parameters()}}
+    """``parameters``: a copy of all, by name, on the CPU."""
+    return {"parameters": on_cpu(net.named_parameters())}
 
 
 def _start(run: Run, row: Mapping[str, object]) -> Start:

@@ -35,7 +35,7 @@ from ghnlib.measuring.costs import inference_flops
 from ghnlib.measuring.kept import map_kept
 from ghnlib.params import Regression
 from ghnlib.reporting.statistics import Measured, claims_over_trainings, finite, tau_interval, tau_of, with_deviation
-from ghnlib.training.networks import EVALUATION_BATCH, Run, TrainingRecipe, initial_network, train_network
+from ghnlib.training.networks import EVALUATION_BATCH, Run, TrainingRecipe, initial_network, on_cpu, train_network
 
 Parameters = dict[str, Tensor]
 PROPERTIES = ("accuracy", "noisy accuracy", "FLOPs", "seconds", "convergence")
@@ -62,9 +62,10 @@ class NoisyImages:
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """As ``ImageSet.batches``, in order."""
         generator = torch.Generator().manual_seed(self.seed)
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.images.mean, self.images.std))
+        device = self.images.device
+        mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (self.images.mean, self.images.std))
         for x, y in self.images.batches(batch_size):
-            noisy = x * std + mean + self.noise * torch.randn(x.shape, generator=generator)
+            noisy = x * std + mean + self.noise * torch.randn(x.shape, generator=generator).to(device)
             yield (noisy.clamp(0, 1) - mean) / std, y
 
 
@@ -138,8 +139,8 @@ def train_and_measure(
 def _measure(
     run: Run, keep: bool, settings: tuple[Sequence[int], str, float, float, bool], images: ImageSplits
 ) -> tuple[dict[str, float], Parameters, Parameters]:
-    (checkpoints, name, noise, converged, seconds), net = settings, initial_network(run)
-    before = {name: p.detach().clone() for name, p in net.named_parameters() if keep}
+    (checkpoints, name, noise, converged, seconds), net = settings, initial_network(run, images.train.device)
+    before = on_cpu(net.named_parameters()) if keep else {}
     steps, classes = run.recipe.steps, len(images.classes)
     fewest = int(images.train.labels.bincount(minlength=classes).min())
     learnt = images.train.few_shot(min(LEARNT, fewest), run.seed)
@@ -165,14 +166,15 @@ def _measure(
     }
     if seconds:
         row["seconds"] = inference_seconds(net, next(images.val.batches(EVALUATION_BATCH))[0])
-    return row, before, {name: p.detach() for name, p in net.named_parameters() if keep}
+    return row, before, on_cpu(net.named_parameters()) if keep else {}
 
 
 @torch.no_grad()
 def inference_seconds(net: nn.Module, images: Tensor) -> float:
     """Median time of five forward passes of a network with a batch (b, 3, s, s), after one to warm up; other processes
     that share the machine lengthen it."""
-    return float(np.median(timeit.repeat(lambda: net(images), number=1, repeat=6)[1:]))
+    forward = lambda: net(images).cpu()  # a GPU is done when its answer is here
+    return float(np.median(timeit.repeat(forward, number=1, repeat=6)[1:]))
 
 
 def steps_to(curve: Mapping[int, float], target: float) -> float:
@@ -188,7 +190,7 @@ def steps_to(curve: Mapping[int, float], target: float) -> float:
 def embed(ghn: GHN, graphs: Sequence[Graph]) -> np.ndarray:
     """(networks, d): see ``GHN.embed``."""
     parts = (graphs[i : i + EMBEDDED_TOGETHER] for i in range(0, len(graphs), EMBEDDED_TOGETHER))
-    return np.concatenate([ghn.embed(part).numpy() for part in parts])
+    return np.concatenate([ghn.embed(part).cpu().numpy() for part in parts])
 
 
 def regression(grid: Regression, seed: int = 0) -> TransformedTargetRegressor:

@@ -31,7 +31,7 @@ class Scene(NamedTuple):
     @property
     def target(self) -> dict[str, Tensor]:
         """As torchvision's detectors expect it."""
-        return {"boxes": self.boxes, "labels": torch.ones(len(self.boxes), dtype=torch.int64)}
+        return {"boxes": self.boxes, "labels": torch.ones(len(self.boxes), dtype=torch.int64, device=self.boxes.device)}
 
     def flipped(self) -> Scene:
         """Its mirror image."""
@@ -45,6 +45,15 @@ class Scenes(NamedTuple):
 
     train: Sequence[Scene]
     test: Sequence[Scene]
+
+    @property
+    def device(self) -> torch.device:
+        """Of all of them."""
+        return self.train[0].image.device
+
+    def to(self, device: torch.device) -> Scenes:
+        """The same scenes on the device."""
+        return Scenes(*([Scene(s.image.to(device), s.boxes.to(device)) for s in part] for part in self))
 
 
 def scenes_of(settings: Detection, seed: int) -> Scenes:

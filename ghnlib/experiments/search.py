@@ -87,7 +87,7 @@ def zero_cost_scores(setup: Setup, architectures: Sequence[Architecture]) -> pd.
 
 
 def _zero_cost(run: Run, images: ImageSet, batch_size: int) -> dict[str, float]:
-    net = initial_network(run)
+    net = initial_network(run, images.device)
     x, y = next(images.stream(batch_size, run.seed))
     return {name: proxy(net, x, y) for name, proxy in PROXIES.items()}
 

@@ -58,10 +58,11 @@ def write_history(rows: list[dict], folder: Path) -> None:
 def resume_together(trainer: MetaTrainer, folder: Path, identity: str) -> dict:
     """Progress of the last checkpoint, the same on all ranks. The first reads alone: it may set files aside."""
     progress = _resume(trainer, folder, identity) if is_first_rank() else None
-    step = sum_over_ranks(progress["step"] if progress else 0, next(trainer.ghn.parameters()).device)
+    device = next(trainer.ghn.parameters()).device
+    step = sum_over_ranks(progress["step"] if progress else 0, device)
     progress = progress or _resume(trainer, folder, identity)
-    if progress["step"] != step:
-        raise TrainingError(f"a process would start after step {progress['step']}, the first after {step:.0f}: "
+    if others := sum_over_ranks(progress["step"] != step, device):  # all end: one alone would leave the others waiting
+        raise TrainingError(f"the first process would start after step {step:.0f}, {others:.0f} others would not: "
                             f"{folder} must be one folder that all nodes see")  # fmt: skip
     return progress
 

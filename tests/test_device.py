@@ -9,7 +9,7 @@ import torch
 from device import DEVICE, OnDevice
 from shared import digits, params, pool, tiny
 
-from ghnlib import DeepNets
+from ghnlib import GHN, DeepNets
 from ghnlib.config import Recipe
 from ghnlib.data.images import Augment
 from ghnlib.data.sources import ImageSplits
@@ -42,7 +42,8 @@ def images(device):
 
 
 def networks(size=2, **options):
-    return pool(size=size, input_size=8, **options)
+    """The smallest of the first eight."""
+    return sorted(pool(size=8, input_size=8, **options), key=lambda network: len(network.graph))[:size]
 
 
 def hypernetwork(device, encoder="graphormer", **changes):
@@ -66,15 +67,22 @@ def setup_on(device, folder, stage, **changes):
 def train(device, folder, encoder, steps=2):
     recipe = Recipe(steps=steps, batch_size=8, meta_batch=2, log_every=1, validate_every=1, gamma=1e-3)
     config = hypernetwork("cpu", encoder).config
-    return jobs.train_on(networks(), networks(size=1), images(device), config, recipe, 0, folder, AUGMENT)
+    return jobs.train_on(networks(), networks(1), images(device), config, recipe, 0, folder, AUGMENT)
 
 
 @pytest.fixture(autouse=True)
 def other_tensors(monkeypatch):
     """Tensors of the device are wrapped: safetensors would ask for their memory, ``initialize`` takes them for packed
     ones."""
-    monkeypatch.setattr(jobs.GHN, "save_pretrained", lambda ghn, folder: None)
+    save = GHN.save_pretrained
+    monkeypatch.setattr(GHN, "save_pretrained", lambda ghn, folder: save(copy_on_cpu(ghn), folder))
     monkeypatch.setattr(writing, "_unwritable", lambda parameter: "")
+
+
+def copy_on_cpu(ghn):
+    copied = GHN(ghn.config)
+    copied.load_state_dict({name: value.cpu() for name, value in ghn.state_dict().items()})
+    return copied
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -106,7 +114,7 @@ def evaluated(device, folder):
     for encoder in ENCODERS:
         yield evaluate_predictions(hypernetwork(device, encoder), networks(), *common)
     statistics = images(device).train, 2, 0
-    yield evaluate_predictions(hypernetwork(device), networks(split="bnfree"), *common, statistics)
+    yield evaluate_predictions(hypernetwork(device), networks(1), *common, statistics)
     yield evaluate_torchvision(hypernetwork(device), ["torchvision.models.resnet18"], *common)
 
 
@@ -129,12 +137,14 @@ def transferred(device, folder):
     setup = replace(setup, transfer=Transfer.of(own | few))
     parts = [images(device).subset(classes) for classes in (range(6), range(6, 10))]
     source = Source(parts[0], {"others": parts[1]}, "ghn3", [hypernetwork(device, num_classes=6)], [50.0])
-    members = networks(size=1, num_classes=6)
+    members = networks(1, num_classes=6)
     starts = starts_from_source(setup, members, source)
     assert not any(isinstance(value, OnDevice) for start in starts["trained"] for value in start.values())
     learnt = Learnt(members, [starts])
     yield transfer.transfer_networks(setup, source, {"DeepNets": transfer.Family(learnt, learnt)}).rows
     runs = runs_from(setup, source, learnt, [0])
+    waiting = [value for run in runs for value in (run.sources.parameters or {}).values()]
+    assert waiting and not any(isinstance(value, OnDevice) for value in waiting)
     processing = {run.labels["initialisation"]: {"orth_from": 0.3, "noise": 1e-3} for run in runs}
     yield transfer.correlations_by_start(setup, source, learnt, processing).drop(columns="counts")
     yield transfer.start_costs(setup, source, members[0], ["ghn3"])
@@ -153,12 +163,14 @@ def analysed(device, folder):
                "activations": ("vit",), "images": 8, "one_shot_steps": 2, "networks": 2, "repeated_networks": 2,
                "seconds": True}  # fmt: skip
     setup = setup_on(device, folder, "analysis", **changes)
-    trained = properties.train_and_measure(setup, networks())
+    trained = properties.train_and_measure(setup, pool(size=2, input_size=8))
     yield trained.table.drop(columns="seconds")
     (ghns,), graphs = setup.trainings, trained.graphs
     with torch.no_grad():
         predictions = {name: ghn.predict(graphs) for name, ghn in ghns.items()}
-    yield diagnostics.compare_diversity(diagnostics.networks_of(predictions, trained))
+    compared = diagnostics.networks_of(predictions, trained)
+    assert not any(isinstance(p, OnDevice) for found in compared.values() for own in found for p in own.values())
+    yield diagnostics.compare_diversity(compared)
     torch.manual_seed(0)
     yield diagnostics.compare_activations(setup, trained.recipe)["vit"]
     yield [properties.embed(ghn, graphs).tolist() for ghn in ghns.values()]
@@ -218,6 +230,15 @@ def test_networks_on_a_gpu_are_not_shared_out_among_processes(monkeypatch, tmp_p
     there, here = (Setup.of("evaluate", "tiny", **values | {"device": choice}) for choice in ("cuda", "cpu"))
     assert (there.device, there.kept["processes"]) == (DEVICE, 1)
     assert (here.device, here.kept["processes"]) == (torch.device("cpu"), 2)
+
+
+def test_a_stage_has_its_images_and_hypernetworks_on_its_device(tmp_path):
+    own = params("tiny")
+    setup = Setup("analysis", "tiny", 0, tmp_path, device=DEVICE, data=own.data, analysis=own.analysis)
+    tiny().save_pretrained(tmp_path / "model")
+    assert next(setup.pretrained(tmp_path / "model").parameters()).device == DEVICE
+    for splits in (setup.images, setup.other_images(own.analysis.second)):
+        assert {part.device for part in (splits.train, splits.val, splits.test)} == {splits.device} == {DEVICE}
 
 
 def test_the_device_refuses_what_a_gpu_refuses():

@@ -131,6 +131,7 @@ def compare_activations(setup: Setup, recipe: TrainingRecipe) -> dict[str, list[
 @torch.no_grad()
 def _activations(setup: Setup, name: str, recipe: TrainingRecipe, batch: Tensor) -> list[Activations]:
     architecture, steps = _network(setup, name), setup.analysis.activation_steps
+    torch.manual_seed(setup.seed)  # of what He initialisation leaves as it is built
     graph, net = architecture.graph, architecture.build(device="cpu").to(batch.device).eval()
     initialize("he", net, Sources(seed=setup.seed))
     shared = {HE: activation_variances(net, batch)}

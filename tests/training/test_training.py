@@ -336,7 +336,7 @@ def test_killed_at_random_moments_it_continues_bit_for_bit(tmp_path):
     train_in_child(tmp_path / "whole")
     seconds = time.monotonic() - started
     folder, last, moments = tmp_path / "killed", None, random.Random(0)
-    for _ in range(6):  # each some time within the two steps after its first checkpoint, of 20 to come
+    for _ in range(4):  # each some time within the two steps after its first checkpoint, of 20 to come
         child = forked(train_in_child, folder)
         last = until_saved(folder / "checkpoint.pt", last, child)
         child.join(moments.uniform(0, seconds / 20))

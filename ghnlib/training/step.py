@@ -83,19 +83,12 @@ class MetaTrainer:
         """
         m = len(architectures)
         mine = share_of_rank(range(m), cost=lambda i: len(architectures[i].graph))
-        self.optimizer.zero_grad(set_to_none=True)
-        rows = []
-        for start in range(0, len(mine), self._together):
-            part = {i: architectures[i] for i in mine[start : start + self._together]}
-            rows += self._add_gradients(part, m, images, labels, seed)
-        sums = torch.stack(rows).sum(0) if rows else torch.zeros(4, device=images.device)
-        sum_gradients(self.ghn.parameters())
-        sum_tensor(sums)
-        scale = self.scaler.scale(torch.ones_like(sums[0]))  # even where this rank has no network to scale a loss of
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.ghn.parameters(), self.recipe.clip).to(sums)
-        # The one wait for the device: whatever is decided or reported comes at once.
-        found = torch.cat([sums[:1], sums[1:] / sums[0], norm[None], scale[None]]).tolist()
+        found, used = self._add_gradients(architectures, mine, images, labels, seed)
+        if found[0] < m:  # of any rank: the step is made again without them, since their gradients are in the sum
+            if self.scaler.is_enabled():
+                self.scaler.update(self.scaler.get_scale())  # as if it had not unscaled yet
+            mine = [i for i, is_used in zip(mine, used) if is_used]
+            found, _ = self._add_gradients(architectures, mine, images, labels, seed)
         count, loss, correct, parameter_norm, grad_norm, scale = found  # not a number if there is no network left
         if count and math.isfinite(grad_norm):
             self.scaler.step(self.optimizer)
@@ -107,9 +100,29 @@ class MetaTrainer:
         means |= {"grad_norm": grad_norm, "skipped": skipped}
         return means | ({"overflow": int(overflow)} if self.scaler.is_enabled() else {})
 
-    def _add_gradients(self, part: dict[int, Architecture], m: int, images, labels, seed: int) -> list[Tensor]:
+    def _add_gradients(self, architectures, mine: Sequence[int], images, labels, seed: int) -> tuple[list, list]:
+        """The hypernetwork's clipped gradient, of the networks ``mine`` of this rank and those of all others. Returns
+        how many networks have finite losses and gradients, their mean loss, accuracy and norm of parameters, the
+        gradient's norm, the scale of losses; and for each of ``mine`` whether it is one of them."""
+        self.optimizer.zero_grad(set_to_none=True)
+        rows = []
+        for start in range(0, len(mine), self._together):
+            part = {i: architectures[i] for i in mine[start : start + self._together]}
+            rows += self._add_part(part, len(architectures), images, labels, seed)
+        sums = torch.stack(rows).sum(0) if rows else torch.zeros(4, device=images.device)
+        sum_gradients(self.ghn.parameters())
+        sum_tensor(sums)
+        scale = self.scaler.scale(torch.ones_like(sums[0]))  # even where this rank has no network to scale a loss of
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.ghn.parameters(), self.recipe.clip).to(sums)
+        # The one wait for the device: whatever is decided or reported comes at once.
+        values = [sums[:1], sums[1:] / sums[0], norm[None], scale[None], *(row[:1] for row in rows)]
+        found = torch.cat(values).tolist()
+        return found[:6], found[6:]
+
+    def _add_part(self, part: dict[int, Architecture], m: int, images, labels, seed: int) -> list[Tensor]:
         """Predict some of the m networks, run each, add its share of the gradient to the hypernetwork's. Returns for
-        each 1 and what ``_run_child`` does, or zeros where loss or gradients are not finite: these add nothing."""
+        each 1 and what ``_run_child`` does, or zeros where loss or gradients are not finite."""
         predictions = self.ghn([architecture.graph for architecture in part.values()])
         outputs, gradients, rows = [], [], []
         for (i, architecture), prediction in zip(part.items(), predictions):
@@ -121,10 +134,7 @@ class MetaTrainer:
             own = torch._foreach_div(own, m)
             # Of scaled gradients the scaler must see those that are not finite.
             norms = [] if self.scaler.is_enabled() else torch._foreach_norm(own)
-            bad = ~torch.stack([*found, *norms]).isfinite().all()
-            for values in (row, *own):
-                values.masked_fill_(bad, 0)
-            rows.append(row)
+            rows.append(row.masked_fill(~torch.stack([*found, *norms]).isfinite().all(), 0))
             outputs += prediction.values()
             gradients += own
         if outputs:

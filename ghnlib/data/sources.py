@@ -25,7 +25,6 @@ CIFAR10_STATISTICS = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.243485
 IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR_VALIDATION = 5_000
 """The papers validate on the last 5,000 training images of the original CIFAR batches."""
-RESIDENT_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,7 @@ def load_images(
     test_share: float = 0.2,
     test_per_class: int | None = None,
     download: bool = False,
+    resident_gib: float = 2.0,
 ) -> ImageSplits:
     """Splits of a source: ``digits`` (embedded), ``cifar10``, ``cifar100``, ``imagenet`` or ``folder``.
 
@@ -91,12 +91,14 @@ def load_images(
         test_share: the same for test, of all images of a class.
         test_per_class: of the test images of each class only so many, drawn by seed; None: all.
         download: whether CIFAR may be fetched into the root.
+        resident_gib: folders whose images take no more memory, as uint8 at ``image_size``, are read at once and stay in
+            it (augmented by shifts); larger ones are decoded image by image (random crops, as the papers' ImageNet).
     """
     if source not in SOURCES:
         raise DataError(f"data.source: no source named {source!r}; there are {', '.join(SOURCES)}.")
     if source != "digits" and root is None:
         raise DataError(f"data.root: the source {source} needs a folder. {NO_DOWNLOAD}")
-    splits = SOURCES[source](Path(root or "."), seed, image_size, val_share, test_share, download)
+    splits = SOURCES[source](Path(root or "."), seed, image_size, val_share, test_share, download, resident_gib)
     return replace(splits, test=splits.test.few_shot(test_per_class, seed)) if test_per_class else splits
 
 
@@ -118,7 +120,9 @@ def stratified_split(labels: np.ndarray, shares: Sequence[float], seed: int) -> 
     return [rng.permutation(np.concatenate(part)) for part in (remainder, *held_out)]
 
 
-def _digits(root: Path, seed: int, size: int | None, val: float, test: float, download: bool) -> ImageSplits:
+def _digits(
+    root: Path, seed: int, size: int | None, val: float, test: float, download: bool, resident: float
+) -> ImageSplits:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -147,7 +151,9 @@ def _statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _cifar(which: str, root: Path, seed: int, size: int | None, val: float, test: float, download: bool) -> ImageSplits:
+def _cifar(
+    which: str, root: Path, seed: int, size: int | None, val: float, test: float, download: bool, resident: float
+) -> ImageSplits:
     from torchvision import datasets
 
     kind = getattr(datasets, which)
@@ -173,22 +179,24 @@ def _resize(pixels: Tensor, size: int) -> Tensor:
     return torch.cat([resize(chunk).round().clamp(0, 255).to(torch.uint8) for chunk in pixels.split(999)])
 
 
-def _imagenet(root: Path, seed: int, size: int | None, val: float, test: float, download: bool) -> ImageSplits:
+def _imagenet(
+    root: Path, seed: int, size: int | None, val: float, test: float, download: bool, resident: float
+) -> ImageSplits:
     missing = [str(root / part) for part in ("train", "val") if not (root / part).is_dir()]
     if missing:
         raise DataError(
             f"ImageNet is not in {root}: expected {' and '.join(missing)}, each with a folder per class. Get the "
             f"ILSVRC2012 archives from https://image-net.org; torchvision.datasets.ImageNet unpacks them. {NO_DOWNLOAD}"
         )
-    return _folder(root, seed, size or 224, val, test, download, IMAGENET_STATISTICS)
+    return _folder(root, seed, size or 224, val, test, download, resident, IMAGENET_STATISTICS)
 
 
 def _folder(
-    root: Path, seed: int, size: int | None, val: float, test: float, download: bool, statistics=None
+    root: Path, seed: int, size: int | None, val: float, test: float, download: bool, resident: float, statistics=None
 ) -> ImageSplits:
     parts, classes = _folder_files(root, seed, val, test)
     size = size or min(decode(parts[0][0][0]).size)
-    if sum(len(paths) for paths, _ in parts) * 3 * size**2 <= RESIDENT_BYTES:
+    if sum(len(paths) for paths, _ in parts) * 3 * size**2 <= resident * 2**30:
         return _resident([(_read(paths, size), labels) for paths, labels in parts], classes, statistics)
     mean, std = statistics or IMAGENET_STATISTICS
     return ImageSplits(*(ImageFiles(torch.from_numpy(y).long(), classes, mean, std, x, size) for x, y in parts))

@@ -9,7 +9,6 @@ from PIL import Image
 from torch import Generator
 from torchvision import datasets
 
-from ghnlib.data import sources
 from ghnlib.data.images import Augment, DataError, ImageFiles, cut_out, shift_and_flip
 from ghnlib.data.sources import load_images, stratified_split
 
@@ -138,10 +137,9 @@ def test_one_tree_is_split_by_seed_with_every_class_everywhere(tree):
     assert splits.train.pixels.shape[1:] == (3, 6, 6)
 
 
-def test_large_sets_are_read_by_a_loader_with_the_same_interface(tree, monkeypatch):
+def test_large_sets_are_read_by_a_loader_with_the_same_interface(tree):
     resident = load_images("folder", tree, seed=0, image_size=8)
-    monkeypatch.setattr(sources, "RESIDENT_BYTES", 0)
-    files = load_images("folder", tree, seed=0, image_size=8)
+    files = load_images("folder", tree, seed=0, image_size=8, resident_gib=0)
     assert isinstance(files.train, ImageFiles)
     images, labels = everything(files.val.batches(4))
     assert images.shape == (6, 3, 8, 8) and torch.equal(labels, resident.val.labels)
@@ -181,13 +179,12 @@ def cut(path):
 @pytest.mark.parametrize(
     "damage", [cut, bomb, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"GIF89a")]
 )
-@pytest.mark.parametrize("resident", [sources.RESIDENT_BYTES, 0])
-def test_a_corrupt_image_is_named_in_one_line(tree, monkeypatch, damage, resident):
-    monkeypatch.setattr(sources, "RESIDENT_BYTES", resident)
+@pytest.mark.parametrize("resident", [2, 0])
+def test_a_corrupt_image_is_named_in_one_line(tree, damage, resident):
     for part in "train", "test":
         damage(tree / part / "dog" / "3.png")
     with pytest.raises(DataError) as error:
-        list(load_images("folder", tree, seed=0, image_size=8).test.batches(4))
+        list(load_images("folder", tree, seed=0, image_size=8, resident_gib=resident).test.batches(4))
     assert re.fullmatch(
         r"/\S+/dog/3.png is not a readable image \([^\n]+\). Delete or replace the file.", str(error.value)
     )

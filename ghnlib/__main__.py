@@ -1,6 +1,6 @@
 """Command line, such as
-``python -m ghnlib predict --ghn SOURCE --model torchvision.models.resnet50 --out FILE.safetensors`` and
-``python -m ghnlib coverage --ghn SOURCE --csv FILE``, a table of all torchvision classifiers.
+``ghnlib predict --ghn SOURCE --model torchvision.models.resnet50 --out FILE.safetensors`` and
+``ghnlib coverage --ghn SOURCE --csv FILE``, a table of all torchvision classifiers.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--num-classes", type=_positive, help="passed to the model; default: the hypernetwork's")
     about = "of the model's input, such as 3 32 32; one number: the side of an image of three channels"
     common.add_argument("--input-shape", type=_positive, nargs="+", metavar="N", help=about)
-    parser = argparse.ArgumentParser(prog="python -m ghnlib", description="Graph hypernetworks on the command line.")
+    parser = argparse.ArgumentParser(prog="ghnlib", description="Graph hypernetworks on the command line.")
     commands = parser.add_subparsers(required=True)
 
     about = "predict the parameters of a network and write them to a file"

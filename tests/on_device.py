@@ -145,8 +145,7 @@ def transferred(device, folder):
     runs = runs_from(setup, source, learnt, [0])
     waiting = [value for run in runs for value in (run.sources.parameters or {}).values()]
     assert waiting and not any(isinstance(value, OnDevice) for value in waiting)
-    processing = {run.labels["initialisation"]: {"orth_from": 0.3, "noise": 1e-3} for run in runs}
-    yield transfer.correlations_by_start(setup, source, learnt, processing).drop(columns="counts")
+    yield transfer.correlations_by_start(setup, source, learnt).drop(columns="counts")
     yield transfer.start_costs(setup, source, members[0], ["ghn3"])
 
 

@@ -19,7 +19,6 @@ from ghnlib.experiments.families import DEEPNETS, TrainedFamilies
 from ghnlib.experiments.pretraining import (
     Family,
     Learnt,
-    Processing,
     Source,
     processings,
     runs_from,
@@ -67,11 +66,6 @@ class Transferred(TrainedFamilies):
     def steps(self) -> int:
         """Of each training."""
         return int(self.rows["budget"].iloc[0])
-
-    def processing(self, dataset: str) -> dict[str, Processing]:
-        """How DeepNets' architectures are post-processed for a target, by initialisation."""
-        own = self.tuned[dataset, DEEPNETS].items()
-        return {start: {key: how[key] for key in ("orth_from", "noise")} for start, how in own if "noise" in how}
 
     @property
     def starts(self) -> list[str]:
@@ -251,14 +245,15 @@ BINS = np.linspace(-1, 1, 41)
 """Bounds of the bins in which correlations are counted."""
 
 
-def correlations_by_start(setup: Setup, source: Source, learnt: Learnt, processing: Mapping) -> pd.DataFrame:
-    """``channel_correlations`` of each network from each start before it is fine-tuned (GHN-orth Fig. 2).
+def correlations_by_start(setup: Setup, source: Source, learnt: Learnt) -> pd.DataFrame:
+    """``channel_correlations`` of each network from each start before it is fine-tuned (GHN-orth Fig. 2),
+    post-processed by the first of ``processings``: what is tuned may be another on another machine.
 
     Returns:
         Rows ``initialisation``, ``training``, ``network``, ``layer``, ``mean`` (of absolute values), ``deviation``,
         ``counts`` (in ``BINS``).
     """
-    runs = runs_from(setup, source, learnt, setup.transfer.seeds[: len(source.trainings)], processing=processing)
+    runs = runs_from(setup, source, learnt, setup.transfer.seeds[: len(source.trainings)])
     tasks = [(run.labels, (run,)) for run in runs]
     return rows_kept(_correlations, tasks, (), **setup.kept).dropna(subset="layer")
 

@@ -293,11 +293,10 @@ def chosen_settings(tuned):
 
 def test_correlations_are_those_before_fine_tuning(transferred):
     setup, source, learnt, found = transferred
-    how = {start: processings(setup)[1] for start in found.starts}
-    rows = correlations_by_start(setup, source, learnt, how)
+    rows = correlations_by_start(setup, source, learnt)
     assert list(deviation_table(rows).index) == found.starts
     own = rows[(rows["initialisation"] == "ghn3") & (rows["network"] == 1) & (rows["training"] == 1)]
-    run = next(run for run in runs_from(setup, source, learnt, [0, 1], processing=how)
+    run = next(run for run in runs_from(setup, source, learnt, [0, 1])
                if run.labels == {"initialisation": "ghn3", "network": 1, "training": 1})  # fmt: skip
     expected = channel_correlations(initial_network(run))
     assert dict(zip(own["layer"], own["deviation"])) == pytest.approx({k: v.std() for k, v in expected.items()})

@@ -162,7 +162,6 @@ def busy(step, device: torch.device) -> str:
     """Share of a step in which a kernel runs (limit: 100%)."""
     if device.type != "cuda":
         return "not measured"
-    start = perf_counter()
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         wait(device)
         start = perf_counter()

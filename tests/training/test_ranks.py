@@ -12,26 +12,21 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from shared import JOB
 from torch import distributed, multiprocessing
 
 from ghnlib.training import ranks
 from ghnlib.training.jobs import Job
 
-JOB = {
-    "data": {"source": "digits", "root": None, "image_size": 16, "val_share": 0.2, "test_share": 0.2, "test_per_class": None,
-             "shift": 1, "flip": False, "download": False},
-    "deepnets": {"scale": "small", "path": None, "train_pool": 12, "val": 3, "test": 1, "ood": 1}, "seed": 0, "training_seed": 0, "classes": None,
-    "ghn": {"hid": 16, "layers": 1, "heads": 2, "max_shape": [16, 16, 11, 11]},
-    "recipe": {"steps": 200, "batch_size": 8, "meta_batch": 3, "log_every": 5, "validate_every": 200, "optimizer": "adamw"},
-}  # fmt: skip
+RECIPE = JOB["recipe"] | {"steps": 200, "meta_batch": 3, "log_every": 5, "validate_every": 200}
 RANK = "ghnlib.training.jobs"
 
 
 def written(folder, **recipe):
-    """The file of the training of ``JOB`` in a folder."""
+    """The file of the training of ``JOB`` by ``RECIPE`` in a folder."""
     folder.mkdir(exist_ok=True)
     path = folder / "job.json"
-    path.write_text(Job.of(JOB | {"recipe": JOB["recipe"] | recipe, "folder": str(folder)}).model_dump_json())
+    path.write_text(Job.of(JOB | {"recipe": RECIPE | recipe, "folder": str(folder)}).model_dump_json())
     return path
 
 

@@ -21,7 +21,7 @@ import psutil
 import pytest
 import torch
 import torch.nn.functional as F
-from shared import digits, params, pool
+from shared import JOB, digits, params, pool
 
 from ghnlib import GHN, DeepNets
 from ghnlib.config import Recipe
@@ -146,15 +146,6 @@ def test_other_intervals_continue_a_training(tmp_path, capsys):
     resumed, _ = train(tmp_path / "part", replace(SHORT, log_every=1, validate_every=1))
     assert "resuming after step 12" in capsys.readouterr().out
     assert_same_weights(whole, resumed)
-
-
-JOB = {
-    "data": {"source": "digits", "root": None, "image_size": 16, "val_share": 0.2, "test_share": 0.2, "test_per_class": None,
-             "shift": 1, "flip": False, "download": False},
-    "deepnets": {"scale": "small", "path": None, "train_pool": 12, "val": 3, "test": 1, "ood": 1}, "seed": 0, "training_seed": 0, "classes": None,
-    "ghn": {"hid": 16, "layers": 1, "heads": 2, "max_shape": [16, 16, 11, 11]},
-    "recipe": {"steps": 6, "batch_size": 8, "meta_batch": 2, "log_every": 2, "validate_every": 6, "optimizer": "adamw"},
-}  # fmt: skip
 
 
 def job(folder, recipe=None, **sections):

@@ -20,6 +20,8 @@ from ghnlib.released.unpickling import read_pickle
 
 HUB_REPOSITORY = "SamsungSAILMontreal/ghn3"
 RELEASED = ("ghn3tm8.pt", "ghn3sm8.pt", "ghn3lm8.pt", "ghn3xlm16.pt", "ghn2.pt")
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
+"""Hypernetworks that come with the package, a folder each; its name loads it."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 """What ``save_pretrained`` writes."""
 MAX_TENSORS, MAX_HEADER = 10_000, 2 * 2**20
@@ -61,7 +63,8 @@ def locate(source: str | Path, **hub: Any) -> Path:
     """The file of tensors that a source names.
 
     Args:
-        source: a file, a folder of ``save_pretrained``, a released name (``RELEASED``) or a hub repository.
+        source: a file, a folder of ``save_pretrained``, the name of a hypernetwork of the package (of a folder of
+            ``PRETRAINED``), a released name (``RELEASED``) or a hub repository.
         hub: arguments of ``hf_hub_download``, for what is downloaded.
 
     Raises:
@@ -70,6 +73,8 @@ def locate(source: str | Path, **hub: Any) -> Path:
     path = Path(source)
     if path.is_file():
         return path
+    if str(source) in pretrained_names() and not (path / CONFIG).is_file():
+        path = PRETRAINED / path
     if path.is_dir():
         missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
         if missing:
@@ -85,16 +90,25 @@ def locate(source: str | Path, **hub: Any) -> Path:
     return _download(source, str(source), WEIGHTS, hub)
 
 
+def pretrained_names() -> list[str]:
+    """Of the hypernetworks that come with the package."""
+    return sorted(config.parent.name for config in PRETRAINED.glob(f"*/{CONFIG}"))
+
+
 def _download(source: str | Path, repository: str, name: str, hub: Mapping[str, Any]) -> Path:
     try:
         return Path(hf_hub_download(repository, name, **hub))
     except HFValidationError as error:
-        raise CheckpointError(f"{source}: no such file or folder, and no hub repository can have this name") from error
+        raise CheckpointError(f"{_nothing_here(source)}, and no hub repository can have this name") from error
     except OSError as error:
         raise CheckpointError(
-            f"{source}: no such file or folder, and could not download {name} from huggingface.co/{repository} "
+            f"{_nothing_here(source)}, and could not download {name} from huggingface.co/{repository} "
             f"({type(error).__name__}). Download it elsewhere, put it in {Path.cwd()} and try again, or pass its path"
         ) from error
+
+
+def _nothing_here(source: str | Path) -> str:
+    return f"{source}: no such file or folder, not of the package ({', '.join(pretrained_names())})"
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,0 +1,127 @@
+"""Puts a hypernetwork of a finished run among those that come with the package.
+
+``python -m ghnlib.pipeline.pretrained NAME VARIANT [PROFILE]`` writes ghnlib/pretrained/NAME: of the variant's
+trainings the one with the best accuracy on validation architectures and images, in half precision, and its model card.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+from safetensors.torch import load_file, save_file
+
+from ghnlib.params import Params
+from ghnlib.params_file import ParamsError, read_yaml, validate
+from ghnlib.pipeline.notebooks import write_text
+
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
+LARGEST = 8 * 10**6
+"""Bytes of one, so that the package stays small."""
+
+CARD = """---
+library_name: ghnlib
+license: mit
+tags: [graph-hypernetwork]
+---
+
+# {{ name }}: a graph hypernetwork for {{ classes }} classes
+
+```python
+ghn = ghnlib.GHN.from_pretrained("{{ name }}")
+ghn.initialize(net, {{ side }})  # a network for {{ side }}x{{ side }} images of {{ classes }} classes
+```
+
+- **Kind**: {{ config.encoder }}, d = {{ config.hid }}, {{ config.layers }} layers, largest tensor
+  {{ config.max_shape | join(" x ") }}; {{ "{:,}".format(parameters) }} parameters, stored in half precision.
+- **Data**: {{ data }}; {{ "{:,}".format(pool) }} training architectures of the scale *{{ scale }}*{{ own }}.
+- **Recipe**: {{ "{:,}".format(recipe.steps) }} steps of {{ recipe.meta_batch }} architecture(s) and
+  {{ recipe.batch_size }} images, {{ recipe.optimizer }}, rate {{ recipe.lr }}. Variant `{{ variant }}` of the profile
+  `{{ profile }}`, training seed {{ seed }}: of the seeds {{ seeds | join(", ") }} that with the best accuracy on
+  validation architectures and images.
+- **Licence**: MIT, as the package.
+- **Limits**: it has learnt small networks on these images. Networks of other kinds, widths or input sizes may stay near
+  chance, {{ "%.0f" | format(100 / classes) }}%; other classes need their own class layer.
+
+Top-1 accuracy (%) on test images of architectures that no training saw, with predicted parameters and no training of
+them (in single precision):
+
+{{ table }}
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the folder; returns the exit status, 2 with a message if there is no such finished run."""
+    if len(arguments) not in (2, 3):
+        print(__doc__, file=sys.stderr)
+        return 2
+    try:
+        print(pack(*arguments))
+    except (ParamsError, OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def pack(name: str, variant: str, profile: str = "") -> Path:
+    """Write ghnlib/pretrained/NAME from the run of a profile here (the default one without a name), and return it.
+
+    Raises:
+        ValueError: no such variant, or the hypernetwork is larger than a package should carry.
+        OSError: the run is not finished.
+    """
+    run = Path("runs", profile) if profile else Path()
+    params = validate(read_yaml(run / "params.yaml"))
+    if variant not in params.train.variants:
+        raise ValueError(f"no variant {variant!r} in {run / 'params.yaml'}: {', '.join(params.train.variants)}")
+    seed = max(params.train.seeds, key=lambda seed: _validated(run, params.profile, variant, seed))
+    model, target = run / "models" / f"{variant}-{seed}", PRETRAINED / name
+    tensors = {key: value.half() for key, value in load_file(model / "model.safetensors").items()}
+    size = sum(value.nbytes for value in tensors.values())
+    if size > LARGEST:
+        raise ValueError(f"{model} takes {size:,} bytes in half precision, at most {LARGEST:,} come with the package")
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, target / "model.safetensors")
+    shutil.copy(model / "config.json", target)
+    accuracies = pd.read_csv(run / "results" / "evaluate.csv").query("method == @variant")
+    parameters = sum(value.numel() for value in tensors.values())
+    config = json.loads((target / "config.json").read_text())
+    write_text(card(name, params, variant, seed, config, parameters, accuracies), target / "README.md")
+    return target
+
+
+def _validated(run: Path, profile: str, variant: str, seed: int) -> float:
+    """Accuracy (%) of a training on validation architectures and images at its end."""
+    path = run / "reports" / profile / "metrics" / f"train-{variant}-{seed}.json"
+    return json.loads(path.read_text())["validation_accuracy"]
+
+
+def card(
+    name: str, params: Params, variant: str, seed: int, config: dict, parameters: int, accuracies: pd.DataFrame
+) -> str:
+    """The model card. ``accuracies``: rows ``split``, ``seed``, ``index``, ``top1`` (%) of the variant."""
+    scores = accuracies.fillna({"top1": 0.0}).groupby(["split", "seed"], sort=False)["top1"].mean().unstack("seed")
+    table = pd.DataFrame({
+        "architectures": accuracies.groupby("split", sort=False)["index"].nunique(),
+        "this one": scores[seed].round(1),
+        f"mean of {scores.shape[1]} trainings": scores.mean(axis=1).round(1),
+    })  # fmt: skip
+    lines = ["| " + " | ".join(["split", *table.columns]) + " |", "|---" * (len(table.columns) + 1) + "|"]
+    lines += [f"| {split} | " + " | ".join(f"{value:g}" for value in row) + " |" for split, *row in table.itertuples()]
+    data = params.data
+    source = Path(data.root).name if data.root else data.source
+    return jinja2.Template(CARD, keep_trailing_newline=True).render(
+        name=name, variant=variant, seed=seed, seeds=params.train.seeds, profile=params.profile, config=config,
+        classes=config["num_classes"], side=data.image_size, parameters=parameters, table="\n".join(lines),
+        data=f"{source}, {data.image_size} pixels a side", pool=params.deepnets.train_pool, own="",
+        scale=params.deepnets.scale, recipe=params.train.recipe_of(variant),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

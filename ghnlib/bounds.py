@@ -58,6 +58,20 @@ Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=100), AfterVa
 Names = Annotated[tuple[Name, ...], Field(min_length=1, max_length=100), AfterValidator(different)]
 Rates = Annotated[tuple[Rate, ...], Field(min_length=1, max_length=100)]
 NonNegatives = Annotated[tuple[NonNegative, ...], Field(min_length=1, max_length=100)]
+
+
+def _accuracy_first(metrics: tuple[str, ...]) -> tuple[str, ...]:
+    if metrics[0] != "accuracy":
+        raise PydanticCustomError("first", "accuracy comes first: settings are chosen and claims decided by it")
+    return metrics
+
+
+Metrics = Annotated[
+    tuple[Literal["accuracy", "balanced_accuracy", "macro_f1", "auc"], ...],
+    Field(min_length=1),
+    AfterValidator(different),
+    AfterValidator(_accuracy_first),
+]
 Networks = Annotated[tuple[Name, ...], Field(max_length=100), AfterValidator(different)]
 """Of torchvision, by name."""
 

@@ -18,6 +18,7 @@ from ghnlib.bounds import (
     Device,
     Few,
     Folder,
+    Metrics,
     Name,
     Names,
     Networks,
@@ -362,6 +363,7 @@ class Params(Section):
     seed: Seed
     processes: Few
     device: Device
+    metrics: Metrics
     data: Data
     deepnets: DeepNets
     architectures: Architectures

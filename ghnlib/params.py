@@ -64,7 +64,7 @@ class Data(Section):
     shift: Annotated[int, Field(ge=0, le=512)]
     flip: bool
     download: bool
-    resident_gib: NonNegative = 2.0
+    resident_gib: NonNegative
 
 
 class DeepNets(Section):

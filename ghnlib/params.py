@@ -14,6 +14,7 @@ from ghnlib.bounds import (
     MOST,
     Amount,
     Batch,
+    BelowOne,
     Count,
     Device,
     Few,
@@ -30,13 +31,14 @@ from ghnlib.bounds import (
     RatesByOptimizer,
     Seed,
     Seeds,
+    Share,
     Side,
     Source,
     VariantName,
     Width,
     different,
 )
-from ghnlib.config import BelowOne, GHNConfig, Recipe, Share
+from ghnlib.config import GHNConfig, Recipe
 
 
 class Section(BaseModel):

@@ -1,14 +1,16 @@
-"""Values that params.yaml may hold, each kind with its bounds."""
+"""Values that params.yaml and the file of a hypernetwork may hold, each kind with its bounds."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 MOST = 10**7
 """Networks, steps or whatever else is counted: beyond what the papers do and what a list can hold."""
+FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+"""Tuples that may be given as lists, as JSON does."""
 
 
 def different(values: tuple) -> tuple:
@@ -46,11 +48,18 @@ Side = Annotated[int, Field(ge=8, le=1024)]
 """Pixels: networks halve them up to three times."""
 Width = Annotated[int, Field(gt=0, le=2**14)]
 """Channels, or features of a layer."""
+Depth = Annotated[int, Field(gt=0, le=200)]
+Kernel = Annotated[int, Field(gt=0, le=256)]
+Classes = Annotated[int, Field(gt=0, le=10**6)]
+"""Sizes of a hypernetwork, as the width far above those of the papers: a file that asks for more is damaged or
+hostile."""
 Few = Annotated[int, Field(gt=0, le=1024)]
 """Processes, devices; nodes, cells and exits of a network."""
 Rate = Annotated[float, Field(gt=0, le=1e20)]
 """Learning rate: one that is too high ends its own run alone."""
 Amount = Annotated[float, Field(gt=0, le=1e6)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, le=1e6)]
 Device = Literal["auto", "cpu", "cuda"]
 Source = Literal["digits", "cifar10", "cifar100", "imagenet", "folder"]
@@ -58,6 +67,20 @@ Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=100), AfterVa
 Names = Annotated[tuple[Name, ...], Field(min_length=1, max_length=100), AfterValidator(different)]
 Rates = Annotated[tuple[Rate, ...], Field(min_length=1, max_length=100)]
 NonNegatives = Annotated[tuple[NonNegative, ...], Field(min_length=1, max_length=100)]
+
+
+def _accuracy_first(metrics: tuple[str, ...]) -> tuple[str, ...]:
+    if metrics[0] != "accuracy":
+        raise PydanticCustomError("first", "accuracy comes first: settings are chosen and claims decided by it")
+    return metrics
+
+
+Metrics = Annotated[
+    tuple[Literal["accuracy", "balanced_accuracy", "macro_f1", "auc"], ...],
+    Field(min_length=1),
+    AfterValidator(different),
+    AfterValidator(_accuracy_first),
+]
 Networks = Annotated[tuple[Name, ...], Field(max_length=100), AfterValidator(different)]
 """Of torchvision, by name."""
 

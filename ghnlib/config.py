@@ -5,19 +5,11 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-Positive = Annotated[int, Field(gt=0)]
-Depth = Annotated[int, Field(gt=0, le=200)]
-Width = Annotated[int, Field(gt=0, le=16_384)]
-Side = Annotated[int, Field(gt=0, le=256)]
-Classes = Annotated[int, Field(gt=0, le=1_000_000)]
-"""Sizes of a hypernetwork, far above those of the papers: a file that asks for more is damaged or hostile."""
-Share = Annotated[float, Field(gt=0, lt=1)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-"""Tuples that may be given as lists, as JSON does."""
+from ghnlib.bounds import Batch, BelowOne, Classes, Depth, FromList, Kernel, NonNegative, Positive, Share, Width
+
 CHECKED = ConfigDict(strict=True)
 
 
@@ -61,7 +53,7 @@ class GHNConfig:
     hid: Width = 64
     layers: Depth = 3
     heads: Width = 8
-    max_shape: Annotated[tuple[Width, Width, Side, Side], FromList] = (64, 64, 11, 11)
+    max_shape: Annotated[tuple[Width, Width, Kernel, Kernel], FromList] = (64, 64, 11, 11)
     decoder: Literal["conv", "mlp"] = "conv"
     weight_norm: bool = True
     fan: Literal["in", "out"] = "in"
@@ -151,7 +143,7 @@ class Recipe:
     """
 
     steps: Annotated[int, Field(gt=0, le=10**8)] = 1000
-    batch_size: Annotated[int, Field(ge=2, le=2**16)] = 32
+    batch_size: Batch = 32
     meta_batch: Annotated[int, Field(gt=0, le=4096)] = 4
     optimizer: Literal["adam", "adamw"] = "adam"
     lr: Annotated[float, Field(gt=0, le=1e3)] = 2e-3
@@ -162,13 +154,13 @@ class Recipe:
     milestones: Annotated[tuple[Share, ...], FromList, Field(max_length=100)] = (2 / 3, 5 / 6)
     decay: Share = 0.1
     clip: Annotated[float, Field(gt=0, le=1e12)] = 5.0
-    gamma: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    gamma: NonNegative = 0.0
     penalty: Literal["norm", "squared"] = "norm"
     label_smoothing: BelowOne = 0.0
     dropout: bool = True
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     tf32: bool = False
-    architectures: Annotated[int, Field(gt=0, le=10**7)] | None = None
+    architectures: Positive | None = None
     widths: Literal["narrow", "wide"] = "narrow"
     max_nodes: Annotated[int, Field(gt=0, le=10**6)] = 275
     log_every: Annotated[int, Field(gt=0, le=10**8)] = 50

@@ -14,10 +14,12 @@ from ghnlib.bounds import (
     MOST,
     Amount,
     Batch,
+    BelowOne,
     Count,
     Device,
     Few,
     Folder,
+    Metrics,
     Name,
     Names,
     Networks,
@@ -29,13 +31,14 @@ from ghnlib.bounds import (
     RatesByOptimizer,
     Seed,
     Seeds,
+    Share,
     Side,
     Source,
     VariantName,
     Width,
     different,
 )
-from ghnlib.config import BelowOne, GHNConfig, Recipe, Share
+from ghnlib.config import GHNConfig, Recipe
 
 
 class Section(BaseModel):
@@ -63,7 +66,7 @@ class Data(Section):
     shift: Annotated[int, Field(ge=0, le=512)]
     flip: bool
     download: bool
-    resident_gib: NonNegative = 2.0
+    resident_gib: NonNegative
 
 
 class DeepNets(Section):
@@ -362,6 +365,7 @@ class Params(Section):
     seed: Seed
     processes: Few
     device: Device
+    metrics: Metrics
     data: Data
     deepnets: DeepNets
     architectures: Architectures

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 SHAPE = (3, 16, 16)
 JOB = {
     "data": {"source": "digits", "root": None, "image_size": 16, "val_share": 0.2, "test_share": 0.2, "test_per_class": None,
-             "shift": 1, "flip": False, "download": False},
+             "shift": 1, "flip": False, "download": False, "resident_gib": 2.0},
     "deepnets": {"scale": "small", "path": None, "train_pool": 12, "val": 3, "test": 1, "ood": 1}, "seed": 0, "training_seed": 0, "classes": None,
     "ghn": {"hid": 16, "layers": 1, "heads": 2, "max_shape": [16, 16, 11, 11]},
     "recipe": {"steps": 6, "batch_size": 8, "meta_batch": 2, "log_every": 2, "validate_every": 6, "optimizer": "adamw"},

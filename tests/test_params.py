@@ -58,6 +58,8 @@ def test_a_variant_is_what_all_share_with_its_changes(raw):
         ("data.source", "mnist", ["data.source", "'mnist'", "'digits'", "'folder'"]),
         ("transfer.variant", "ghn4", ["transfer.variant", "'ghn4'", "mlp, ghn1"]),
         ("finetune.variants", ["ghn3", "ghn5"], ["finetune.variants", "'ghn5'", "mlp, ghn1"]),
+        ("metrics", ["auc", "accuracy"], ["metrics", "accuracy comes first"]),
+        ("metrics", ["accuracy", "recall"], ["metrics", "'recall'", "'macro_f1'"]),
         ("finetune", None, ["finetune", "None"]),
         ("finetune.lrs", {"sgd": [], "adamw": []}, ["finetune.lrs", "{'sgd': []", "at least 1"]),
         ("anytime.exits.chosen", 21, ["anytime.exits", "chosen = 21", "20 candidates", "at most all"]),

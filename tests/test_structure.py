@@ -13,7 +13,7 @@ ALLOWED = {room: {room}.union(*LEVELS[:i]) for i, level in enumerate(LEVELS) for
 ALLOWED |= dict.fromkeys(BASE, BASE) | {
     "graphs": {"graphs"},
     "bounds": set(),
-    "config": set(),
+    "config": {"bounds"},
     "data": {"data", "params"},
 }
 ALLOWED |= {"reporting": {"reporting"}, "pipeline": BASE | {"reporting", "pipeline"}}

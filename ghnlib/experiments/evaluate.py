@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from ghnlib.architectures.vision import NEWER, torchvision_classifiers
 from ghnlib.data.images import ImageSet
 from ghnlib.experiments.setup import Setup
 from ghnlib.experiments.splits import describe
-from ghnlib.measuring.accuracy import NOT_FINITE, evaluate_predictions, evaluate_torchvision
+from ghnlib.measuring.accuracy import NOT_FINITE, SCORES, evaluate_predictions, evaluate_torchvision
 from ghnlib.reporting.publish import EVALUATED
 from ghnlib.reporting.statistics import (
     Measured,
@@ -48,8 +48,8 @@ class Evaluation:
 
     Attributes:
         rows: one a method, seed (of the hypernetwork's training; of others the only one) and architecture: ``method``,
-            ``seed``, ``split``, ``index``, ``accuracy`` and ``top5`` (percent), ``error``, and what ``describe`` says
-            of the architecture.
+            ``seed``, ``split``, ``index``, ``accuracy``, ``top5`` and further metrics (percent), ``error``, and what
+            ``describe`` says of the architecture.
         variants: all hypernetworks. compared: those that figures show, trained for as many steps as the first, or more.
         best: the hypernetwork with the highest accuracy on validation images, on average over its trainings.
     """
@@ -59,10 +59,14 @@ class Evaluation:
     compared: Sequence[str]
     best: str
 
+    def scored_by(self, metric: str) -> Self:
+        """The same with another metric in the place of accuracy."""
+        return replace(self, rows=self.rows.assign(accuracy=self.rows[metric]))
+
     @property
     def tidy(self) -> pd.DataFrame:
         """All rows as a file: the architecture before its scores, of which accuracy is called ``top1``."""
-        scores = ["accuracy", "top5", "error"]
+        scores = [*(name for name in SCORES if name in self.rows), "error"]
         described = self.rows.columns.drop([*KEYS, *scores])
         return self.rows[[*KEYS, *described, *scores]].rename(columns={"accuracy": "top1"})
 
@@ -160,15 +164,15 @@ def predict_and_evaluate(
         statistics: of batch norm, see ``evaluate_predictions``.
 
     Returns:
-        Rows ``method`` (the variant), ``seed``, ``split``, ``index``, ``accuracy``, ``top5``, ``error``.
+        Rows ``method`` (the variant), ``seed``, ``split``, ``index``, ``accuracy``, ``top5``, metrics, ``error``.
     """
     places = pd.DataFrame([(split, i) for split, members in chosen.items() for i in members], columns=KEYS[2:])
     networks = [architecture for members in chosen.values() for architecture in members.values()]
-    batch_size, parts = setup.evaluate.batch_size, []
+    batch_size, metrics, parts = setup.evaluate.batch_size, setup.metrics[1:], []
     for variant, trainings in setup.hypernetworks.items():
         images, processes, folder = setup.images.test, setup.processes, setup.folder
         for seed, ghn in trainings.items():
-            rows = evaluate_predictions(ghn, networks, images, batch_size, processes, folder, statistics)
+            rows = evaluate_predictions(ghn, networks, images, batch_size, processes, folder, statistics, metrics)
             parts.append(places.join(rows.drop(columns="index")).assign(method=variant, seed=seed))
         print(f"{variant}: {len(networks)} architectures evaluated, {len(trainings)} trainings", flush=True)
     return pd.concat(parts, ignore_index=True)
@@ -181,8 +185,8 @@ def train_from_random(setup: Setup, splits: Mapping[str, Sequence[Architecture]]
         splits: of each but "predefined" the first architectures are trained, as many as ``setup.evaluate`` says.
 
     Returns:
-        One row a network: ``method``, ``seed``, ``split``, ``index``, ``accuracy`` (percent; NaN if it diverged),
-        ``error``.
+        One row a network: ``method``, ``seed``, ``split``, ``index``, ``accuracy`` and further metrics (percent; NaN if
+        it diverged), ``error``.
     """
     section, images = setup.evaluate, setup.images
     epoch = len(images.train) // section.sgd.batch_size
@@ -197,8 +201,8 @@ def train_from_random(setup: Setup, splits: Mapping[str, Sequence[Architecture]]
             few = architectures[: {"test": count, "predefined": 0}.get(split, section.ood_networks)]
             labels = [{"method": name, "seed": setup.seed, "split": split, "index": i} for i in range(len(few))]
             runs += [Run(a, recipe, setup.seed, labels=label) for a, label in zip(few, labels)]
-    results = run_all(runs, images.train, Accuracy(images.test), **setup.kept)
-    return results[[*KEYS, "accuracy", "error"]]
+    results = run_all(runs, images.train, Accuracy(images.test, metrics=setup.metrics[1:]), **setup.kept)
+    return results.reindex(columns=[*KEYS, *setup.metrics, "error"])
 
 
 def accuracy_table(evaluation: Evaluation) -> pd.DataFrame:
@@ -296,15 +300,15 @@ def evaluate_torchvision_networks(setup: Setup) -> pd.DataFrame:
     """torchvision's classifiers with parameters of each hypernetwork (GHN-3 section 5.1), if ``evaluate`` asks for it.
 
     Returns:
-        Rows ``network``, ``accuracy``, ``top5``, ``error``, ``method`` (the variant), ``seed``, ``split`` ("PyTorch
-        split" or "newer"); none if it does not.
+        Rows ``network``, ``accuracy``, ``top5``, metrics, ``error``, ``method`` (the variant), ``seed``, ``split``
+        ("PyTorch split" or "newer"); none if it does not.
     """
     parts = [pd.DataFrame(columns=["network", "accuracy", "top5", "error", "method", "seed", "split"])]
     if setup.evaluate.torchvision:
         names, images, batch_size = torchvision_classifiers(), setup.images.test, setup.evaluate.batch_size
         for variant, seed in setup.train.trainings.values():
             ghn = setup.hypernetworks[variant][seed]
-            rows = evaluate_torchvision(ghn, names, images, batch_size, **setup.kept)
+            rows = evaluate_torchvision(ghn, names, images, batch_size, **setup.kept, metrics=setup.metrics[1:])
             split = np.where(rows["network"].isin(NEWER), "newer", "PyTorch split")
             parts.append(rows.assign(method=variant, seed=seed, split=split))
     return pd.concat(parts[1:] or parts)

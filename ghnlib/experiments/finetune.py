@@ -233,8 +233,8 @@ def train_networks(setup: Setup, networks: Networks, tuned: Mapping[tuple[str, i
                 tuned[family, budget],
             )  # fmt: skip
             part = run_all(
-                runs, images.train, Accuracy(images.test), budgets.checkpoints(budget), setup.processes, setup.folder,
-                loss_every=max(1, budget // 10),
+                runs, images.train, Accuracy(images.test, metrics=setup.metrics[1:]), budgets.checkpoints(budget),
+                loss_every=max(1, budget // 10), **setup.kept,
             )  # fmt: skip
             print(f"{family}, {budget} steps: {len(runs)} runs", flush=True)
             moments = [budgets.moments.get((budget, step)) for step in part["step"]]

@@ -36,7 +36,7 @@ class Setup:
     """Parameters of a report; sections that it does not read are None.
 
     Attributes:
-        stage: of the pipeline. profile, seed, processes and the sections: see params.yaml.
+        stage: of the pipeline. profile, seed, processes, metrics and the sections: see params.yaml.
         device: where images and hypernetworks are, and so the networks; on a GPU ``processes`` is 1.
         variant, training_seed: the hypernetwork that the stage ``train`` trains, and with which seed.
         folder: where finished parts of the computation are kept.
@@ -49,6 +49,7 @@ class Setup:
     folder: Path
     processes: int = 1
     device: torch.device = torch.device("cpu")
+    metrics: Sequence[str] = ("accuracy",)
     variant: str = ""
     training_seed: int | None = None
     by_hand: bool = False

@@ -237,7 +237,8 @@ def _transfer_family(
     scores = run_all(tried, few, Accuracy(target.val), (), processes, folder)
     processing = best_settings(scores, "initialisation", ["orth_from", "noise"])
     runs = runs_from(setup, source, family.test, transfer.seeds, target, tuned, processing)
-    rows = run_all(runs, few, Accuracy(target.test), (transfer.steps // 10, transfer.steps // 2), processes, folder)
+    measure, checkpoints = Accuracy(target.test, metrics=setup.metrics[1:]), (transfer.steps // 10, transfer.steps // 2)
+    rows = run_all(runs, few, measure, checkpoints, processes, folder)
     return rows, {name: {**setting, **processing.get(name, {})} for name, setting in tuned.items()}
 
 

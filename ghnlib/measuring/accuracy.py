@@ -21,8 +21,9 @@ from ghnlib.architectures.vision import TorchvisionNetwork
 from ghnlib.data.images import DataError, ImageFiles, ImageSet
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.kept import rows_kept
+from ghnlib.measuring.metrics import METRICS, metrics_of
 
-SCORES = ("accuracy", "top5")
+SCORES = ("accuracy", "top5", *METRICS)
 
 
 def exits_of(output: Tensor | list[Tensor]) -> list[Tensor]:
@@ -47,17 +48,25 @@ def classified(
 
 
 def top_accuracies(
-    net: nn.Module, images: ImageSet, batch_size: int = 64, parameters: Mapping[str, Tensor] | None = None
+    net: nn.Module,
+    images: ImageSet,
+    batch_size: int = 64,
+    parameters: Mapping[str, Tensor] | None = None,
+    metrics: Sequence[str] = (),
 ) -> dict[str, float]:
-    """``accuracy`` (top-1) and ``top5`` in percent, of several exits those of the last; NaN if a score is not finite.
-    Arguments: see ``classified``."""
-    first, five, finite = 0, 0, True
+    """``accuracy`` (top-1), ``top5`` and further ``METRICS`` in percent, of several exits those of the last; NaN if a
+    score is not finite. Other arguments: see ``classified``."""
+    first, five, finite, outputs = 0, 0, True, []
     for (*_, logits), y in classified(net, images, batch_size, parameters):
+        if metrics:
+            outputs.append((y, logits))
         first += int((logits.argmax(1) == y).sum())
         five += int((logits.topk(min(5, logits.shape[1])).indices == y[:, None]).sum())
         finite &= bool(logits.isfinite().all())
-    hits = {"accuracy": first, "top5": five}
-    return {name: 100 * count / len(images) if finite else math.nan for name, count in hits.items()}
+    if not finite:
+        return dict.fromkeys(("accuracy", "top5", *metrics), math.nan)
+    found = {"accuracy": 100 * first / len(images), "top5": 100 * five / len(images)}
+    return found | (metrics_of(metrics, *map(torch.cat, zip(*outputs))) if metrics else {})
 
 
 def accuracy(
@@ -84,6 +93,7 @@ def predicted_accuracies(
     images: ImageSet,
     batch_size: int = 64,
     statistics: tuple[ImageSet, int, int] | None = None,
+    metrics: Sequence[str] = (),
 ) -> dict[str, float]:
     """``top_accuracies`` of a network with predicted parameters. ``statistics``: see ``evaluate_predictions``.
 
@@ -93,12 +103,12 @@ def predicted_accuracies(
     _check_classes(ghn, images)
     (parameters,) = ghn([architecture.graph], predict_class_layers=True)
     if statistics is None:
-        return top_accuracies(architecture.build(device="meta"), images, batch_size, parameters)
+        return top_accuracies(architecture.build(device="meta"), images, batch_size, parameters, metrics)
     net = architecture.build(device="cpu", track_running_stats=True).to(images.device)
     net.load_state_dict(parameters, strict=False)
     source, batches, seed = statistics
     estimate_batch_norm(net, source, batches, batch_size, seed)
-    return top_accuracies(net, images, batch_size)
+    return top_accuracies(net, images, batch_size, metrics=metrics)
 
 
 def evaluate_predictions(
@@ -109,6 +119,7 @@ def evaluate_predictions(
     processes: int = 1,
     folder: str | Path | None = None,
     statistics: tuple[ImageSet, int, int] | None = None,
+    metrics: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Accuracy with predicted parameters, without fine-tuning, in processes of one core each.
 
@@ -116,25 +127,35 @@ def evaluate_predictions(
         folder: where results are kept, see ``map_kept``.
         statistics: images, number of batches and seed of their order, to average batch-norm statistics over instead
             of taking those of each test batch (PPUDA appendix C.1: 200 batches of 64 training images).
+        metrics: some of ``METRICS``.
 
     Returns:
-        One row an architecture: ``index``, ``accuracy`` and ``top5`` (percent; NaN if there is an error), ``error``.
+        One row an architecture: ``index``, ``accuracy``, ``top5``, metrics (percent; NaN if there is an error),
+        ``error``.
     """
     tasks = [({"index": i}, (architecture,)) for i, architecture in enumerate(architectures)]
-    common = (ghn, images, batch_size, statistics)
+    common = (ghn, images, batch_size, statistics, metrics)
     return _scored(rows_kept(predicted_accuracies, tasks, common, processes, folder))
 
 
 def evaluate_torchvision(
-    ghn: GHN, names: Sequence[str], images: ImageSet, batch_size: int, processes: int, folder: str | Path
+    ghn: GHN,
+    names: Sequence[str],
+    images: ImageSet,
+    batch_size: int,
+    processes: int,
+    folder: str | Path,
+    metrics: Sequence[str] = (),
 ) -> pd.DataFrame:
     """The same of torchvision's classifiers (the PyTorch split of GHN-3 section 5.1), by ``network``, their name. What
     cannot be predicted keeps torchvision's initial values. ``names``: such as "torchvision.models.resnet50"."""
     tasks = [({"network": name.rpartition(".")[2]}, (name.rpartition(".")[2],)) for name in names]
-    return _scored(rows_kept(_torchvision_accuracies, tasks, (ghn, images, batch_size), processes, folder))
+    return _scored(rows_kept(_torchvision_accuracies, tasks, (ghn, images, batch_size, metrics), processes, folder))
 
 
-def _torchvision_accuracies(name: str, ghn: GHN, images: ImageSet, batch_size: int) -> dict[str, float]:
+def _torchvision_accuracies(
+    name: str, ghn: GHN, images: ImageSet, batch_size: int, metrics: Sequence[str]
+) -> dict[str, float]:
     _check_classes(ghn, images)
     if name == "inception_v3" and isinstance(images, ImageFiles):
         images = replace(images, image_size=299)  # GHN-3's evaluation
@@ -142,16 +163,17 @@ def _torchvision_accuracies(name: str, ghn: GHN, images: ImageSet, batch_size: i
     side = images.side
     net = TorchvisionNetwork(len(images.classes), side, name).build(device="cpu").to(images.device).eval()
     ghn.initialize(net, (3, side, side))
-    return top_accuracies(net, images, batch_size)
+    return top_accuracies(net, images, batch_size, metrics=metrics)
 
 
 def _scored(rows: pd.DataFrame) -> pd.DataFrame:
-    """With both scores and an error where they are not finite. DataError: nothing could be evaluated."""
+    """With the scores last and an error where they are not finite. DataError: nothing could be evaluated."""
     if (rows["error"] != "").all():
         raise DataError(f"none of {len(rows)} networks could be evaluated: {rows['error'].iloc[0]}")
     without = (rows["error"] == "") & rows["accuracy"].isna()
     rows = rows.assign(error=rows["error"].mask(without, NOT_FINITE))
-    return rows[[*rows.columns.drop([*SCORES, "error"]), *SCORES, "error"]]
+    scores = [name for name in SCORES if name in rows]
+    return rows[[*rows.columns.drop([*scores, "error"]), *scores, "error"]]
 
 
 NOT_FINITE = "scores are not finite"

@@ -6,18 +6,16 @@ reports/PROFILE/, its HTML to site/PROFILE/. ``sources`` is the first stage.
 
 from __future__ import annotations
 
-import copy
 import errno
 import hashlib
 import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ from ghnlib.params_file import ParamsError, read_yaml, validate
 from ghnlib.pipeline import notebooks
 from ghnlib.pipeline.notebooks import NOTEBOOKS, NotebookError, label
 from ghnlib.pipeline.site import page
+from ghnlib.pipeline.taking_back import take_back
 from ghnlib.processes import stop_with
 
 SOURCES = Path(".sources")
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         _run(stage, training, _read_params())
     except (ParamsError, NotebookError, StageError) as error:
-        said = _take_back() if isinstance(error, ParamsError) and "DVC_EXP_BASELINE_REV" in os.environ else ""
+        said = take_back() if isinstance(error, ParamsError) and "DVC_EXP_BASELINE_REV" in os.environ else ""
         return _fail(stage, f"{error}{said}", 1 if isinstance(error, StageError) else 2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -94,69 +93,6 @@ def _read_params() -> Params:
     if not Path("params.yaml").exists():
         raise ParamsError("there is no params.yaml here: run stages in the root of the repository")
     return validate(read_yaml("params.yaml"))
-
-
-def _take_back() -> str:
-    """Undo what ``dvc exp run -S`` has written to params.yaml before any stage ran: of the differences from the
-    committed file those that are refused. Returns what is to be said of it."""
-    committed = subprocess.run(["git", "show", "HEAD:./params.yaml"], capture_output=True)
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "params.yaml").write_bytes(committed.stdout)
-        try:
-            validate(before := read_yaml(Path(folder, "params.yaml")))
-        except ParamsError:  # no repository, or no file that could be restored
-            return ""
-    by_hand = "\nThe committed file is valid: git checkout HEAD -- params.yaml"
-    try:
-        now = read_yaml("params.yaml")
-    except ParamsError:
-        return by_hand
-    if not _faults(now):
-        return ""
-    undone, differences = [], list(_differences(before, now))
-    for path in differences:
-        other = copy.deepcopy(now)
-        _restore(other, before, path)
-        if _faults(other) < _faults(now):
-            now, undone = other, [*undone, path]
-    if _faults(now):
-        return by_hand
-    if undone == differences:
-        notebooks.write_text(committed.stdout.decode(), Path("params.yaml"))
-        return "\nparams.yaml is as before"
-    from dvc.utils.serialize import modify_yaml  # keeps comments; half a second to import
-
-    with modify_yaml("params.yaml") as values:
-        for path in undone:
-            _restore(values, before, path)
-    return f"\nparams.yaml has the committed {', '.join(map('.'.join, undone))} again; other changes stay"
-
-
-def _differences(before: Mapping, now: Mapping, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Paths of what was changed, added or removed."""
-    for key in {**before, **now}:
-        one, other = before.get(key, _differences), now.get(key, _differences)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            yield from _differences(one, other, (*path, key))
-        elif repr(one) != repr(other):  # True is not 1
-            yield (*path, key)
-
-
-def _restore(values: Any, before: Any, path: tuple[str, ...]) -> None:
-    for key in path[:-1]:
-        values, before = values[key], before[key]
-    if path[-1] in before:
-        values[path[-1]] = before[path[-1]]
-    else:
-        del values[path[-1]]
-
-
-def _faults(values: Mapping) -> int:
-    try:
-        validate(values)
-        return 0
-    except ParamsError as error:
-        return len(str(error).splitlines())
 
 
 def write_sources() -> None:

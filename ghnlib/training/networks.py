@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.data.images import Augment, DataError, ImageSet
 from ghnlib.hypernetwork.ghn import GHN
-from ghnlib.measuring.accuracy import estimate_batch_norm, exits_of, top_accuracies
+from ghnlib.measuring.accuracy import SCORES, estimate_batch_norm, exits_of, top_accuracies
 from ghnlib.measuring.kept import rows_kept
 from ghnlib.training.initialization import Sources, initialize
 from ghnlib.training.step import OPTIMIZERS
@@ -155,13 +155,15 @@ def _loss(output: Tensor | list[Tensor] | tuple[Tensor, Tensor], labels: Tensor,
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Measures ``accuracy`` (percent) of a network on images; ``score``: of ``top_accuracies``."""
+    """Measures ``accuracy`` (percent) of a network on images; ``score``: of ``top_accuracies``; ``metrics``: others."""
 
     images: ImageSet
     score: str = "accuracy"
+    metrics: Sequence[str] = ()
 
     def __call__(self, net: nn.Module) -> dict[str, float]:
-        return {"accuracy": top_accuracies(net, self.images, EVALUATION_BATCH)[self.score]}
+        found = top_accuracies(net, self.images, EVALUATION_BATCH, metrics=self.metrics)
+        return {"accuracy": found[self.score], **{name: found[name] for name in self.metrics}}
 
 
 def run_all(
@@ -228,7 +230,7 @@ def diverged(results: pd.DataFrame) -> list[str]:
     """What the runs of ``run_all`` are called that did not reach their end with a finite loss and gradient, or ended
     with an error."""
     ends = results[(results["step"] == results["budget"]) & results["accuracy"].isna()]
-    rows = ends.drop(columns=["step", "accuracy", "loss", "moment"], errors="ignore").to_dict("records")
+    rows = ends.drop(columns=["step", *SCORES, "loss", "moment"], errors="ignore").to_dict("records")
     return [", ".join(f"{name} {value}" for name, value in row.items() if value != "") for row in rows]
 
 

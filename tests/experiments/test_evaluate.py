@@ -62,8 +62,8 @@ def untrained(folder):
     }
     params, data = validate(raw), Data.of({**raw["data"], "image_size": 8})
     images = images_of(data, params.seed)
-    setup = Setup("evaluate", params.profile, params.seed, folder / "kept", data=data, deepnets=params.deepnets,
-                  train=train, evaluate=Evaluate.of({**raw["evaluate"], **sections}))  # fmt: skip
+    setup = Setup("evaluate", params.profile, params.seed, folder / "kept", metrics=params.metrics, data=data,
+                  deepnets=params.deepnets, train=train, evaluate=Evaluate.of({**raw["evaluate"], **sections}))  # fmt: skip
     vars(setup)["images"] = ImageSplits(
         *(part.few_shot(10, seed=0) for part in (images.train, images.val, images.test))
     )
@@ -181,7 +181,7 @@ def test_each_hypernetwork_is_evaluated_and_yardsticks_are_trained(setup, splits
     assert rows.loc[("ghn2", 0, "deep", 0), "nodes"] == len(splits["deep"][0].graph)
     assert not rows.loc[("mlp", 0, "bnfree", 0), "batch_norm"]
     assert list(evaluation.tidy) == ["method", "seed", "split", "index", "nodes", "path", "depth", "width", "parameters", "batch_norm", "top1",
-                                     "top5", "error"]  # fmt: skip
+                                     "top5", "balanced_accuracy", "macro_f1", "auc", "error"]  # fmt: skip
     best = best_networks(evaluation, 2)
     assert best["mlp"].tolist() == evaluation.test["mlp"].round(1).nlargest(2).tolist() and "random" in best
 
@@ -194,6 +194,17 @@ def test_the_table_of_accuracies(evaluation):
     assert table["n test"].to_dict() == {"random": 2, "mlp": 3, "ghn2": 3, "SGD, 1 epoch": 2, "SGD, 2 epochs": 2}
     assert table["top-5, test"].isna().to_dict() == {name: name not in ("mlp", "ghn2") for name in table.index}
     assert table["ResNet-50"].isna()["random"] and table["ResNet-50"]["mlp"] and table["ViT"].isna().all()
+
+
+def test_another_metric_takes_the_place_of_accuracy(setup, splits, evaluation):
+    net, ghn, images = splits["test"][1], setup.hypernetworks["ghn2"][1], setup.images.test
+    own = evaluation.rows[(evaluation.rows["method"] == "ghn2") & (evaluation.rows["seed"] == 1)].iloc[1]
+    found = predicted_accuracies(net, ghn, images, setup.evaluate.batch_size, metrics=["auc", "macro_f1"])
+    assert own["auc"] == pytest.approx(found["auc"]) and own["macro_f1"] == pytest.approx(found["macro_f1"])
+    by_area = evaluation.scored_by("auc")
+    assert means_by_split(by_area.counted)["ghn2"]["test"]["mean"] == pytest.approx(by_area.test["ghn2"].mean())
+    assert by_area.test["ghn2"][1] != evaluation.test["ghn2"][1]
+    assert accuracy_table(by_area).loc["SGD, 1 epoch", "test"].startswith(f"{by_area.test['SGD, 1 epoch'].mean():.1f}")
 
 
 def test_batch_norm_is_compared_on_the_first_networks_that_have_it(setup, splits, evaluation):

@@ -36,8 +36,8 @@ def setup(tmp_path_factory):
                 "families": ["small-resnet", "resnet49"], "networks": 2, "seeds": [0, 5], "resnet50_steps": 20, "resnet50_variants": ["ghn2"],
                 "resnet50_lrs": {"sgd": [1e20, 0.01], "adam": [1e-3]}}  # fmt: skip
     read = validate(raw)
-    setup = Setup("finetune", read.profile, read.seed, tmp_path_factory.mktemp("finetune"), data=read.data, deepnets=read.deepnets,
-                  train=read.train.model_copy(update={"seeds": (0, 7)}), finetune=FineTune.of({**raw["finetune"], **settings}))  # fmt: skip
+    setup = Setup("finetune", read.profile, read.seed, tmp_path_factory.mktemp("finetune"), metrics=read.metrics,
+                  data=read.data, deepnets=read.deepnets, train=read.train.model_copy(update={"seeds": (0, 7)}), finetune=FineTune.of({**raw["finetune"], **settings}))  # fmt: skip
     images = digits(image_size=16)
     vars(setup)["images"] = ImageSplits(*(part.few_shot(6, seed=0) for part in (images.train, images.val, images.test)))
     vars(setup)["hypernetworks"] = {
@@ -139,6 +139,21 @@ def test_tables_tell_the_deviation_over_trainings(trained):
     assert table.shape == (3, 3) and table.loc["ghn3", "1 epoch"] == with_deviation(ends["ghn3"])
     assert finetune.family_table(trained).shape == (3, 3)
     assert {lead.trainings for lead in trained.leads("ghn3").values()} == {2}
+
+
+def test_another_metric_takes_the_place_of_accuracy(setup, trained):
+    for metric in setup.metrics:
+        found = trained.scored_by(metric)
+        rows = trained.deepnets[
+            (trained.deepnets["moment"] == "1 epoch") & (trained.deepnets["initialisation"] == "ghn3")
+        ]
+        assert found.means()["ghn3"]["1 epoch"]["mean"] == pytest.approx(rows[metric].mean())
+    assert finetune.accuracy_table(found).shape == (3, 3) and not found.failed
+
+
+def test_a_metric_that_no_run_has_counts_as_0():
+    found = trainings(rows_of(ghn3={"1 steps": [math.nan, math.nan]})).scored_by("auc")
+    assert found.means()["ghn3"]["1 steps"]["mean"] == 0 and found.failed == trainings(found.rows).failed
 
 
 def trainings(rows, budgets=None, **values):

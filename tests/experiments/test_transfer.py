@@ -50,9 +50,8 @@ def setup_with(folder, **changes):
     own = params("tiny")
     few = {"source_classes": 6, "oracle_epochs": 1, "batch_size": 128, "source_epoch": False, **changes}
     transfer = Transfer.of(own.transfer.model_dump(mode="json", exclude_unset=True) | few)
-    return Setup(
-        "transfer", "tiny", 0, folder, data=own.data, deepnets=own.deepnets, train=own.train, transfer=transfer
-    )
+    return Setup("transfer", "tiny", 0, folder, metrics=own.metrics, data=own.data, deepnets=own.deepnets, train=own.train,
+                 transfer=transfer)  # fmt: skip
 
 
 def source_of(setup):
@@ -230,6 +229,15 @@ def test_networks_are_transferred_from_each_start_and_measured_three_times(trans
     assert table.loc["ghn3", "tuned"] == words and table.loc["ghn3-orth", "tuned"].startswith(f"{words}, orth_from 0.")
     ends = rows[(rows["step"] == 3) & (rows["initialisation"] == "ghn3")].groupby("network")["accuracy"].mean()
     assert found.metrics["accuracy"]["other classes"]["ghn3"]["3 steps"]["mean"] == pytest.approx(ends.mean())
+
+
+def test_another_metric_takes_the_place_of_accuracy(transferred):
+    found = transferred[-1]
+    by_area = found.scored_by("auc")
+    ends = found.deepnets[(found.deepnets["step"] == 3) & (found.deepnets["initialisation"] == "ghn3")]
+    table = by_area.table("other classes")
+    assert table.loc["ghn3", "3 steps"] == with_deviation(ends.groupby("training")["auc"].mean())
+    assert (table["tuned"] == found.table("other classes")["tuned"]).all()
 
 
 def test_what_failed_is_left_out_of_its_family(transferred):

@@ -226,7 +226,8 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         if isinstance(network, Graph):
             return network
         c = self.config
-        return Graph.from_module(network, input_shape, c.convention, example, no_grad, c.primitives)
+        options = {"example": example, "no_grad": no_grad, "primitives": c.primitives}
+        return Graph.from_module(network, input_shape, c.convention, **options)
 
     @property
     def _rows(self) -> int:

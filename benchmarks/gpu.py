@@ -130,7 +130,7 @@ def speed_of(data: str, preset: str, m: int, images, labels, ghn: GHN, options: 
     )
     batch, _ = sample_meta_batch(pool, recipe, 0, 0)
     trainer = MetaTrainer(ghn, recipe, 1)
-    told = describe(training_bytes(ghn, recipe, batch, side))
+    told = describe(training_bytes(ghn, recipe, batch, images))
     step = partial(trainer.step, batch, images, labels, 0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -43,6 +43,8 @@ class GHNConfig:
         initialization: before training, "framework" (GHN-1, GHN-2), "ghn3" (small last layers and embeddings), or
             "identity": decoded matrices begin near the identity, so that a channel means the same in all networks.
         convention: which graphs it reads: "correct", "ghn3" or "ppuda" (as the released hypernetworks expect).
+        primitives: beyond the papers' vocabulary, in the order of their embeddings; names that
+            ``ghnlib.graphs.vocabulary`` has registered.
 
     Raises:
         ValueError: a value of another type, or an impossible one; the message names it and what is allowed.
@@ -72,6 +74,7 @@ class GHNConfig:
     window: Literal["centre", "corner"] = "centre"
     initialization: Literal["framework", "ghn3", "identity"] = "framework"
     convention: Literal["correct", "ghn3", "ppuda"] = "correct"
+    primitives: Annotated[tuple[str, ...], FromList, Field(max_length=100)] = ()
 
     def __post_init__(self):
         if self.max_shape[2] != self.max_shape[3]:
@@ -80,6 +83,10 @@ class GHNConfig:
             raise ValueError(f"hid={self.hid} must be a multiple of 4: four shape embeddings share it")
         if self.directions == {"gated_gnn": "none", "graphormer": "synchronous"}.get(self.encoder):
             raise ValueError(f"directions={self.directions!r} is not for the {self.encoder}: both or forward is")
+        if len(set(self.primitives)) < len(self.primitives):
+            raise ValueError(f"primitives={self.primitives} names one twice")
+        if self.primitives and self.convention != "correct":
+            raise ValueError(f"primitives are for convention='correct', {self.convention!r} has those of the papers")
         if self.encoder == "graphormer" and self.hid % self.heads:
             raise ValueError(f"hid={self.hid} must be a multiple of heads={self.heads}")
 

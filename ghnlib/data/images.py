@@ -64,7 +64,7 @@ class ImageSet(ABC):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Full batches without end, reshuffled at each pass. Batch i depends on the seed and i alone, so that a resumed
         training continues exactly with ``start``."""
-        return self._load(_endless(len(self), min(batch_size, len(self)), seed, start), augment)
+        return self._load(endless(len(self), min(batch_size, len(self)), seed, start), augment)
 
     def subset(self, classes: Sequence[int]) -> ImageSet:
         """The images of some classes (by index), relabelled 0, 1, ... in the order given."""
@@ -214,7 +214,8 @@ def cut_out(images: Tensor, side: int, generator: Generator | None = None) -> Te
     return images.masked_fill(square.to(images.device, non_blocking=True), 0.0)
 
 
-def _endless(n: int, batch_size: int, seed: int, start: int) -> Iterator[tuple[Tensor, int]]:
+def endless(n: int, batch_size: int, seed: int, start: int) -> Iterator[tuple[Tensor, int]]:
+    """Indices of batches, reshuffled at each pass, and a seed for each, from batch ``start`` on."""
     per_pass = n // batch_size
     order, order_of = None, -1
     for step in count(start):

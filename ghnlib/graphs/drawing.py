@@ -12,6 +12,8 @@ from matplotlib.lines import Line2D
 from ghnlib.graphs.nodes import PRIMITIVES
 
 PRIMITIVE_COLOURS = dict(zip(PRIMITIVES, sns.color_palette("tab20", len(PRIMITIVES))))
+OTHER = "black"
+"""Of registered primitives: the legend names them."""
 
 
 def draw_graph(network: nx.DiGraph, ax=None):
@@ -21,7 +23,7 @@ def draw_graph(network: nx.DiGraph, ax=None):
     if ax is None:
         _, ax = plt.subplots(figsize=(min(16, 8 + 0.1 * max(layer for layer, _ in positions.values())), 3.2))
     ops = list(network.nodes.data("op"))
-    colours = [PRIMITIVE_COLOURS[op] for _, op in ops]
+    colours = [PRIMITIVE_COLOURS.get(op, OTHER) for _, op in ops]
     ends = {(i, j): (positions[i], positions[j]) for i, j in network.edges}
     over = [edge for edge, ((x1, y1), (x2, y2)) in ends.items() if x2 - x1 > 1 and y1 == y2]
     straight = [edge for edge in network.edges if edge not in set(over)]
@@ -29,8 +31,11 @@ def draw_graph(network: nx.DiGraph, ax=None):
         style = {"edgelist": edges, "connectionstyle": curve, "edge_color": "0.6", "node_size": 24}
         nx.draw_networkx_edges(network, positions, ax=ax, width=0.7, arrowsize=5, **style)
     nx.draw_networkx_nodes(network, positions, ax=ax, node_size=24, node_color=colours)
-    present = [op for op in PRIMITIVES if op in {own for _, own in ops}]
-    handles = [Line2D([], [], marker="o", linestyle="", color=PRIMITIVE_COLOURS[op], label=op) for op in present]
+    found = {own for _, own in ops}
+    present = [op for op in PRIMITIVES if op in found] + sorted(found.difference(PRIMITIVES))
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=PRIMITIVE_COLOURS.get(op, OTHER), label=op) for op in present
+    ]
     ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=8, frameon=False, fontsize=8)
     ax.axis("off")
     return ax

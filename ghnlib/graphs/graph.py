@@ -60,6 +60,7 @@ class Graph:
         convention: str = "correct",
         example: Any = None,
         no_grad: bool = True,
+        primitives: Sequence[str] = (),
     ) -> Graph:
         """Trace any network on the meta device (PPUDA appendix A).
 
@@ -75,11 +76,13 @@ class Graph:
                 dictionary (by keyword if its keys are names of arguments, else it is the only argument).
             no_grad: what runs under ``torch.no_grad()``, as a frozen backbone may, is no part of the graph; False: it
                 is like all else.
+            primitives: registered ones that are known besides the papers', see ``vocabulary``.
 
         Raises:
+            ValueError: an unknown convention or primitive.
             TraceError: the network cannot be traced; the message names the module or operation.
         """
-        return cls(*trace(net, input_shape, convention, example, no_grad))
+        return cls(*trace(net, input_shape, convention, example, no_grad, primitives))
 
     @cached_property
     def distances(self) -> np.ndarray:

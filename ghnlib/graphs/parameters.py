@@ -13,6 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ghnlib.graphs.copying import Quantised
 from ghnlib.graphs.nodes import Node, Role
+from ghnlib.graphs.vocabulary import RANKS, REGISTERED
 
 
 class Parameter(NamedTuple):
@@ -40,6 +41,7 @@ class Convention(NamedTuple):
     ``hard_gate``: squeeze-and-excitation is seen only behind a hard activation two steps before the product.
     ``pool_first``: SqueezeNet's pooling moves before its last convolution.
     ``flags_by_position``: the classifier is whatever weight and bias stand at the last two positions.
+    ``primitives``: of the registered ones, those that are known besides.
     """
 
     layers: frozenset[str]
@@ -48,6 +50,7 @@ class Convention(NamedTuple):
     hard_gate: bool = False
     pool_first: bool = False
     flags_by_position: bool = False
+    primitives: tuple[str, ...] = ()
 
 
 def _conv_op(conv: nn.Conv2d) -> str:
@@ -133,18 +136,26 @@ def parameters_of(net: nn.Module, convention: Convention) -> Iterator[tuple[nn.P
 def classify(name: str, attribute: str, shape: tuple[int, ...], module: nn.Module, convention: Convention) -> Parameter:
     """What a parameter becomes, decided by the layer that owns it."""
     part = RECURRENT.sub("", attribute)
-    for kind, layer in LAYERS.items():
-        if kind not in convention.layers or not layer.matches(module):
+    for layer in _known(convention):
+        if not layer.matches(module):
             continue
         if part in layer.weights and len(shape) == layer.rank:
-            norm_bias = name.removesuffix("weight") + "bias" if layer.role is Role.NORM else ""
-            op = _conv_op(module) if layer.role is Role.CONV else layer.op
+            norm_bias = name.removesuffix(attribute) + "".join(layer.biases[:1]) if layer.role is Role.NORM else ""
+            op = _conv_op(module) if layer == LAYERS["conv"] else layer.op
             return Parameter(name, shape, op, layer.role, norm_bias)
         if part in layer.biases and layer.role is not Role.NORM:
             return Parameter(name, shape, "bias", Role.BIAS)
     if "vit_encoder" in convention.layers and _is_position(name, shape, convention):
         return Parameter(name, shape, "pos_enc", Role.POSITION)
     return Parameter(name, shape, reason=_reason(name, module, convention))
+
+
+def _known(convention: Convention) -> Iterator[Layer]:
+    """Registered layers first: they may be more special than what else knows them."""
+    for op in convention.primitives:
+        layers, role, weights, biases = REGISTERED[op]
+        yield from (Layer(_is(*layers), op, role, rank, weights, biases) for rank in RANKS.get(role, ()))
+    yield from (layer for kind, layer in LAYERS.items() if kind in convention.layers)
 
 
 def _is_position(name: str, shape: tuple[int, ...], convention: Convention) -> bool:
@@ -159,7 +170,7 @@ def _reason(name: str, module: nn.Module, convention: Convention) -> str:
     for pattern, reason in REASONS:
         if pattern.search(name):
             return reason
-    known = any(LAYERS[kind].matches(module) for kind in convention.layers)
+    known = any(layer.matches(module) for layer in _known(convention))
     return f"unsupported {'parameter of' if known else 'layer'} {type(module).__name__}"
 
 

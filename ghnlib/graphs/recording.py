@@ -70,6 +70,7 @@ class Recording(NamedTuple):
     """A forward pass. ``inputs``: the leaves that are data. ``steps``: every function behind an output, after its
     inputs. ``outputs``: positions of the steps that made the outputs; of those called logits alone, if there are any.
     ``used``: parameters that functions took, by id, and whether autograd followed. ``unused``: why not, of all others.
+    ``looked_up``: parameters, by id, that integers of the input are looked up in.
     """
 
     network: nn.Module
@@ -78,6 +79,7 @@ class Recording(NamedTuple):
     outputs: list[int]
     used: dict[int, bool]
     unused: dict[int, str]
+    looked_up: set[int]
 
     def why_unseen(self, key: int, first_output: bool) -> str:
         """Why no step takes a parameter."""
@@ -128,7 +130,7 @@ def record(
     steps = recorded_steps(tensors)
     place = {step.function: i for i, step in enumerate(steps)}
     ends = [place[tensor.grad_fn] for tensor in tensors[: called_logits or None]]
-    return Recording(run.shadow, run.leaves, steps, ends, used, unused)
+    return Recording(run.shadow, run.leaves, steps, ends, used, unused, run.watch.looked_up)
 
 
 class _Run:
@@ -183,6 +185,7 @@ class _Run:
             raise
 
     def once(self) -> Any:
+        self.watch.note(tensor for _, tensor in _tensors(self.call))
         args, kwargs = _with_tensors(self.call, Tensor.clone)  # a leaf would not stand an in-place first layer
         return self.shadow(*args, **kwargs)
 

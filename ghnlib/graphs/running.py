@@ -20,6 +20,8 @@ class Watch(TorchFunctionMode):
 
     Attributes:
         used: id of a parameter of the copy -> whether autograd followed one of its uses.
+        read: integers of the input, such as tokens, and what is computed of them in integers, by id.
+        looked_up: ids of the parameters of the copy that such integers are looked up in; autograd does not tell.
     """
 
     def __init__(self, net: nn.Module, shadow: nn.Module, follow: bool):
@@ -31,18 +33,35 @@ class Watch(TorchFunctionMode):
         }
         self.ours = {id(parameter) for parameter in shadow.parameters()}
         self.used: dict[int, bool] = {}
+        self.read: dict[int, Tensor] = {}
+        self.looked_up: set[int] = set()
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if self.follow and function is torch._C._set_grad_enabled:
             return None
-        if not _asks(function):
+        asks, reads = _asks(function), False
+        if not asks:
             for tensor in _tensors_among((*args, *kwargs.values())):
                 if id(tensor) in self.ours:
                     self.used[id(tensor)] = self.used.get(id(tensor), False) or torch.is_grad_enabled()
                 elif id(tensor) in self.theirs:
                     raise TraceError(self.leak(id(tensor)))
-        return function(*args, **kwargs)
+            reads = bool(self.read) and self.looks_up([*_tensors_among((*args, *kwargs.values()))])
+        result = function(*args, **kwargs)
+        if reads:
+            self.note(_tensors_among([result]))
+        return result
+
+    def note(self, tensors: Iterable[Tensor]) -> None:
+        """Integers that come from the input."""
+        self.read.update((id(tensor), tensor) for tensor in tensors if not tensor.dtype.is_floating_point)
+
+    def looks_up(self, tensors: list[Tensor]) -> bool:
+        """Whether a function of these tensors reads integers of the input, and if so in which parameters."""
+        reads = any(id(tensor) in self.read for tensor in tensors)
+        self.looked_up.update(id(tensor) for tensor in tensors if reads and id(tensor) in self.ours)
+        return reads
 
     def leak(self, tensor: int) -> str:
         return (
@@ -130,8 +149,14 @@ def _group_norm(input: Tensor, num_groups, weight=None, bias=None, eps: float = 
     return Norm.apply(input.shape, input, weight, bias)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest, **options) -> Tensor:
-    return Attention.apply((*query.shape[:-1], value.shape[-1]), query, key, value, attn_mask)
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, **options,
+) -> Tensor:  # fmt: skip
+    result = Attention.apply((*query.shape[:-1], value.shape[-1]), query, key, value, attn_mask)
+    if result.grad_fn is not None:  # a mask that has gradients is a bias of the scores
+        result.grad_fn._saved_is_causal = is_causal or attn_mask is not None and not attn_mask.requires_grad
+    return result
 
 
 def _like(function: type[_Shortcut]) -> Callable[..., Tensor]:

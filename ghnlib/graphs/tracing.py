@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from ghnlib.graphs.nodes import Node, Role
 from ghnlib.graphs.parameters import CONVENTIONS, Convention, Parameter, out_of_reach, parameters_of
 from ghnlib.graphs.parametrized import parts_in
 from ghnlib.graphs.recording import ACCUMULATE, Recording, Step, record
+from ghnlib.graphs.vocabulary import check
 
 
 class Traced(NamedTuple):
@@ -38,6 +39,7 @@ def trace(
     convention: str = "correct",
     example: Any = None,
     no_grad: bool = True,
+    primitives: Sequence[str] = (),
 ) -> Traced:
     """See ``Graph.from_module``. The network, on any device and in either mode (auxiliary heads that run in training
     mode only are traced in that mode only), its mode and the random state stay as they are. A network that needs the
@@ -46,7 +48,8 @@ def trace(
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention is {convention!r}; it must be one of {', '.join(CONVENTIONS)}")
-    rules = CONVENTIONS[convention]
+    check(primitives)
+    rules = CONVENTIONS[convention]._replace(primitives=tuple(primitives))
     recording = record(net, input_shape, rules.first_output, example, no_grad)
     reduction = Reduction(recording, rules)
     problem = out_of_reach(convention, net, reduction.nodes, reduction.wiring)
@@ -74,7 +77,10 @@ IMAGE = Value(frozenset({0}))
 OUTPUT = -1  # stands for the network's output while nodes are contracted
 # where a layer's function takes its weight; the data come just before
 WEIGHT_SLOT = {"Norm": 1, "Linear": 1, "Convolution": 1, "Addmm": 2, "Mm": 1}
+MASKING = {"MaskedFill", "Where", "Add", "Baddbmm"}
+"""Functions by which scores are masked before a softmax; a constant is the mask."""
 POOLS = {"MaxPool2DWithIndices": "max_pool", "AvgPool2D": "avg_pool"}
+POOLS_3D = {"MaxPool3DWithIndices": "max_pool", "AvgPool3D": "avg_pool"}
 MERGES = {"Add": "sum", "Addcmul": "sum", "Cat": "concat"}
 
 
@@ -110,7 +116,8 @@ class Reduction:
         if rules.pool_first and type(recording.network).__name__ == "SqueezeNet":
             self.pool_before_classifier()
         loose = [i for i, senders in self.wiring.in_degree if i and not senders]
-        self.wiring.add_edges_from((0, i) for i in loose if self.nodes[i].op != "pos_enc")
+        tables = {i for i in loose if self.nodes[i].op == "pos_enc" or self.nodes[i].role is Role.EMBEDDING}
+        self.wiring.add_edges_from((0, i) for i in loose if i not in tables)
 
     # --- growing
 
@@ -137,6 +144,9 @@ class Reduction:
         self.seen.add(parameter.name)
         if parameter.op == "pos_enc":  # positional encodings and embeddings are data: nothing flows into them
             return Value(self.consume((parameter,), frozenset(), 0))
+        if parameter.role is Role.EMBEDDING:  # of tokens, or of positions alone
+            read = IMAGE.nodes if id(tensor) in self.recording.looked_up else frozenset()
+            return Value(self.consume((parameter,), read, 0))
         return Value(pending=(parameter,))
 
     def add(self, node: Node, parents: frozenset[int], order: int) -> frozenset[int]:
@@ -207,7 +217,10 @@ class Reduction:
 
     def pool(self, step: Step, data: list[Value]) -> Value:
         shape = (1, 1, *(tuple(step.function._saved_kernel_size) or (3, 3)))
-        return Value(self.operation(step, POOLS[step.kind], data[0].nodes, shape))
+        return Value(self.operation(step, (POOLS | POOLS_3D)[step.kind], data[0].nodes, shape))
+
+    def pool_3d(self, step: Step, data: list[Value]) -> Value:
+        return self.pool(step, data) if "conv3d" in self.rules.primitives else self.pass_on(step, data)
 
     def global_pool(self, step: Step, data: list[Value]) -> Value:
         nodes = self.operation(step, "glob_avg", _producers(data))
@@ -222,12 +235,18 @@ class Reduction:
         return value
 
     def softmax(self, step: Step, data: list[Value]) -> Value:
-        nodes = self.operation(step, "msa", _producers(data))
+        before = self.recording.steps[step.inputs[0]]
+        masked = before.kind in MASKING and (before.kind == "MaskedFill" or None in before.inputs)
+        nodes = self.operation(step, self.attention_op(masked), _producers(data))
         self.dropped |= nodes  # until a matrix product applies the map
         return Value(nodes, softmax=max(nodes))
 
     def fused_attention(self, step: Step, data: list[Value]) -> Value:
-        return Value(self.operation(step, "msa", _producers(data)))
+        masked = getattr(step.function, "_saved_is_causal", False)
+        return Value(self.operation(step, self.attention_op(masked), _producers(data)))
+
+    def attention_op(self, masked: bool) -> str:
+        return "masked_msa" if masked and "masked_msa" in self.rules.primitives else "msa"
 
     def matmul(self, step: Step, data: list[Value]) -> Value:
         """An attention map times values: the values flow into the map's node, and only that flows on."""
@@ -361,6 +380,7 @@ def _has_node(value: Value) -> bool:
 HANDLERS: dict[str, Callable[[Reduction, Step, list[Value]], Value]] = {
     **dict.fromkeys(MERGES, Reduction.merge),
     **dict.fromkeys(POOLS, Reduction.pool),
+    **dict.fromkeys(POOLS_3D, Reduction.pool_3d),
     **dict.fromkeys(("Softmax", "SafeSoftmax"), Reduction.softmax),
     **dict.fromkeys(("Bmm", "Mm"), Reduction.matmul),
     "AdaptiveAvgPool2D": Reduction.global_pool,

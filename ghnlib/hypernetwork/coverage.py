@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ghnlib.graphs.graph import Graph
 from ghnlib.hypernetwork.ghn import GHN
 
 
@@ -64,7 +63,7 @@ def coverage(ghn: GHN, net: nn.Module, input_shape: tuple[int, ...] | None = Non
         TraceError: the network cannot be traced.
     """
     start = time.perf_counter()
-    graph = Graph.from_module(net, input_shape, ghn.config.convention, example=example)
+    graph = ghn.graph_of(net, input_shape, example)
     traced = time.perf_counter()
     values = ghn.predict(graph)
     done = time.perf_counter()

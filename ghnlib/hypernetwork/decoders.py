@@ -6,14 +6,14 @@ Shapes: n nodes decoded together, d hidden size, (M_o, M_i, S, S) the largest te
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from math import prod
+from math import ceil, prod
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghnlib.graphs.nodes import Role
+from ghnlib.graphs.nodes import Role, as_planes
 
 POSITION_SEED = 0
 
@@ -169,8 +169,14 @@ def _by_label(function: Callable, labels: Sequence[Hashable], inputs: Sequence[T
 
 
 def slice_of(role: Role, shape: tuple[int, ...], max_shape: tuple[int, int, int, int]) -> Slice:
-    """What to decode for a tensor with two or more axes."""
+    """What to decode for a tensor with two or more axes. Of convolutions see ``as_planes``; the rows of an embedding
+    over M_o are read in blocks of so many, each from a position of its own, so that M_o * S * S rows differ.
+    """
+    shape = as_planes(role, shape)
     largest_out, largest_in = max_shape[:2]
+    if role == Role.EMBEDDING:
+        side = ceil(ceil(shape[0] / largest_out) ** 0.5)
+        return Slice((side, side), min(shape[0], largest_out), min(shape[1], largest_in))
     if role == Role.CLASS_WEIGHT:
         return Slice((1, 1), largest_out, min(shape[1], largest_in), classes=True)
     out, in_ = (1, shape[2]) if len(shape) == 3 else shape[:2]
@@ -189,10 +195,13 @@ def _kernel(role: Role, shape: tuple[int, ...]) -> tuple[int, int]:
 
 def shaped(values: Tensor, role: Role, shape: tuple[int, ...], side: int) -> Tensor:
     """Decoded positions (n, h * w, out, in) -> (n, *shape) of tensors with two or more axes; ``side``: S."""
-    values = resize(values, _kernel(role, shape), side)
+    if role == Role.EMBEDDING:
+        return tile(values.flatten(1, 2), shape)
+    values = resize(values, _kernel(role, as_planes(role, shape)), side)
     if role == Role.POSITION and len(shape) == 3:
         return _token_positions(shape, values)
-    return tile(values.reshape(*values.shape[:3], *shape[2:]), shape)
+    values = values.reshape(*values.shape[:3], *shape[2:])
+    return tile(values.transpose(1, 2) if role == Role.TRANSPOSED else values, shape)
 
 
 def _token_positions(shape: tuple[int, ...], grid: Tensor) -> Tensor:
@@ -241,14 +250,19 @@ def tile(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x[(slice(None), *map(slice, shape[:2]))]
 
 
-def weight_scale(shape: tuple[int, ...], is_position: bool = False, fan: str = "in") -> float:
+def weight_scale(shape: tuple[int, ...], role: Role = Role.CONV, fan: str = "in") -> float:
     """sqrt(beta / fan) of a predicted weight (PPUDA section 4, parameter normalisation).
 
     beta is 1 where no ReLU is expected to follow (depthwise convolutions, 1x7 kernels), else 2. Positional
-    encodings keep their scale; the released hypernetworks tell them by the shape (1, c, >= 11, w).
+    encodings keep their scale, as do embeddings, whose rows are read alone; the released hypernetworks tell positional
+    encodings by the shape (1, c, >= 11, w). A transposed convolution counts as one of stride 1 and a single group,
+    neither of which its shape (in, out, ...) tells.
     ``fan``: "in" counts the values of one output channel, "out" those of one input channel (PPUDA Table 8).
     """
-    if is_position or (len(shape) > 2 and shape[0] == 1 and shape[2] >= 11):
+    if role == Role.TRANSPOSED:
+        shape = (shape[1], shape[0], prod(shape[2:]))
+    is_image = len(shape) == 4
+    if role in (Role.POSITION, Role.EMBEDDING) or (is_image and shape[0] == 1 and shape[2] >= 11):
         return 1.0
-    no_relu = len(shape) > 2 and (shape[1] == 1 or shape[2] < shape[3])
+    no_relu = len(shape) > 2 and shape[1] == 1 or is_image and shape[2] < shape[3]
     return ((1 if no_relu else 2) / (shape[0 if fan == "out" else 1] * prod(shape[2:]))) ** 0.5

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ghnlib.graphs.graph import Graph
-from ghnlib.graphs.nodes import PRIMITIVES
+from ghnlib.graphs.nodes import PRIMITIVES, Node, as_planes
 
 NO_SHAPE = -1
 
@@ -32,12 +32,17 @@ class NodeEmbedding(nn.Module):
 
     The last row of each shape table stands for "no shape". Channels 4 to 7 read the row of 8, side 2 that of 3.
     Without ``shapes`` there are only the primitives. ``anytime`` adds embeddings of scale and exit, see ``Node``.
+    ``primitives``: registered ones, whose rows follow those of the papers.
     """
 
-    def __init__(self, hid: int, num_classes: int, max_side: int, shapes: bool = True, anytime: bool = False):
+    def __init__(
+        self, hid: int, num_classes: int, max_side: int, shapes: bool = True, anytime: bool = False,
+        primitives: Sequence[str] = (),
+    ):  # fmt: skip
         super().__init__()
         channels, sides = _channel_values(num_classes), _spatial_values(max_side)
-        self.op = nn.Embedding(len(PRIMITIVES), hid)
+        self.primitives = (*PRIMITIVES, *primitives)
+        self.op = nn.Embedding(len(self.primitives), hid)
         self.shapes, self.anytime = shapes, anytime
         if anytime:
             self.scale, self.exit = nn.Embedding(8, hid), nn.Embedding(2, hid)  # scales 1, 2, 4, ..., 64
@@ -51,17 +56,21 @@ class NodeEmbedding(nn.Module):
         self._spatial_row[2] = np.searchsorted(sides, 3)
 
     def forward(self, graphs: Sequence[Graph]) -> Tensor:
-        """(N, d) for the nodes of all graphs, one graph after the other."""
+        """(N, d) for the nodes of all graphs, one graph after the other. ValueError: a primitive without a row."""
         device = self.op.weight.device
         nodes = [node for graph in graphs for node in graph.nodes]
         rows = lambda values: torch.as_tensor(values).to(device, non_blocking=True)  # the device is not waited for
-        ops = self.op(rows([PRIMITIVES.index(node.op) for node in nodes]))
+        if unknown := {node.op for node in nodes} - {*self.primitives}:
+            known = ", ".join(self.primitives)
+            raise ValueError(f"the graph has {', '.join(unknown)}, the hypernetwork knows {known}: trace without, or "
+                             "train one whose config.primitives has them")  # fmt: skip
+        ops = self.op(rows([self.primitives.index(node.op) for node in nodes]))
         if self.anytime:
             ops = ops + self.scale(rows([node.shrink.bit_length() for node in nodes]))
             ops = ops + self.exit(rows([int(node.exit) for node in nodes]))
         if not self.shapes:
             return ops
-        shapes = np.array([_four_dimensional(node.shape) for node in nodes])
+        shapes = np.array([_four_dimensional(node) for node in nodes])
         channel, spatial = self._rows(shapes)
         channel = self.channel(rows(channel)).flatten(1)
         spatial = self.spatial(rows(spatial)).flatten(1)
@@ -76,11 +85,12 @@ class NodeEmbedding(nn.Module):
         return channel, spatial
 
 
-def _four_dimensional(shape: tuple[int, ...] | None) -> tuple[int, int, int, int]:
+def _four_dimensional(node: Node) -> tuple[int, int, int, int]:
     """(out, in, h, w) of a tensor; a positional encoding (1, n, c) reads as (1, c, sqrt(n), sqrt(n))."""
-    if shape is None:
+    if node.shape is None:
         return (NO_SHAPE,) * 4
+    shape = as_planes(node.role, node.shape)
     if len(shape) == 3 and shape[0] == 1 and shape[1] > 1 and shape[2] > 1:
         side = int(shape[1] ** 0.5)
         return 1, shape[2], side, side
-    return (*shape, *(1,) * (4 - len(shape)))  # type: ignore[return-value]
+    return (*shape, 1, 1, 1)[:4]  # type: ignore[return-value]

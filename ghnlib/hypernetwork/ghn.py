@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Node, Role
 from ghnlib.graphs.parametrized import parts_in
 from ghnlib.graphs.recording import NO_GRAD, TraceError
+from ghnlib.graphs.vocabulary import check
 from ghnlib.hypernetwork.decoders import ConvDecoder, MLPDecoder, VectorDecoder, shaped, slice_of, tile, weight_scale
 from ghnlib.hypernetwork.embedding import NodeEmbedding
 from ghnlib.hypernetwork.encoders import MLP, Graphormer
@@ -28,7 +30,7 @@ NO_WAY_BACK = "part of {}, whose parametrization has no right_inverse that could
 IDENTITY = 3.0
 """Weight of the identity at the start of a training with ``initialization: identity``; other decoded values have a
 deviation of about 0.1."""
-VECTORS = (Role.NORM, Role.BIAS, Role.CLASS_BIAS)
+VECTORS = (Role.NORM, Role.BIAS, Role.CLASS_BIAS, Role.SLOPE)
 CLASSES = (Role.CLASS_WEIGHT, Role.CLASS_BIAS)
 ENCODERS = {"mlp": lambda config: MLP(config.hid), "gated_gnn": GatedGNN, "graphormer": Graphormer}
 DECODERS = {"conv": ConvDecoder, "mlp": MLPDecoder}
@@ -51,13 +53,15 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
     """
 
     def __init__(self, config: GHNConfig | Mapping, **overrides):
-        """config: a GHNConfig or its fields; overrides: fields that replace those of ``config``."""
+        """config: a GHNConfig or its fields; overrides: fields that replace those of ``config``. Raises ValueError for
+        an impossible configuration, or a primitive that is not registered."""
         super().__init__()
         fields_ = {**(asdict(config) if isinstance(config, GHNConfig) else config), **overrides}
         _check_names(fields_)
         self.config = c = GHNConfig(**fields_)
+        check(c.primitives)
         self._hub_mixin_config = asdict(c)  # what save_pretrained writes to config.json
-        self.embedding = NodeEmbedding(c.hid, c.num_classes, c.max_shape[2], c.shape_encoding, c.anytime)
+        self.embedding = NodeEmbedding(c.hid, c.num_classes, c.max_shape[2], c.shape_encoding, c.anytime, c.primitives)
         self.encoder: nn.Module = ENCODERS[c.encoder](c)
         self.norm = nn.LayerNorm(c.hid) if c.layernorm else nn.Identity()
         self.edge = nn.Linear(2 * c.hid, c.hid) if c.anytime else None
@@ -100,7 +104,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
     @without_autocast()
     def embed(self, networks, input_shape: tuple[int, ...] | None = None, *, example: Any = None) -> Tensor:
         """(B, d): each architecture as the mean of its node states (PPUDA section 5.2). Arguments as of ``predict``."""
-        graphs = [self._graph(network, input_shape, example) for network in _as_list(networks)]
+        graphs = [self.graph_of(network, input_shape, example) for network in _as_list(networks)]
         states = self.encode(graphs).split([len(graph) for graph in graphs])
         return torch.stack([state.mean(0) for state in states])
 
@@ -125,7 +129,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         Returns:
             Parameter name -> tensor; a list of such dicts for a meta-batch.
         """
-        graphs = [self._graph(network, input_shape, example) for network in _as_list(networks)]
+        graphs = [self.graph_of(network, input_shape, example) for network in _as_list(networks)]
         predictions = self(graphs, predict_class_layers)
         return predictions if isinstance(networks, Sequence) else predictions[0]
 
@@ -137,7 +141,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         for index, graph in enumerate(graphs):
             with_classes = self._predicts_classes(graph, predict_class_layers)
             for node in graph.nodes:
-                if node.name and (with_classes or node.role not in CLASSES):
+                if node.name and (with_classes or node.role not in CLASSES) and not self._is_too_long(node):
                     groups.setdefault((node.role, node.shape), []).append(_Target(row, index, node))
                 row += 1
         predictions: list[dict[str, Tensor]] = [{} for _ in graphs]
@@ -186,10 +190,10 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         with torch.no_grad():
             for net in _as_list(networks):
                 kept = protected(net, only, exclude)
-                graph = self._graph(net, input_shape, example)
+                graph = self.graph_of(net, input_shape, example)
                 if only is not None and any(graph.skipped.get(name) == NO_GRAD for name in graph.skipped.keys() - kept):
                     with contextlib.suppress(TraceError):  # it writes to its parameters there: they keep their values
-                        graph = Graph.from_module(net, input_shape, self.config.convention, example, no_grad=False)
+                        graph = self.graph_of(net, input_shape, example, no_grad=False)
                 values = self.predict(graph, predict_class_layers=predict_class_layers)
                 names = {name: name for name in (*dict(net.named_parameters(remove_duplicate=False)), *graph.skipped)}
                 names = {name: whole for name, whole in (names | parts_in(net)).items() if name not in values}
@@ -204,6 +208,8 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
 
     def why_skipped(self, name: str, graph: Graph, predict_class_layers: bool | None = None) -> str:
         """The reason that a parameter of the graph's network is not predicted."""
+        if any(node.name == name and self._is_too_long(node) for node in graph.nodes):
+            return f"embedding of more rows than the {self._rows} that the hypernetwork can tell apart"
         classes = {node.name: node.shape[0] for node in graph.nodes if node.role in CLASSES}
         if name not in classes:
             return graph.skipped.get(name, "no node in the graph")
@@ -212,10 +218,24 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         counts = " and ".join(map(str, sorted(set(classes.values()))))
         return f"class layer; the hypernetwork predicts {self.config.num_classes} classes, the network has {counts}"
 
-    def _graph(self, network: nn.Module | Graph, input_shape: tuple[int, ...] | None, example: Any) -> Graph:
+    def graph_of(
+        self, network: nn.Module | Graph, input_shape: tuple[int, ...] | None = None, example: Any = None,
+        no_grad: bool = True,
+    ) -> Graph:  # fmt: skip
+        """The graph that the hypernetwork reads of a network. Arguments: see ``Graph.from_module``."""
         if isinstance(network, Graph):
             return network
-        return Graph.from_module(network, input_shape, self.config.convention, example=example)
+        c = self.config
+        options = {"example": example, "no_grad": no_grad, "primitives": c.primitives}
+        return Graph.from_module(network, input_shape, c.convention, **options)
+
+    @property
+    def _rows(self) -> int:
+        """Rows of an embedding that can differ; beyond them tokens would share their vectors."""
+        return self.config.max_shape[0] * prod(self.config.max_shape[2:])
+
+    def _is_too_long(self, node: Node) -> bool:
+        return node.role == Role.EMBEDDING and node.shape[0] > self._rows
 
     def _predicts_classes(self, graph: Graph, wanted: bool | None) -> bool:
         if wanted is not None:
@@ -255,7 +275,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         for i, values in self.weight_decoder([slice_of(*key, c.max_shape) for key in keys], states.split(sizes)):
             role, shape = keys[i]
             if c.weight_norm:
-                values = values * weight_scale(shape, role == Role.POSITION, c.fan)
+                values = values * weight_scale(shape, role, c.fan)
             yield keys[i], "name", shaped(values, role, shape, c.max_shape[2])
 
     @classmethod

@@ -155,7 +155,7 @@ def train_ghn(
     trainer = MetaTrainer(ghn, recipe, max(1, len(images) // recipe.batch_size), kept)
     if next(ghn.parameters()).device.type == "cuda":
         first, _ = sample_meta_batch(architectures, recipe, seed, 0)
-        say(describe(training_bytes(ghn, recipe, first, images.side)))
+        say(describe(training_bytes(ghn, recipe, first, next(images.batches(1))[0])))
     decisive = replace(recipe, log_every=1, validate_every=1)  # they change nothing but the history
     parts = [asdict(ghn.config), asdict(decisive), asdict(augment or Augment()), seed, about]
     identity = json.dumps(parts, sort_keys=True, default=repr)

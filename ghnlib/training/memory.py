@@ -33,8 +33,8 @@ def saved_bytes(function: Callable[[], object]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def training_bytes(ghn: GHN, recipe: Recipe, architectures: Sequence[Architecture], side: int) -> dict[str, int]:
-    """What training steps with these architectures and images of ``side`` pixels need, by part; kernels' workspaces and
+def training_bytes(ghn: GHN, recipe: Recipe, architectures: Sequence[Architecture], data: Tensor) -> dict[str, int]:
+    """What training steps with these architectures and data (of any batch size) need, by part; kernels' workspaces and
     what the allocator holds in reserve come on top, half precision saves up to half of the activations.
 
     Returns:
@@ -46,12 +46,12 @@ def training_bytes(ghn: GHN, recipe: Recipe, architectures: Sequence[Architectur
     together = PREDICTED_TOGETHER if ghn.config.batching == "aligned" else recipe.meta_batch
     parts = [architectures[i : i + together] for i in range(0, len(architectures), together)]
     predicted = max(_prediction_bytes(shadow, part) for part in parts)
-    images = torch.empty(recipe.batch_size, 3, side, side, device="meta")
+    batch = data.new_empty(recipe.batch_size, *data.shape[1:], device="meta")
     parameters = sum(p.numel() * p.element_size() for p in ghn.parameters())
     return {
         "hypernetwork": STATES * parameters,
         "predictions": predicted,
-        "network": max(_network_bytes(architecture, recipe, images) for architecture in architectures),
+        "network": max(_network_bytes(architecture, recipe, batch) for architecture in architectures),
     }
 
 
@@ -70,12 +70,11 @@ def _prediction_bytes(ghn: GHN, architectures: Sequence[Architecture]) -> int:
     return max(0, saved - own) + 2 * values
 
 
-def _network_bytes(architecture: Architecture, recipe: Recipe, images: Tensor) -> int:
+def _network_bytes(architecture: Architecture, recipe: Recipe, batch: Tensor) -> int:
     net = architecture.build(device="meta").train(recipe.dropout)
-    labels = torch.zeros(len(images), dtype=torch.long, device="meta")
 
     def lost() -> Tensor:
-        return sum(F.cross_entropy(logits, labels) for logits in exits_of(net(images)))
+        return sum(F.cross_entropy(logits, logits.argmax(1)) for logits in exits_of(net(batch)))
 
     own = sum(p.numel() * p.element_size() for p in net.parameters())
     return max(0, saved_bytes(lost) - own)

@@ -387,7 +387,7 @@ def test_values_can_be_written_while_inference_mode_is_on_and_the_network_trains
 
 def test_an_example_of_the_input_is_passed_on_to_the_graph(monkeypatch):
     graph, seen = Graph.from_module(Residual(), SHAPE), []
-    monkeypatch.setattr(Graph, "from_module", lambda *rest, example=None: seen.append(example) or graph)
+    monkeypatch.setattr(Graph, "from_module", lambda *rest, example=None, **_: seen.append(example) or graph)
     ghn = tiny()
     ghn.initialize(Residual(), example="a")
     ghn.predict([Residual(), Residual()], example="b")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from shared import digits, pool, tiny
+from shared import SHAPE, digits, pool, tiny
 
 from ghnlib.config import Recipe
 from ghnlib.training.memory import describe, saved_bytes, training_bytes
@@ -12,7 +12,7 @@ from ghnlib.training.step import MetaTrainer
 
 def test_parts_are_what_a_training_keeps():
     ghn, recipe, networks = tiny(), Recipe(batch_size=8, meta_batch=3), pool("train", 12)[:3]
-    told = training_bytes(ghn, recipe, networks, 16)
+    told = training_bytes(ghn, recipe, networks, torch.empty(1, *SHAPE))
     trainer = MetaTrainer(ghn, recipe, 1)
     images, labels = next(digits().train.batches(8))
     trainer.step(networks, images, labels, seed=0)
@@ -24,7 +24,7 @@ def test_parts_are_what_a_training_keeps():
     own = [sum(p.numel() * 4 for p in net.parameters()) for net in nets]
     assert told["network"] == pytest.approx(max(a - b for a, b in zip(activations, own)), rel=0.02)
     assert told["predictions"] > 2 * sum(own)
-    larger = training_bytes(ghn, Recipe(batch_size=16, meta_batch=3), networks, 16)
+    larger = training_bytes(ghn, Recipe(batch_size=16, meta_batch=3), networks, torch.empty(1, *SHAPE))
     assert larger["network"] > 1.9 * told["network"] and larger["predictions"] == told["predictions"]
 
 

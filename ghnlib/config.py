@@ -12,6 +12,7 @@ Positive = Annotated[int, Field(gt=0)]
 Depth = Annotated[int, Field(gt=0, le=200)]
 Width = Annotated[int, Field(gt=0, le=16_384)]
 Side = Annotated[int, Field(gt=0, le=256)]
+Rank = Annotated[int, Field(ge=2, le=1024)]
 Classes = Annotated[int, Field(gt=0, le=1_000_000)]
 """Sizes of a hypernetwork, far above those of the papers: a file that asks for more is damaged or hostile."""
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -32,7 +33,9 @@ class GHNConfig:
         layers: Graphormer layers, or forward-backward sweeps T of the gated GNN.
         heads: attention heads of the Graphormer.
         max_shape: largest tensor decoded (out, in, S, S); larger ones are tiled.
-        decoder: of tensors with two or more axes, "conv" or "mlp" (PPUDA Table 8).
+        decoder: of tensors with two or more axes, "conv" or "mlp" (PPUDA Table 8), or "lowrank": of all, products of
+            two factors (LoGAH), see ``LowRankDecoder``.
+        rank: of these factors.
         weight_norm: normalisation of predicted parameters, of weights by their ``fan``, "in" or "out".
         shape_encoding: shapes of the parameters as features of nodes.
         virtual_edges: distances up to 50 instead of one-hop edges only.
@@ -62,7 +65,8 @@ class GHNConfig:
     layers: Depth = 3
     heads: Width = 8
     max_shape: Annotated[tuple[Width, Width, Side, Side], FromList] = (64, 64, 11, 11)
-    decoder: Literal["conv", "mlp"] = "conv"
+    decoder: Literal["conv", "mlp", "lowrank"] = "conv"
+    rank: Rank = 32
     weight_norm: bool = True
     fan: Literal["in", "out"] = "in"
     shape_encoding: bool = True
@@ -90,6 +94,17 @@ class GHNConfig:
             raise ValueError(f"directions={self.directions!r} is not for the {self.encoder}: both or forward is")
         if self.encoder == "graphormer" and self.hid % self.heads:
             raise ValueError(f"hid={self.hid} must be a multiple of heads={self.heads}")
+        if self.decoder == "lowrank":
+            self._check_low_rank()
+
+    def _check_low_rank(self) -> None:
+        if self.initialization == "identity":
+            raise ValueError("initialization='identity' is not for decoder='lowrank', whose products have no full rank "
+                             "to begin with: framework or ghn3 is")  # fmt: skip
+        longest = max(self.max_shape[:2]) * self.max_shape[2]
+        if self.num_classes > longest:
+            raise ValueError(f"num_classes={self.num_classes} is more than the {longest} rows that decoder='lowrank' "
+                             f"has with max_shape={self.max_shape}: raise max_shape")  # fmt: skip
 
     @property
     def cutoff(self) -> int:

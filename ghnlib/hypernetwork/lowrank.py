@@ -23,9 +23,9 @@ class LowRankDecoder(nn.Module):
     A weight (out, in, h, w) is A[: out * h] B[: in * w]^T, a class layer (C, in) likewise; vectors are (n, 2): a norm
     layer's weight and its bias, or the bias of any other layer. What is larger than K is tiled as by ``ConvDecoder``.
 
-    Decoded values start with a deviation of about 1, which weight normalisation makes He's scale. Rows of the linear map
-    start without a mean: what a ReLU leaves has one, and with torch's own initialisation nearly all of a matrix is the
-    one pattern that it makes (measured: 99.97% of the squares, at a deviation of 0.3).
+    Decoded values start with a deviation of about 1, which weight normalisation makes He's scale. Rows of the linear
+    map start without a mean: what a ReLU leaves has one, and with torch's own initialisation nearly all of a matrix is
+    the one pattern that it makes (measured: 99.97% of the squares, at a deviation of 0.3).
     """
 
     def __init__(self, hid: int, max_shape: tuple[int, int, int, int], num_classes: int, rank: int):

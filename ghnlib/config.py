@@ -17,6 +17,7 @@ Classes = Annotated[int, Field(gt=0, le=1_000_000)]
 """Sizes of a hypernetwork, far above those of the papers: a file that asks for more is damaged or hostile."""
 Share = Annotated[float, Field(gt=0, lt=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Bits = Annotated[int, Field(ge=2, le=16)]
 FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 """Tuples that may be given as lists, as JSON does."""
 CHECKED = ConfigDict(strict=True)
@@ -158,6 +159,7 @@ class Recipe:
         dropout: whether the networks' own dropout is active.
         precision: of the networks' arithmetic; parameters, loss and the hypernetwork stay in float32. With "float16"
             classification layers do too, and losses are scaled so that small gradients are not lost (the papers').
+        bits: that the networks' weights are rounded to in training, see ``quantised``; None: they are not.
         tf32: whether GPUs may round the factors of float32 products to 11 bits, several times as fast.
         architectures: how many of the training architectures are used, the first ones; None: all.
         widths: how wide training architectures are at the papers' scale, "narrow" (PPUDA) or "wide" (GHN-3, ImageNet).
@@ -182,6 +184,7 @@ class Recipe:
     label_smoothing: BelowOne = 0.0
     dropout: bool = True
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    bits: Bits | None = None
     tf32: bool = False
     architectures: Annotated[int, Field(gt=0, le=10**7)] | None = None
     widths: Literal["narrow", "wide"] = "narrow"

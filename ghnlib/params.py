@@ -35,7 +35,7 @@ from ghnlib.bounds import (
     Width,
     different,
 )
-from ghnlib.config import BelowOne, GHNConfig, Recipe, Share
+from ghnlib.config import BelowOne, Bits, GHNConfig, Recipe, Share
 
 
 class Section(BaseModel):
@@ -151,7 +151,8 @@ class Sgd(Section):
 
 
 class Evaluate(Section):
-    """Accuracy without fine-tuning, the yardsticks trained from random initialisation, other initialisations."""
+    """Accuracy without fine-tuning, the yardsticks trained from random initialisation, other initialisations; weights
+    of few ``bits``, left out without any."""
 
     batch_size: Batch
     bn_batches: Positive
@@ -166,6 +167,8 @@ class Evaluate(Section):
     initialised_steps: Positive
     initialised_lrs: Rates
     learned_steps: Positive
+    bits: Annotated[tuple[Bits, ...], Field(max_length=15), AfterValidator(different)]
+    quantised_networks: Positive
 
 
 class FineTune(Section):

@@ -8,7 +8,20 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from ghnlib.bounds import Batch, BelowOne, Classes, Depth, FromList, Kernel, NonNegative, Positive, Share, Width
+from ghnlib.bounds import (
+    Batch,
+    BelowOne,
+    Bits,
+    Classes,
+    Depth,
+    FromList,
+    Kernel,
+    NonNegative,
+    Positive,
+    Rank,
+    Share,
+    Width,
+)
 
 CHECKED = ConfigDict(strict=True)
 
@@ -24,7 +37,9 @@ class GHNConfig:
         layers: Graphormer layers, or forward-backward sweeps T of the gated GNN.
         heads: attention heads of the Graphormer.
         max_shape: largest tensor decoded (out, in, S, S); larger ones are tiled.
-        decoder: of tensors with two or more axes, "conv" or "mlp" (PPUDA Table 8).
+        decoder: of tensors with two or more axes, "conv" or "mlp" (PPUDA Table 8), or "lowrank": of all, products of
+            two factors (LoGAH), see ``LowRankDecoder``.
+        rank: of these factors.
         weight_norm: normalisation of predicted parameters, of weights by their ``fan``, "in" or "out".
         shape_encoding: shapes of the parameters as features of nodes.
         virtual_edges: distances up to 50 instead of one-hop edges only.
@@ -56,7 +71,8 @@ class GHNConfig:
     layers: Depth = 3
     heads: Width = 8
     max_shape: Annotated[tuple[Width, Width, Kernel, Kernel], FromList] = (64, 64, 11, 11)
-    decoder: Literal["conv", "mlp"] = "conv"
+    decoder: Literal["conv", "mlp", "lowrank"] = "conv"
+    rank: Rank = 32
     weight_norm: bool = True
     fan: Literal["in", "out"] = "in"
     shape_encoding: bool = True
@@ -89,6 +105,17 @@ class GHNConfig:
             raise ValueError(f"primitives are for convention='correct', {self.convention!r} has those of the papers")
         if self.encoder == "graphormer" and self.hid % self.heads:
             raise ValueError(f"hid={self.hid} must be a multiple of heads={self.heads}")
+        if self.decoder == "lowrank":
+            self._check_low_rank()
+
+    def _check_low_rank(self) -> None:
+        if self.initialization == "identity":
+            raise ValueError("initialization='identity' is not for decoder='lowrank', whose products have no full rank "
+                             "to begin with: framework or ghn3 is")  # fmt: skip
+        longest = max(self.max_shape[:2]) * self.max_shape[2]
+        if self.num_classes > longest:
+            raise ValueError(f"num_classes={self.num_classes} is more than the {longest} rows that decoder='lowrank' "
+                             f"has with max_shape={self.max_shape}: raise max_shape")  # fmt: skip
 
     @property
     def cutoff(self) -> int:
@@ -142,6 +169,7 @@ class Recipe:
         dropout: whether the networks' own dropout is active.
         precision: of the networks' arithmetic; parameters, loss and the hypernetwork stay in float32. With "float16"
             classification layers do too, and losses are scaled so that small gradients are not lost (the papers').
+        bits: that the networks' weights are rounded to in training, see ``quantised``; None: they are not.
         tf32: whether GPUs may round the factors of float32 products to 11 bits, several times as fast.
         architectures: how many of the training architectures are used, the first ones; None: all.
         widths: how wide training architectures are at the papers' scale, "narrow" (PPUDA) or "wide" (GHN-3, ImageNet).
@@ -166,6 +194,7 @@ class Recipe:
     label_smoothing: BelowOne = 0.0
     dropout: bool = True
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    bits: Bits | None = None
     tf32: bool = False
     architectures: Positive | None = None
     widths: Literal["narrow", "wide"] = "narrow"

@@ -15,6 +15,7 @@ from ghnlib.bounds import (
     Amount,
     Batch,
     BelowOne,
+    Bits,
     Count,
     Device,
     Few,
@@ -154,7 +155,8 @@ class Sgd(Section):
 
 
 class Evaluate(Section):
-    """Accuracy without fine-tuning, the yardsticks trained from random initialisation, other initialisations."""
+    """Accuracy without fine-tuning, the yardsticks trained from random initialisation, other initialisations; weights
+    of few ``bits``, left out without any."""
 
     batch_size: Batch
     bn_batches: Positive
@@ -169,6 +171,8 @@ class Evaluate(Section):
     initialised_steps: Positive
     initialised_lrs: Rates
     learned_steps: Positive
+    bits: Annotated[tuple[Bits, ...], Field(max_length=15), AfterValidator(different)]
+    quantised_networks: Positive
 
 
 class FineTune(Section):

@@ -156,12 +156,13 @@ def predict_and_evaluate(
     setup: Setup,
     chosen: Mapping[str, Mapping[int, Architecture]],
     statistics: tuple[ImageSet, int, int] | None = None,
+    bits: int | None = None,
 ) -> pd.DataFrame:
     """Test accuracy with the predictions of each hypernetwork.
 
     Args:
         chosen: split -> index -> architecture.
-        statistics: of batch norm, see ``evaluate_predictions``.
+        statistics, bits: of batch norm and of weights, see ``evaluate_predictions``.
 
     Returns:
         Rows ``method`` (the variant), ``seed``, ``split``, ``index``, ``accuracy``, ``top5``, metrics, ``error``.
@@ -172,7 +173,7 @@ def predict_and_evaluate(
     for variant, trainings in setup.hypernetworks.items():
         images, processes, folder = setup.images.test, setup.processes, setup.folder
         for seed, ghn in trainings.items():
-            rows = evaluate_predictions(ghn, networks, images, batch_size, processes, folder, statistics, metrics)
+            rows = evaluate_predictions(ghn, networks, images, batch_size, processes, folder, statistics, metrics, bits)
             parts.append(places.join(rows.drop(columns="index")).assign(method=variant, seed=seed))
         print(f"{variant}: {len(networks)} architectures evaluated, {len(trainings)} trainings", flush=True)
     return pd.concat(parts, ignore_index=True)

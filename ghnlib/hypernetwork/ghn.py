@@ -23,6 +23,7 @@ from ghnlib.hypernetwork.decoders import ConvDecoder, MLPDecoder, VectorDecoder,
 from ghnlib.hypernetwork.embedding import NodeEmbedding
 from ghnlib.hypernetwork.encoders import MLP, Graphormer
 from ghnlib.hypernetwork.gatedgnn import GatedGNN
+from ghnlib.hypernetwork.lowrank import LowRankDecoder
 from ghnlib.hypernetwork.pretrained import load_pretrained
 from ghnlib.hypernetwork.writing import InitializationReport, Patterns, Prediction, protected, write
 
@@ -65,8 +66,12 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         self.encoder: nn.Module = ENCODERS[c.encoder](c)
         self.norm = nn.LayerNorm(c.hid) if c.layernorm else nn.Identity()
         self.edge = nn.Linear(2 * c.hid, c.hid) if c.anytime else None
-        self.weight_decoder = DECODERS[c.decoder](c.hid, c.max_shape, c.num_classes, c.window)
-        self.vector_decoder = VectorDecoder(c.hid, max(c.max_shape[:2]), c.num_classes)
+        if c.decoder == "lowrank":  # vectors too
+            self.weight_decoder = LowRankDecoder(c.hid, c.max_shape, c.num_classes, c.rank)
+            self.vector_decoder = None
+        else:
+            self.weight_decoder = DECODERS[c.decoder](c.hid, c.max_shape, c.num_classes, c.window)
+            self.vector_decoder = VectorDecoder(c.hid, max(c.max_shape[:2]), c.num_classes)
         if c.initialization == "ghn3":
             self._initialize_as_ghn3()
         elif c.initialization == "identity":
@@ -74,10 +79,13 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
 
     def _initialize_as_ghn3(self) -> None:
         """Small last layers and truncated-normal embeddings, as GHN-3 starts its training."""
-        last = "conv2" if self.config.decoder == "conv" else "fc2"
-        for layer in (self.vector_decoder.fc2, getattr(self.weight_decoder, last), self.weight_decoder.class_layer):
-            layer.weight.data.div_(5)
-            nn.init.zeros_(layer.bias)
+        if self.vector_decoder is None:
+            self.weight_decoder.shrink(5)
+        else:
+            last = "conv2" if self.config.decoder == "conv" else "fc2"
+            for layer in (self.vector_decoder.fc2, getattr(self.weight_decoder, last), self.weight_decoder.class_layer):
+                layer.weight.data.div_(5)
+                nn.init.zeros_(layer.bias)
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=module.embedding_dim**-0.5)
@@ -256,11 +264,14 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
 
     def _vectors(self, states: Tensor, keys: list, sizes: list[int]) -> Iterator[tuple[tuple, str, Tensor]]:
         """States (N, d) of the tensors with one axis -> (n, *shape) for each role and shape of ``keys``."""
-        weight, bias = self.vector_decoder(states)
+        if self.vector_decoder is None:
+            weight, bias = self.weight_decoder.vectors(states, max(shape[0] for _, shape in keys))
+        else:
+            weight, bias = self.vector_decoder(states)
         weights = 2 * torch.sigmoid(weight / 2) if self.config.weight_norm else weight
         parts = zip(keys, weights.split(sizes), bias.split(sizes), self._bounded(bias).split(sizes))
         for (role, shape), weight, raw, bias in parts:
-            if role == Role.CLASS_BIAS:
+            if role == Role.CLASS_BIAS and self.vector_decoder is not None:
                 bias = self._bounded(self.vector_decoder.class_bias(raw))
             if role == Role.NORM:
                 yield (role, shape), "name", tile(weight, shape)
@@ -271,8 +282,8 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
 
     def _weights(self, states: Tensor, keys: list, sizes: list[int]) -> Iterator[tuple[tuple, str, Tensor]]:
         """States (N, d) of the tensors with two or more axes -> (n, *shape) for each role and shape of ``keys``."""
-        c = self.config
-        for i, values in self.weight_decoder([slice_of(*key, c.max_shape) for key in keys], states.split(sizes)):
+        c, largest = self.config, self.weight_decoder.max_shape
+        for i, values in self.weight_decoder([slice_of(*key, largest) for key in keys], states.split(sizes)):
             role, shape = keys[i]
             if c.weight_norm:
                 values = values * weight_scale(shape, role, c.fan)

@@ -47,6 +47,8 @@ def least_values(config: GHNConfig) -> int:
     encoder = {"mlp": 2 * c.hid**2, "gated_gnn": 7 * c.hid**2 * c.modules, "graphormer": 0}[c.encoder]
     if c.encoder == "graphormer" and c.attention:
         encoder = 12 * c.hid**2 * c.layers
+    if c.decoder == "lowrank":
+        return encoder + 36 * c.hid**2 + 16 * c.hid * c.rank**2 + c.rank * max(out, in_) * side
     if c.decoder == "mlp":
         decoder = 2 * c.hid * (prod(c.max_shape) + c.num_classes * in_)
     else:

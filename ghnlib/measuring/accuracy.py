@@ -20,6 +20,7 @@ from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.vision import TorchvisionNetwork
 from ghnlib.data.images import DataError, ImageFiles, ImageSet
 from ghnlib.hypernetwork.ghn import GHN
+from ghnlib.hypernetwork.quantising import quantised
 from ghnlib.measuring.kept import rows_kept
 from ghnlib.measuring.metrics import METRICS, metrics_of
 
@@ -94,14 +95,17 @@ def predicted_accuracies(
     batch_size: int = 64,
     statistics: tuple[ImageSet, int, int] | None = None,
     metrics: Sequence[str] = (),
+    bits: int | None = None,
 ) -> dict[str, float]:
-    """``top_accuracies`` of a network with predicted parameters. ``statistics``: see ``evaluate_predictions``.
+    """``top_accuracies`` of a network with predicted parameters. ``statistics``, ``bits``: of ``evaluate_predictions``.
 
     Raises:
         DataError: the hypernetwork is for another number of classes.
     """
     _check_classes(ghn, images)
     (parameters,) = ghn([architecture.graph], predict_class_layers=True)
+    if bits:
+        parameters = quantised(parameters, bits)
     if statistics is None:
         return top_accuracies(architecture.build(device="meta"), images, batch_size, parameters, metrics)
     net = architecture.build(device="cpu", track_running_stats=True).to(images.device)
@@ -120,6 +124,7 @@ def evaluate_predictions(
     folder: str | Path | None = None,
     statistics: tuple[ImageSet, int, int] | None = None,
     metrics: Sequence[str] = (),
+    bits: int | None = None,
 ) -> pd.DataFrame:
     """Accuracy with predicted parameters, without fine-tuning, in processes of one core each.
 
@@ -128,13 +133,14 @@ def evaluate_predictions(
         statistics: images, number of batches and seed of their order, to average batch-norm statistics over instead
             of taking those of each test batch (PPUDA appendix C.1: 200 batches of 64 training images).
         metrics: some of ``METRICS``.
+        bits: that predicted weights are rounded to, see ``quantised``; None: float32.
 
     Returns:
         One row an architecture: ``index``, ``accuracy``, ``top5``, metrics (percent; NaN if there is an error),
         ``error``.
     """
     tasks = [({"index": i}, (architecture,)) for i, architecture in enumerate(architectures)]
-    common = (ghn, images, batch_size, statistics, metrics)
+    common = (ghn, images, batch_size, statistics, metrics, bits)
     return _scored(rows_kept(predicted_accuracies, tasks, common, processes, folder))
 
 

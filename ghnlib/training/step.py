@@ -25,6 +25,7 @@ from ghnlib.config import Recipe
 from ghnlib.data.images import mix
 from ghnlib.graphs.nodes import Role
 from ghnlib.hypernetwork.ghn import GHN, without_autocast
+from ghnlib.hypernetwork.quantising import quantised
 from ghnlib.measuring.accuracy import exits_of
 from ghnlib.training.ranks import share_of_rank, sum_gradients, sum_tensor
 
@@ -146,9 +147,10 @@ class MetaTrainer:
         and the parameters' gradients; None of those that are not used."""
         net = self._network(architecture)
         torch.manual_seed(seed)
+        used = quantised(parameters, self.recipe.bits) if self.recipe.bits else parameters
         autocast = AUTOCAST.get(self.recipe.precision)
         with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
-            exits = [logits.float() for logits in exits_of(torch.func.functional_call(net, parameters, (images,)))]
+            exits = [logits.float() for logits in exits_of(torch.func.functional_call(net, used, (images,)))]
         loss = sum(F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing) for logits in exits)
         values, gamma = list(parameters.values()), self.recipe.gamma
         # It stops at the parameters, without copies of them as leaves.

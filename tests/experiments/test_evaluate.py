@@ -28,6 +28,7 @@ from ghnlib.experiments.evaluate import (
     torchvision_table,
 )
 from ghnlib.experiments.initialisations import compare_initialisations
+from ghnlib.experiments.quantisation import evaluate_quantised
 from ghnlib.experiments.setup import Setup
 from ghnlib.measuring.accuracy import NOT_FINITE, predicted_accuracies
 from ghnlib.measuring.costs import flops, inference_flops, step_flops
@@ -335,3 +336,22 @@ def test_torchvision_is_left_out_unless_it_is_asked_for(setup):
         table.loc["ghn2"].to_dict() == {"PyTorch split": "3.00 ± 1.00 (n = 2)", "ResNet-50": 4.0}
         and table.loc["mlp"].isna().all()
     )
+
+
+def test_predicted_weights_are_rounded_to_few_bits_beside_the_same_networks_in_float(setup, splits, evaluation):
+    section = setup.evaluate.model_copy(update={"bits": (8, 2), "quantised_networks": 2})
+    own = replace(setup, evaluate=section)
+    vars(own).update(images=setup.images, hypernetworks=setup.hypernetworks)
+    found = evaluate_quantised(own, splits["test"], evaluation)
+    count = min(2, len(splits["test"]))
+    assert found.table.columns.tolist() == ["float", "8 bits", "2 bits"]
+    assert found.table.index.tolist() == ["mlp", "ghn2"]
+    assert {len(rows) for _, rows in found.rows.groupby(["method", "weights", "seed"])} == {count}
+    rows = found.rows.set_index(["method", "weights", "seed", "index"])["accuracy"]
+    images, ghn = setup.images.test, setup.hypernetworks["ghn2"][1]
+    for weights, bits in ("float", None), ("8 bits", 8), ("2 bits", 2):
+        expected = predicted_accuracies(splits["test"][0], ghn, images, section.batch_size, bits=bits)["accuracy"]
+        assert rows["ghn2", weights, 1, 0] == expected
+    assert found.metrics["2 bits"]["mlp"]["test"]["n"] == count
+    own = replace(setup, evaluate=setup.evaluate.model_copy(update={"bits": ()}))
+    assert evaluate_quantised(own, splits["test"], evaluation).metrics == {}

@@ -12,7 +12,8 @@ FORMATS = {torch.float16: 0.005, torch.bfloat16: 0.04, torch.float64: 1e-5}
 
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("changes", [
-    {}, {"directions": "none"}, {"attention": False}, {"decoder": "mlp"}, {"encoder": "gated_gnn"}, {"encoder": "mlp"},
+    {}, {"directions": "none"}, {"attention": False}, {"decoder": "mlp"}, {"decoder": "lowrank"},
+    {"encoder": "gated_gnn"}, {"encoder": "mlp"},
 ], ids=str)  # fmt: skip
 def test_hypernetworks_predict_in_their_own_precision(changes, dtype):
     ghn, nets = tiny(**changes), [Residual(), Residual(width=24, blocks=3)]

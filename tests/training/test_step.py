@@ -7,6 +7,7 @@ import torch
 from shared import ROOT, digits, pool, tiny
 
 from ghnlib.config import Recipe
+from ghnlib.hypernetwork.quantising import quantised
 from ghnlib.training.loop import train_ghn
 from ghnlib.training.step import MetaTrainer
 
@@ -109,3 +110,15 @@ def test_what_waits_is_counted():
         values.to("meta")
         values.to("meta", non_blocking=True)
     assert counts["waits"] == 5
+
+
+def test_networks_of_few_bits_are_trained_straight_through():
+    exact, rounded = (MetaTrainer(tiny(), Recipe(meta_batch=1, dropout=False, bits=bits), 1) for bits in (None, 3))
+    (architecture,), (images, labels) = pool("train", 12)[:1], next(digits().train.batches(8))
+    (parameters,) = exact.ghn([architecture.graph])
+    leaves = {name: v.detach().requires_grad_() for name, v in quantised(parameters, 3).items()}
+    (loss, *_), expected = exact._run_child(architecture, leaves, images, labels, 0)
+    (found, *_), gradients = rounded._run_child(architecture, parameters, images, labels, 0)
+    assert found == loss != exact._run_child(architecture, parameters, images, labels, 0)[0][0]
+    for gradient, other in zip(gradients, expected):
+        torch.testing.assert_close(gradient, other)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from math import inf
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node
 
-from ghnlib.params import Data, Params, Section, Target, VanillaVariant, Variant
+from ghnlib.params import Data, Params, Section, Target, TrainVariant, VanillaVariant
 
 LARGEST, MOST_VALUES = 1 << 18, 20_000
 """Bytes of a file and values in it, forty times those of params.yaml: more is a mistake, or would fill the memory."""
@@ -62,7 +63,7 @@ def _short(value: Any) -> str:
 
 def _keys_of(section: list[str]) -> list[str]:
     if section[1:2] == ["variants"]:
-        return list((Variant if section[0] == "train" else VanillaVariant).model_fields)
+        return list((TrainVariant if section[0] == "train" else VanillaVariant).model_fields)
     model: Any = Params
     for part in section:
         own = model.model_fields.get(part)
@@ -87,6 +88,25 @@ def _impossible(params: Params) -> Iterator[str]:
             yield f"{key}.root = None: the source {section.source} needs the folder of its images"
         if section.source == "digits" and (section.image_size or 0) > 256:
             yield f"{key}.image_size = {section.image_size}: at most 256, the embedded digits have 8 pixels a side"
+
+
+HUB_ID = re.compile(r"(?!models/|runs/|\.)[\w.-]+(/[\w.-]+)?")
+
+
+def is_path(source: str, root: Path = Path()) -> bool:
+    """Whether a hypernetwork's source is a file or folder, there or missing: not a released name or hub id."""
+    return (root / source).exists() or not HUB_ID.fullmatch(source)
+
+
+def check_starts(params: Params, trainings: Iterable[str]) -> None:
+    """Raise ParamsError if files are missing that some of the trainings start from."""
+    for variant, seed in (params.train.trainings[name] for name in trainings):
+        start = params.train.start_of(variant, seed)
+        if start and is_path(start) and not Path(start).exists():
+            raise ParamsError(
+                f"train.variants.{variant}.start_from = {_short(start)}: there is no such file or folder (for the seed "
+                f"{seed}). Train that hypernetwork first, or give another file or hub id"
+            )
 
 
 def _images_of(params: Params) -> Iterator[tuple[str, Data | Target]]:

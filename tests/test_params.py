@@ -6,7 +6,8 @@ import time
 import pytest
 from shared import ROOT, digits, params
 
-from ghnlib.params_file import ParamsError, merge, read_merged, read_yaml, validate
+from ghnlib.params import CONTINUED
+from ghnlib.params_file import ParamsError, check_starts, merge, read_merged, read_yaml, validate
 
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
 
@@ -98,6 +99,25 @@ def test_what_is_not_allowed_is_named(raw, key, value, said):
         validate(raw)
     assert all(text in str(error.value) for text in said), str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_variant_that_starts_from_a_hypernetwork_has_a_lower_rate_and_its_file_must_be_there(
+    raw, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    raw["train"]["seeds"] = [0, 3]
+    raw["train"]["variants"] |= {
+        "on": {"start_from": "models/a-{seed}", "hid": 20},
+        "own": {"start_from": "a/b", "lr": 1.0},
+    }
+    params = validate(raw)
+    train, recipe = params.train, params.train.recipe
+    assert (train.start_of("on", 3), train.start_of("ghn3", 3)) == ("models/a-3", None)
+    assert (train.recipe_of("on").lr, train.recipe_of("own").lr) == (CONTINUED * recipe.lr, 1.0)
+    (tmp_path / "models" / "a-0").mkdir(parents=True)
+    check_starts(params, ["on-0", "own-3", "ghn3-0"])
+    with pytest.raises(ParamsError, match=r"train.variants.on.start_from = 'models/a-3': there is no such.*hub id"):
+        check_starts(params, train.trainings)
 
 
 def test_limits_are_those_of_the_embedded_digits(raw):

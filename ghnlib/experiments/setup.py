@@ -24,7 +24,7 @@ from ghnlib.measuring.accuracy import evaluate_predictions
 from ghnlib.params_file import ParamsError, read_yaml, validate
 from ghnlib.reporting.statistics import Measured
 from ghnlib.training.devices import device_of
-from ghnlib.training.jobs import Job
+from ghnlib.training.jobs import Job, architecture_of
 from ghnlib.training.networks import TrainingRecipe
 
 SECTIONS = {name: field.annotation for name, field in params.Params.model_fields.items()
@@ -164,10 +164,10 @@ class Setup:
 
     def job(self, variant: str, seed: int, folder: Path, classes: tuple[int, ...] | None = None, **changes: Any) -> Job:
         """The training of a variant; ``changes``: of its recipe."""
-        recipe = replace(self.train.recipe_of(variant), **changes)
+        recipe, start = replace(self.train.recipe_of(variant), **changes), self.train.start_of(variant, seed)
         return Job(data=self.data, deepnets=self.deepnets, seed=self.seed, training_seed=seed, classes=classes,
-                   ghn=self.train.config(variant), recipe=recipe, folder=str(folder),
-                   device=self.device.type)  # fmt: skip
+                   ghn=architecture_of(start, self.train.stated(variant)) if start else self.train.config(variant),
+                   recipe=recipe, folder=str(folder), device=self.device.type, start_from=start)  # fmt: skip
 
     def history(self, variant: str) -> pd.DataFrame:
         """What the trainings of a variant have logged, see ``train_ghn``, one below the other; a column ``seed``."""

@@ -62,6 +62,11 @@ Networks = Annotated[tuple[Name, ...], Field(max_length=100), AfterValidator(dif
 """Of torchvision, by name."""
 
 
+OwnNetwork = Annotated[str, Field(pattern=r"^([a-z0-9._-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$", max_length=256)]
+OwnNetworks = Annotated[tuple[OwnNetwork, ...], Field(max_length=100), AfterValidator(different)]
+"""Of torchvision, by name, or "module:function"."""
+
+
 def _not_empty(lrs: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
     if not any(lrs.values()):
         raise PydanticCustomError("too_short", "at least 1 rate of one optimizer is needed")

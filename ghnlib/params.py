@@ -23,6 +23,7 @@ from ghnlib.bounds import (
     Networks,
     NonNegative,
     NonNegatives,
+    OwnNetworks,
     Positive,
     Rate,
     Rates,
@@ -68,7 +69,8 @@ class Data(Section):
 
 class DeepNets(Section):
     """Design space and number of architectures of each split. ``path``: folder of the released HDF5 files with their
-    meta JSON, from which architectures are read instead of sampled."""
+    meta JSON, from which architectures are read instead of sampled. ``extra``: networks of one's own, see
+    ``own_networks``, that the share ``extra_share`` of a variant's recipe is drawn from."""
 
     scale: Literal["small", "paper"]
     path: Folder | None
@@ -76,6 +78,7 @@ class DeepNets(Section):
     val: Positive
     test: Positive
     ood: Positive
+    extra: OwnNetworks = ()
 
 
 class Architectures(Section):
@@ -148,6 +151,11 @@ class Train(Hypernetworks):
     devices: Few
     variants: Annotated[dict[VariantName, TrainVariant], Field(min_length=1, max_length=100)]
 
+    @property
+    def plain(self) -> list[str]:
+        """The variants that are trained on the design space alone; all, if none is."""
+        return [name for name in self.variants if not self.recipe_of(name).extra_share] or list(self.variants)
+
     def start_of(self, name: str, seed: int) -> str | None:
         """What a training starts from; None: from nothing."""
         start = self.variants[name].start_from
@@ -196,6 +204,7 @@ class Evaluate(Section):
     initialised_steps: Positive
     initialised_lrs: Rates
     learned_steps: Positive
+    unseen: OwnNetworks = ()
 
 
 class FineTune(Section):

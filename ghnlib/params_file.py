@@ -83,6 +83,11 @@ def _impossible(params: Params) -> Iterator[str]:
     for key, value, limit, why in _limits(params):
         if value > limit:
             yield f"{key} = {value}: at most {limit}, {why}"
+    for section, networks in (("train", params.deepnets.extra), ("anytime", ())):
+        for name in getattr(params, section).variants:
+            if (share := getattr(params, section).recipe_of(name).extra_share) and not networks:
+                text = "must be 0, deepnets.extra names no networks" if section == "train" else "must be 0"
+                yield f"{section}.variants.{name}: extra_share = {share}: {text}"
     for key, section in _images_of(params):
         if section.source != "digits" and section.root is None:
             yield f"{key}.root = None: the source {section.source} needs the folder of its images"
@@ -155,11 +160,22 @@ def _limits_of_digits(params: Params) -> Iterator[tuple[str, float, float, str]]
     yield "finetune.batch_size", params.finetune.batch_size, epoch, why
 
 
-def read_merged(path: str | Path, overlay: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_merged(path: str | Path, overlay: str | Path) -> dict[str, Any]:
     """A file with an overlay (``profiles/NAME.yaml``) merged over it, not yet validated.
 
-    An overlay that ``extends`` another, by name, is merged over that one. ``above``: overlays that extend this one.
+    An overlay that ``extends`` another, by name, is merged over that one.
+    A variant that is null in the overlay is left out.
     """
+    merged = _merged(path, overlay, ())
+    for section in "train", "anytime":
+        within = merged.get(section)
+        if isinstance(within, dict) and isinstance(within.get("variants"), dict):
+            merged[section] = within | {"variants": {k: v for k, v in within["variants"].items() if v is not None}}
+    return merged
+
+
+def _merged(path: str | Path, overlay: str | Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """``above``: overlays that extend this one."""
     own = read_yaml(overlay)
     below = own.pop("extends", None)
     if below is None:
@@ -168,7 +184,7 @@ def read_merged(path: str | Path, overlay: str | Path, above: tuple[Path, ...] =
     above = (*above, Path(overlay))
     if not isinstance(below, str) or others.get(below) in (None, *above):
         raise ParamsError(f"{overlay}: extends = {below!r}: there is no such other profile beside it")
-    return merge(read_merged(path, others[below], above), own)
+    return merge(_merged(path, others[below], above), own)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

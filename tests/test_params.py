@@ -67,6 +67,13 @@ def test_a_variant_is_what_all_share_with_its_changes(raw):
         ("train.variants.ghn1.meta_batch", 401, ["train.variants.ghn1: meta_batch = 401", "at most 400"]),
         ("train.variants.ghn2.architectures", 401, ["train.variants.ghn2: architectures = 401: at most 400"]),
         ("anytime.variants.vanilla.meta_batch", 61, ["anytime.variants.vanilla: meta_batch = 61", "at most 60"]),
+        (
+            "deepnets.extra",
+            [],
+            ["train.variants.ghn3-own: extra_share = 0.2: must be 0, deepnets.extra names no networks"],
+        ),
+        ("deepnets.extra", ["My Net"], ["deepnets.extra", "'My Net'", "pattern"]),
+        ("anytime.recipe.extra_share", 0.5, ["anytime.variants.vanilla: extra_share = 0.5: must be 0"]),
         ("train.seeds", [0, 1, 0], ["train.seeds", "only once"]),
         ("train.seeds", list(range(101)), ["train.seeds", "at most 100"]),
         ("train.variants.null", {}, ["train.variants.null", "something else"]),
@@ -172,6 +179,13 @@ def test_overlays_merge_key_by_key(tmp_path):
     overlay = tmp_path / "x.yaml"
     overlay.write_text("seed: 5\n")
     assert read_merged(ROOT / "params.yaml", overlay)["seed"] == 5
+
+
+def test_an_overlay_leaves_out_variants(tmp_path):
+    (tmp_path / "low.yaml").write_text("train: {variants: {new: {}, newer: {}}}\n")
+    (tmp_path / "high.yaml").write_text("extends: low\ntrain: {variants: {ghn1: null, new: null}}\n")
+    variants = read_merged(ROOT / "params.yaml", tmp_path / "high.yaml")["train"]["variants"]
+    assert list(variants) == ["mlp", "ghn2", "ghn3", "ghn3-own", "newer"]
 
 
 def test_an_overlay_extends_another(tmp_path):

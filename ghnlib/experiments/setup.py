@@ -154,8 +154,8 @@ class Setup:
 
     @property
     def analysed(self) -> list[str]:
-        """The variants that the section ``analysis`` names; None there: all."""
-        return list(self.analysis.variants or self.train.variants)
+        """The variants that the section ``analysis`` names; None there: all but those trained on one's own networks."""
+        return list(self.analysis.variants or self.train.plain)
 
     @property
     def trainings(self) -> list[dict[str, GHN]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from ghnlib.architectures.architecture import Architecture
-from ghnlib.architectures.vision import TorchvisionNetwork
+from ghnlib.architectures.vision import TorchvisionNetwork, build_to_run
 from ghnlib.data.images import DataError, ImageFiles, ImageSet
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.kept import rows_kept
@@ -93,7 +93,8 @@ def predicted_accuracies(
     _check_classes(ghn, images)
     (parameters,) = ghn([architecture.graph], predict_class_layers=True)
     if statistics is None:
-        return top_accuracies(architecture.build(device="meta"), images, batch_size, parameters)
+        device = next(ghn.parameters()).device
+        return top_accuracies(build_to_run(architecture, device), images, batch_size, parameters)
     net = architecture.build(device="cpu", track_running_stats=True).to(images.device)
     net.load_state_dict(parameters, strict=False)
     source, batches, seed = statistics

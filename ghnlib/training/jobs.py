@@ -17,6 +17,7 @@ import torch
 from torch import distributed
 
 from ghnlib.architectures.architecture import Architecture
+from ghnlib.architectures.vision import own_networks
 from ghnlib.bounds import Count, Device, Seed
 from ghnlib.config import GHNConfig, Recipe
 from ghnlib.data.images import Augment, DataError, ImageSet
@@ -72,8 +73,13 @@ def train_variant(job: Job) -> GHN:
     if job.start_from is not None:
         with locate(job.start_from).open("rb") as file:
             about["start"] = hashlib.file_digest(file, "blake2b").hexdigest()
+    extra = []
+    if job.recipe.extra_share:
+        extra, about["extra"] = own_networks(job.deepnets.extra, len(images.classes), images.side), job.deepnets.extra
     augment = augmentation_of(job.data)
-    return train_on(*splits, images, job.ghn, job.recipe, job.training_seed, job.folder, augment, about, job.start_from)
+    return train_on(
+        *splits, images, job.ghn, job.recipe, job.training_seed, job.folder, augment, about, job.start_from, extra
+    )
 
 
 def architecture_of(start_from: str, stated: Mapping[str, object]) -> GHNConfig:
@@ -100,10 +106,11 @@ def train_on(
     augment: Augment,
     about: Mapping[str, object] | None = None,
     start_from: str | None = None,
+    extra: Sequence[Architecture] = (),
 ) -> GHN:
     """Train a hypernetwork on the architectures of ``pool``, validated on those of ``val``, on the images' device; it
     is written to ``folder/model``. ``config``: the number of classes is that of the images. ``about``: see
-    ``train_ghn``. ``start_from``: see ``Job``."""
+    ``train_ghn``, as for ``extra``. ``start_from``: see ``Job``."""
     train = list(pool) if len(pool) <= KEPT_IN_MEMORY else pool
     unseen = list(val)
     torch.manual_seed(seed)
@@ -117,6 +124,7 @@ def train_on(
     train_ghn(
         ghn, train, images.train, recipe, folder, seed, augment,
         validate=lambda ghn: {"validation_accuracy": validation_accuracy(ghn, unseen, images.val)}, about=about,
+        extra=extra,
     )  # fmt: skip
     if is_first_rank():
         ghn.save_pretrained(Path(folder) / "model")

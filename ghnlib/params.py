@@ -18,6 +18,7 @@ from ghnlib.bounds import (
     Device,
     Few,
     Folder,
+    Logger,
     Name,
     Names,
     Networks,
@@ -100,7 +101,7 @@ Variant = create_model("Variant", __base__=Section, **_fields_of(GHNConfig), **_
 """What a variant changes: any key of ``train.ghn`` or ``train.recipe``."""
 
 
-CONTINUED = 0.2
+CONTINUED = 0.5
 """Of ``train.recipe.lr``, where a variant that starts from a trained hypernetwork gives no rate."""
 
 
@@ -149,6 +150,7 @@ class Train(Hypernetworks):
 
     seeds: Seeds
     devices: Few
+    logger: Logger = "csv"
     variants: Annotated[dict[VariantName, TrainVariant], Field(min_length=1, max_length=100)]
 
     @property

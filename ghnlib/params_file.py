@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
@@ -18,6 +19,7 @@ from ghnlib.params import Data, Params, Section, Target, TrainVariant, VanillaVa
 
 LARGEST, MOST_VALUES = 1 << 18, 20_000
 """Bytes of a file and values in it, forty times those of params.yaml: more is a mistake, or would fill the memory."""
+NO_TENSORBOARD = "it is not installed here: pip install ghnlib[tensorboard], or set csv"
 CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000}
 DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
 """Embedded images of each digit."""
@@ -83,6 +85,8 @@ def _impossible(params: Params) -> Iterator[str]:
     for key, value, limit, why in _limits(params):
         if value > limit:
             yield f"{key} = {value}: at most {limit}, {why}"
+    if params.train.logger == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        yield f"train.logger = 'tensorboard': {NO_TENSORBOARD}"
     for section, networks in (("train", params.deepnets.extra), ("anytime", ())):
         for name in getattr(params, section).variants:
             if (share := getattr(params, section).recipe_of(name).extra_share) and not networks:

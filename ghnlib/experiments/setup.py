@@ -167,7 +167,8 @@ class Setup:
         recipe, start = replace(self.train.recipe_of(variant), **changes), self.train.start_of(variant, seed)
         return Job(data=self.data, deepnets=self.deepnets, seed=self.seed, training_seed=seed, classes=classes,
                    ghn=architecture_of(start, self.train.stated(variant)) if start else self.train.config(variant),
-                   recipe=recipe, folder=str(folder), device=self.device.type, start_from=start)  # fmt: skip
+                   recipe=recipe, folder=str(folder), device=self.device.type, start_from=start,
+                   logger=self.train.logger)  # fmt: skip
 
     def history(self, variant: str) -> pd.DataFrame:
         """What the trainings of a variant have logged, see ``train_ghn``, one below the other; a column ``seed``."""

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import distributed
 
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.vision import own_networks
-from ghnlib.bounds import Count, Device, Seed
+from ghnlib.bounds import Count, Device, Logger, Seed
 from ghnlib.config import GHNConfig, Recipe
 from ghnlib.data.images import Augment, DataError, ImageSet
 from ghnlib.data.sources import ImageSplits, augmentation_of, images_of
@@ -32,6 +32,7 @@ from ghnlib.processes import stop_with
 from ghnlib.released.checkpoints import CheckpointError, locate, read_checkpoint
 from ghnlib.training.checkpointing import TrainingError
 from ghnlib.training.devices import device_of
+from ghnlib.training.events import event_log
 from ghnlib.training.loop import train_ghn
 from ghnlib.training.ranks import is_first_rank, share_of_rank, sum_over_ranks
 
@@ -42,7 +43,8 @@ KEPT_IN_MEMORY = 10_000
 class Job(Section):
     """One training. ``seed``: of splits of images and of architectures, ``training_seed``: of the rest; ``classes``:
     indices of the classes to train on, None for all; ``ghn``: its number of classes is that of the images;
-    ``start_from``: a hypernetwork of this architecture whose training goes on, see ``GHN.from_pretrained``."""
+    ``start_from``: a hypernetwork of this architecture whose training goes on, see ``GHN.from_pretrained``;
+    ``logger``: "tensorboard" writes the history to ``folder/events`` too."""
 
     data: Data
     deepnets: DeepNetsSection
@@ -54,6 +56,7 @@ class Job(Section):
     folder: str
     device: Device = "auto"
     start_from: str | None = None
+    logger: Logger = "csv"
 
 
 def train_variant(job: Job) -> GHN:
@@ -76,9 +79,10 @@ def train_variant(job: Job) -> GHN:
     extra = []
     if job.recipe.extra_share:
         extra, about["extra"] = own_networks(job.deepnets.extra, len(images.classes), images.side), job.deepnets.extra
+    log = event_log(Path(job.folder, "events")) if job.logger == "tensorboard" else None
     augment = augmentation_of(job.data)
     return train_on(
-        *splits, images, job.ghn, job.recipe, job.training_seed, job.folder, augment, about, job.start_from, extra
+        *splits, images, job.ghn, job.recipe, job.training_seed, job.folder, augment, about, job.start_from, extra, log
     )
 
 
@@ -107,10 +111,11 @@ def train_on(
     about: Mapping[str, object] | None = None,
     start_from: str | None = None,
     extra: Sequence[Architecture] = (),
+    log: Callable[[dict[str, float]], object] | None = None,
 ) -> GHN:
     """Train a hypernetwork on the architectures of ``pool``, validated on those of ``val``, on the images' device; it
     is written to ``folder/model``. ``config``: the number of classes is that of the images. ``about``: see
-    ``train_ghn``, as for ``extra``. ``start_from``: see ``Job``."""
+    ``train_ghn``, as for ``extra`` and ``log``. ``start_from``: see ``Job``."""
     train = list(pool) if len(pool) <= KEPT_IN_MEMORY else pool
     unseen = list(val)
     torch.manual_seed(seed)
@@ -124,7 +129,7 @@ def train_on(
     train_ghn(
         ghn, train, images.train, recipe, folder, seed, augment,
         validate=lambda ghn: {"validation_accuracy": validation_accuracy(ghn, unseen, images.val)}, about=about,
-        extra=extra,
+        extra=extra, log=log,
     )  # fmt: skip
     if is_first_rank():
         ghn.save_pretrained(Path(folder) / "model")

@@ -131,6 +131,7 @@ def train_ghn(
     validate: Callable[[GHN], dict[str, float]] | None = None,
     about: Mapping | None = None,
     extra: Sequence[Architecture] = (),
+    log: Callable[[dict[str, float]], object] | None = None,
 ) -> pd.DataFrame:
     """Train a hypernetwork; started again after an interruption, it continues from its last checkpoint.
 
@@ -144,6 +145,8 @@ def train_ghn(
         validate: called on every rank each ``recipe.validate_every`` steps; its values join the history.
         about: what else the training is of, such as the images; with other values it starts anew.
         extra: networks of one's own, see ``own_networks``, that ``recipe.extra_share`` is drawn from.
+        log: called by the first rank with each row of the history as soon as it is known, numbers by name; of steps
+            that are taken again after a kill, again.
 
     Returns:
         One row a log interval: step, means of what ``MetaTrainer.step`` returns, deviation of the gradient norm,
@@ -171,13 +174,13 @@ def train_ghn(
     identity = json.dumps(parts, sort_keys=True, default=repr)
     with only_writer(folder):
         progress = resume_together(trainer, folder, identity)
-        _loop(trainer, architectures, extra, images, seed, augment, validate, folder, identity, progress)
+        _loop(trainer, architectures, extra, images, seed, augment, validate, folder, identity, progress, log)
         if is_first_rank():  # again: the last process may have been killed between checkpoint and history
             write_history(progress["history"], folder)
     return pd.DataFrame(progress["history"])
 
 
-def _loop(trainer, architectures, extra, images, seed, augment, validate, folder, identity, progress) -> None:
+def _loop(trainer, architectures, extra, images, seed, augment, validate, folder, identity, progress, log) -> None:
     recipe, device = trainer.recipe, next(trainer.ghn.parameters()).device
     batches = images.stream(recipe.batch_size, seed, progress["step"], augment)
     # On a processor a thread would take its time from the step.
@@ -211,6 +214,8 @@ def _loop(trainer, architectures, extra, images, seed, augment, validate, folder
                 if validate and (step % recipe.validate_every == 0 or step == recipe.steps):
                     row |= validate(trainer.ghn)
                 progress["history"].append(row)
+                if log and is_first_rank():
+                    log(dict(row))
                 values = "  ".join(f"{name} {value:.3g}" for name, value in row.items() if name != "step")
                 say(f"step {step:>{len(str(recipe.steps))}}/{recipe.steps}  {values}")
             stop = sum_over_ranks(terminated(), device)  # one that stopped alone would leave the others waiting

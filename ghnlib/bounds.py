@@ -65,6 +65,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, le=1e6)]
 Device = Literal["auto", "cpu", "cuda"]
+Logger = Literal["csv", "tensorboard"]
 Source = Literal["digits", "cifar10", "cifar100", "imagenet", "folder"]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=100), AfterValidator(different)]
 Names = Annotated[tuple[Name, ...], Field(min_length=1, max_length=100), AfterValidator(different)]
@@ -86,6 +87,11 @@ Metrics = Annotated[
 ]
 Networks = Annotated[tuple[Name, ...], Field(max_length=100), AfterValidator(different)]
 """Of torchvision, by name."""
+
+
+OwnNetwork = Annotated[str, Field(pattern=r"^([a-z0-9._-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$", max_length=256)]
+OwnNetworks = Annotated[tuple[OwnNetwork, ...], Field(max_length=100), AfterValidator(different)]
+"""Of torchvision, by name, or "module:function"."""
 
 
 def _not_empty(lrs: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:

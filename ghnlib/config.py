@@ -172,6 +172,8 @@ class Recipe:
         bits: that the networks' weights are rounded to in training, see ``quantised``; None: they are not.
         tf32: whether GPUs may round the factors of float32 products to 11 bits, several times as fast.
         architectures: how many of the training architectures are used, the first ones; None: all.
+        extra_share: probability that a network of a meta-batch is one of one's own (``deepnets.extra``) instead of the
+            architecture drawn.
         widths: how wide training architectures are at the papers' scale, "narrow" (PPUDA) or "wide" (GHN-3, ImageNet).
         max_nodes: meta-batches with more nodes than this times ``meta_batch``, or 8 if that is more, are passed over.
         log_every, validate_every: intervals; a checkpoint is written with every log line.
@@ -197,6 +199,7 @@ class Recipe:
     bits: Bits | None = None
     tf32: bool = False
     architectures: Positive | None = None
+    extra_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     widths: Literal["narrow", "wide"] = "narrow"
     max_nodes: Annotated[int, Field(gt=0, le=10**6)] = 275
     log_every: Annotated[int, Field(gt=0, le=10**8)] = 50

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
@@ -20,12 +20,14 @@ from ghnlib.bounds import (
     Device,
     Few,
     Folder,
+    Logger,
     Metrics,
     Name,
     Names,
     Networks,
     NonNegative,
     NonNegatives,
+    OwnNetworks,
     Positive,
     Rate,
     Rates,
@@ -72,7 +74,8 @@ class Data(Section):
 
 class DeepNets(Section):
     """Design space and number of architectures of each split. ``path``: folder of the released HDF5 files with their
-    meta JSON, from which architectures are read instead of sampled."""
+    meta JSON, from which architectures are read instead of sampled. ``extra``: networks of one's own, see
+    ``own_networks``, that the share ``extra_share`` of a variant's recipe is drawn from."""
 
     scale: Literal["small", "paper"]
     path: Folder | None
@@ -80,6 +83,7 @@ class DeepNets(Section):
     val: Positive
     test: Positive
     ood: Positive
+    extra: OwnNetworks = ()
 
 
 class Architectures(Section):
@@ -101,6 +105,10 @@ Variant = create_model("Variant", __base__=Section, **_fields_of(GHNConfig), **_
 """What a variant changes: any key of ``train.ghn`` or ``train.recipe``."""
 
 
+CONTINUED = 0.5
+"""Of ``train.recipe.lr``, where a variant that starts from a trained hypernetwork gives no rate."""
+
+
 class Hypernetworks(Section):
     """What hypernetworks share, and for each variant what it changes."""
 
@@ -111,6 +119,8 @@ class Hypernetworks(Section):
     @model_validator(mode="after")
     def _possible_hypernetworks(self) -> Self:
         for name in self.variants:
+            if getattr(self.variants[name], "start_from", None):
+                continue  # its architecture is known when the file is read
             try:
                 self.config(name)
             except ValidationError as error:
@@ -132,11 +142,41 @@ class Hypernetworks(Section):
         return common.model_dump() | {key: value for key, value in own.items() if key in type(common).model_fields}
 
 
+class TrainVariant(Variant):
+    """Also: a hypernetwork whose training it continues, as ``GHN.from_pretrained`` takes it; ``{seed}`` in it stands
+    for the training's seed. Its architecture counts, not that of ``train.ghn``."""
+
+    start_from: Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", max_length=4096)] | None = None
+
+
 class Train(Hypernetworks):
     """The hypernetworks of the report, each trained once for each of the ``seeds``."""
 
     seeds: Seeds
     devices: Few
+    logger: Logger = "csv"
+    variants: Annotated[dict[VariantName, TrainVariant], Field(min_length=1, max_length=100)]
+
+    @property
+    def plain(self) -> list[str]:
+        """The variants that are trained on the design space alone; all, if none is."""
+        return [name for name in self.variants if not self.recipe_of(name).extra_share] or list(self.variants)
+
+    def start_of(self, name: str, seed: int) -> str | None:
+        """What a training starts from; None: from nothing."""
+        start = self.variants[name].start_from
+        return start and start.replace("{seed}", str(seed))
+
+    def stated(self, name: str) -> dict[str, Any]:
+        """What a variant itself says of its hypernetwork."""
+        own = self.variants[name].model_dump(exclude_unset=True)
+        return {key: value for key, value in own.items() if key in GHNSection.model_fields}
+
+    def recipe_of(self, name: str) -> Recipe:
+        """The training of a variant; one that continues another has a lower rate where it gives none."""
+        recipe, own = super().recipe_of(name), self.variants[name]
+        lower = own.start_from and "lr" not in own.model_fields_set
+        return replace(recipe, lr=CONTINUED * recipe.lr) if lower else recipe
 
     @property
     def trainings(self) -> dict[str, tuple[str, int]]:
@@ -173,6 +213,7 @@ class Evaluate(Section):
     learned_steps: Positive
     bits: Annotated[tuple[Bits, ...], Field(max_length=15), AfterValidator(different)]
     quantised_networks: Positive
+    unseen: OwnNetworks = ()
 
 
 class FineTune(Section):

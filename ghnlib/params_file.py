@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import importlib.util
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from math import inf
 from pathlib import Path
@@ -13,10 +15,11 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node
 
-from ghnlib.params import Data, Params, Section, Target, VanillaVariant, Variant
+from ghnlib.params import Data, Params, Section, Target, TrainVariant, VanillaVariant
 
 LARGEST, MOST_VALUES = 1 << 18, 20_000
 """Bytes of a file and values in it, forty times those of params.yaml: more is a mistake, or would fill the memory."""
+NO_TENSORBOARD = "it is not installed here: pip install ghnlib[tensorboard], or set csv"
 CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000}
 DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
 """Embedded images of each digit."""
@@ -62,7 +65,7 @@ def _short(value: Any) -> str:
 
 def _keys_of(section: list[str]) -> list[str]:
     if section[1:2] == ["variants"]:
-        return list((Variant if section[0] == "train" else VanillaVariant).model_fields)
+        return list((TrainVariant if section[0] == "train" else VanillaVariant).model_fields)
     model: Any = Params
     for part in section:
         own = model.model_fields.get(part)
@@ -82,11 +85,37 @@ def _impossible(params: Params) -> Iterator[str]:
     for key, value, limit, why in _limits(params):
         if value > limit:
             yield f"{key} = {value}: at most {limit}, {why}"
+    if params.train.logger == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        yield f"train.logger = 'tensorboard': {NO_TENSORBOARD}"
+    for section, networks in (("train", params.deepnets.extra), ("anytime", ())):
+        for name in getattr(params, section).variants:
+            if (share := getattr(params, section).recipe_of(name).extra_share) and not networks:
+                text = "must be 0, deepnets.extra names no networks" if section == "train" else "must be 0"
+                yield f"{section}.variants.{name}: extra_share = {share}: {text}"
     for key, section in _images_of(params):
         if section.source != "digits" and section.root is None:
             yield f"{key}.root = None: the source {section.source} needs the folder of its images"
         if section.source == "digits" and (section.image_size or 0) > 256:
             yield f"{key}.image_size = {section.image_size}: at most 256, the embedded digits have 8 pixels a side"
+
+
+HUB_ID = re.compile(r"(?!models/|runs/|\.)[\w.-]+(/[\w.-]+)?")
+
+
+def is_path(source: str, root: Path = Path()) -> bool:
+    """Whether a hypernetwork's source is a file or folder, there or missing: not a released name or hub id."""
+    return (root / source).exists() or not HUB_ID.fullmatch(source)
+
+
+def check_starts(params: Params, trainings: Iterable[str]) -> None:
+    """Raise ParamsError if files are missing that some of the trainings start from."""
+    for variant, seed in (params.train.trainings[name] for name in trainings):
+        start = params.train.start_of(variant, seed)
+        if start and is_path(start) and not Path(start).exists():
+            raise ParamsError(
+                f"train.variants.{variant}.start_from = {_short(start)}: there is no such file or folder (for the seed "
+                f"{seed}). Train that hypernetwork first, or give another file or hub id"
+            )
 
 
 def _images_of(params: Params) -> Iterator[tuple[str, Data | Target]]:
@@ -135,11 +164,22 @@ def _limits_of_digits(params: Params) -> Iterator[tuple[str, float, float, str]]
     yield "finetune.batch_size", params.finetune.batch_size, epoch, why
 
 
-def read_merged(path: str | Path, overlay: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_merged(path: str | Path, overlay: str | Path) -> dict[str, Any]:
     """A file with an overlay (``profiles/NAME.yaml``) merged over it, not yet validated.
 
-    An overlay that ``extends`` another, by name, is merged over that one. ``above``: overlays that extend this one.
+    An overlay that ``extends`` another, by name, is merged over that one.
+    A variant that is null in the overlay is left out.
     """
+    merged = _merged(path, overlay, ())
+    for section in "train", "anytime":
+        within = merged.get(section)
+        if isinstance(within, dict) and isinstance(within.get("variants"), dict):
+            merged[section] = within | {"variants": {k: v for k, v in within["variants"].items() if v is not None}}
+    return merged
+
+
+def _merged(path: str | Path, overlay: str | Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """``above``: overlays that extend this one."""
     own = read_yaml(overlay)
     below = own.pop("extends", None)
     if below is None:
@@ -148,7 +188,7 @@ def read_merged(path: str | Path, overlay: str | Path, above: tuple[Path, ...] =
     above = (*above, Path(overlay))
     if not isinstance(below, str) or others.get(below) in (None, *above):
         raise ParamsError(f"{overlay}: extends = {below!r}: there is no such other profile beside it")
-    return merge(read_merged(path, others[below], above), own)
+    return merge(_merged(path, others[below], above), own)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import time
 import pytest
 from shared import ROOT, digits, params
 
-from ghnlib.params_file import ParamsError, merge, read_merged, read_yaml, validate
+from ghnlib.params import CONTINUED
+from ghnlib.params_file import ParamsError, check_starts, merge, read_merged, read_yaml, validate
 
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
 
@@ -68,6 +69,13 @@ def test_a_variant_is_what_all_share_with_its_changes(raw):
         ("train.variants.ghn1.meta_batch", 401, ["train.variants.ghn1: meta_batch = 401", "at most 400"]),
         ("train.variants.ghn2.architectures", 401, ["train.variants.ghn2: architectures = 401: at most 400"]),
         ("anytime.variants.vanilla.meta_batch", 61, ["anytime.variants.vanilla: meta_batch = 61", "at most 60"]),
+        (
+            "deepnets.extra",
+            [],
+            ["train.variants.ghn3-own: extra_share = 0.2: must be 0, deepnets.extra names no networks"],
+        ),
+        ("deepnets.extra", ["My Net"], ["deepnets.extra", "'My Net'", "pattern"]),
+        ("anytime.recipe.extra_share", 0.5, ["anytime.variants.vanilla: extra_share = 0.5: must be 0"]),
         ("train.seeds", [0, 1, 0], ["train.seeds", "only once"]),
         ("train.seeds", list(range(101)), ["train.seeds", "at most 100"]),
         ("train.variants.null", {}, ["train.variants.null", "something else"]),
@@ -100,6 +108,25 @@ def test_what_is_not_allowed_is_named(raw, key, value, said):
         validate(raw)
     assert all(text in str(error.value) for text in said), str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_variant_that_starts_from_a_hypernetwork_has_a_lower_rate_and_its_file_must_be_there(
+    raw, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    raw["train"]["seeds"] = [0, 3]
+    raw["train"]["variants"] |= {
+        "on": {"start_from": "models/a-{seed}", "hid": 20},
+        "own": {"start_from": "a/b", "lr": 1.0},
+    }
+    params = validate(raw)
+    train, recipe = params.train, params.train.recipe
+    assert (train.start_of("on", 3), train.start_of("ghn3", 3)) == ("models/a-3", None)
+    assert (train.recipe_of("on").lr, train.recipe_of("own").lr) == (CONTINUED * recipe.lr, 1.0)
+    (tmp_path / "models" / "a-0").mkdir(parents=True)
+    check_starts(params, ["on-0", "own-3", "ghn3-0"])
+    with pytest.raises(ParamsError, match=r"train.variants.on.start_from = 'models/a-3': there is no such.*hub id"):
+        check_starts(params, train.trainings)
 
 
 def test_limits_are_those_of_the_embedded_digits(raw):
@@ -154,6 +181,13 @@ def test_overlays_merge_key_by_key(tmp_path):
     overlay = tmp_path / "x.yaml"
     overlay.write_text("seed: 5\n")
     assert read_merged(ROOT / "params.yaml", overlay)["seed"] == 5
+
+
+def test_an_overlay_leaves_out_variants(tmp_path):
+    (tmp_path / "low.yaml").write_text("train: {variants: {new: {}, newer: {}}}\n")
+    (tmp_path / "high.yaml").write_text("extends: low\ntrain: {variants: {ghn1: null, new: null}}\n")
+    variants = read_merged(ROOT / "params.yaml", tmp_path / "high.yaml")["train"]["variants"]
+    assert list(variants) == ["mlp", "ghn2", "ghn3", "ghn3-own", "newer"]
 
 
 def test_an_overlay_extends_another(tmp_path):

@@ -5,16 +5,20 @@ importable name.
 from __future__ import annotations
 
 import importlib
+import inspect
 import warnings
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ghnlib.architectures.plan import IMAGENET_FORM
+from ghnlib.data.images import DataError
 from ghnlib.graphs.graph import Graph
+from ghnlib.graphs.nodes import Role
 
 
 def keep_resolution(net: nn.Module) -> None:
@@ -82,9 +86,18 @@ SMALL_FAMILIES = {"small-resnet": _small_resnet, "small-convnext": _small_convne
 """Small networks of torchvision's families, for images of 16 pixels and more: name -> constructor."""
 
 
+def _own(name: str, input_size: int) -> Callable[..., nn.Module]:
+    """The function that "module:function" names; the side of the images goes to its argument ``image_size``."""
+    module, _, function = name.partition(":")
+    make = getattr(importlib.import_module(module), function)
+    sized = "image_size" in inspect.signature(make).parameters
+    return partial(make, image_size=input_size) if sized else make
+
+
 @dataclass(frozen=True)
 class TorchvisionNetwork:
-    """A classifier of torchvision, by name or a key of ``SMALL_FAMILIES``, behind the interface of ``Architecture``.
+    """A classifier of torchvision, by name, a key of ``SMALL_FAMILIES``, or what a "module:function" makes, called with
+    ``num_classes`` and, if it has such an argument, ``image_size``; behind the interface of ``Architecture``.
 
     For images below 64 pixels those of torchvision ``keep_resolution``.
     """
@@ -93,7 +106,10 @@ class TorchvisionNetwork:
     input_size: int = 32
     name: str = "resnet50"
 
-    @property
+    def __reduce__(self):
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))  # leaves cached values behind
+
+    @cached_property
     def graph(self) -> Graph:
         """The traced graph."""
         return Graph.from_module(self.build().eval(), (3, self.input_size, self.input_size))
@@ -105,18 +121,23 @@ class TorchvisionNetwork:
 
     def build(self, num_classes=None, input_size=None, device="meta", track_running_stats=False, auxiliary=False,
               drop_path=0.0) -> nn.Module:  # fmt: skip
-        """As ``Architecture.build``. Raises ValueError for an unknown name, an auxiliary head or drop path."""
+        """As ``Architecture.build``. Raises ValueError for an unknown name, an auxiliary head or drop path, TypeError
+        for what is no network."""
         from torchvision import models  # takes seconds, and only this needs it
 
         if auxiliary or drop_path:
             raise ValueError(f"{self.name} has no auxiliary head and no drop path")
         size = input_size or self.input_size
-        slow = {"init_weights": False} if self.name in ("googlenet", "inception_v3") else {}  # minutes of drawing
-        make = SMALL_FAMILIES.get(self.name, partial(models.get_model, self.name, **slow))
+        name = self.name.removeprefix("torchvision.models.")
+        slow = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # minutes of drawing
+        own = ":" in name
+        make = _own(name, size) if own else SMALL_FAMILIES.get(name, partial(models.get_model, name, **slow))
         with torch.device(device or "cpu"):
             net = make(num_classes=num_classes or self.num_classes)
-            if size < IMAGENET_FORM and self.name not in SMALL_FAMILIES:
+            if size < IMAGENET_FORM and not own and name not in SMALL_FAMILIES:
                 keep_resolution(net)
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"{name} returns a {type(net).__name__}, not a torch.nn.Module")
         if not track_running_stats:
             stop_tracking(net)
         net.expected_input_sz = size
@@ -130,7 +151,7 @@ class TorchvisionNetwork:
 def stop_tracking(net: nn.Module) -> None:
     """Make batch norms use the statistics of the batch in every mode."""
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None
 
@@ -140,6 +161,44 @@ def without_skips(net: nn.Module) -> nn.Module:
     for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
         for i, b in enumerate(list(stage)):
             stage[i] = nn.Sequential(b.conv1, b.bn1, b.relu, b.conv2, b.bn2, b.relu, b.conv3, b.bn3, b.relu)
+    return net
+
+
+def own_networks(names: Sequence[str], num_classes: int, input_size: int) -> list[TorchvisionNetwork]:
+    """Networks to train a hypernetwork on, by the names that ``TorchvisionNetwork`` takes; traced.
+
+    Raises:
+        DataError: a name is unknown or cannot be imported, what it stands for is no module or cannot be traced, or has
+            no classification layer for so many classes.
+    """
+    networks = [TorchvisionNetwork(num_classes, input_size, name) for name in names]
+    for network in networks:
+        if reason := _why_not(network):
+            raise DataError(f"deepnets.extra: {network.name} cannot be trained on: {reason}")
+    return networks
+
+
+def _why_not(network: TorchvisionNetwork) -> str:
+    try:
+        graph = network.graph
+    except Exception as error:  # whatever their code raises
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    classes = {node.shape[0] for node in graph.nodes if node.role in (Role.CLASS_WEIGHT, Role.CLASS_BIAS)}
+    if classes != {network.num_classes}:
+        return f"its output comes from no classification layer for {network.num_classes} classes"
+    return ""
+
+
+def build_to_run(architecture, device: torch.device) -> nn.Module:
+    """The network of an ``Architecture`` (or the like), to be called with predicted parameters: without memory for its
+    own, unless it has buffers, or parameters that are not predicted; these are the same at each call."""
+    net = architecture.build(device="meta")
+    if isinstance(architecture, TorchvisionNetwork) and (
+        architecture.graph.skipped or any(True for _ in net.buffers())
+    ):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = architecture.build(device="cpu").to(device)
     return net
 
 

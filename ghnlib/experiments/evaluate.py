@@ -50,8 +50,10 @@ class Evaluation:
         rows: one a method, seed (of the hypernetwork's training; of others the only one) and architecture: ``method``,
             ``seed``, ``split``, ``index``, ``accuracy``, ``top5`` and further metrics (percent), ``error``, and what
             ``describe`` says of the architecture.
-        variants: all hypernetworks. compared: those that figures show, trained for as many steps as the first, or more.
-        best: the hypernetwork with the highest accuracy on validation images, on average over its trainings.
+        variants: all hypernetworks. compared: those that figures show, trained for as many steps as the first, or more,
+            without networks of one's own.
+        best: the hypernetwork with the highest accuracy on validation images, on average over its trainings, of those
+            trained without networks of one's own.
     """
 
     rows: pd.DataFrame
@@ -140,11 +142,12 @@ def evaluate_networks(setup: Setup, splits: Mapping[str, Sequence[Architecture]]
     predicted = predict_and_evaluate(setup, {split: dict(enumerate(members)) for split, members in splits.items()})
     described = pd.concat([describe(split, architectures) for split, architectures in splits.items()])
     rows = pd.concat([predicted, train_from_random(setup, splits)]).merge(described, on=["split", "index"])
-    steps = {name: setup.train.recipe_of(name).steps for name in setup.train.variants}
-    compared = [name for name in steps if steps[name] >= next(iter(steps.values()))]
-    final = {name: validation_accuracy(setup, name).groupby("seed")["validation_accuracy"].last() for name in steps}
-    best = max(steps, key=lambda name: final[name].mean())
-    return Evaluation(rows, list(steps), compared, best)
+    recipes = {name: setup.train.recipe_of(name) for name in setup.train.variants}
+    plain = setup.train.plain
+    compared = [name for name in plain if recipes[name].steps >= recipes[plain[0]].steps]
+    final = {name: validation_accuracy(setup, name).groupby("seed")["validation_accuracy"].last() for name in plain}
+    best = max(plain, key=lambda name: final[name].mean())
+    return Evaluation(rows, list(recipes), compared, best)
 
 
 def validation_accuracy(setup: Setup, variant: str) -> pd.DataFrame:

@@ -81,7 +81,8 @@ def claims_of_changes(setup: Setup, tests: Sequence[pd.DataFrame]) -> dict[str, 
         "CLAIM/A over B" -> points, paired by architecture and by seed of training.
     """
     train, found = setup.train, {}
-    options = {name: asdict(train.config(name)) | asdict(train.recipe_of(name)) for name in train.variants}
+    options = {name: asdict(train.config(name)) | asdict(train.recipe_of(name)) | {"start": variant.start_from}
+               for name, variant in train.variants.items()}  # fmt: skip
     for (claim, preferred), (a, b) in product(PREFERRED.items(), permutations(options, 2)):
         changed = {key for key in options[a] if options[a][key] != options[b][key]} - {"validate_every"}
         ours, theirs = ({key: options[name][key] for key in changed} for name in (a, b))

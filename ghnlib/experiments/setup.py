@@ -24,7 +24,7 @@ from ghnlib.measuring.accuracy import evaluate_predictions
 from ghnlib.params_file import ParamsError, read_yaml, validate
 from ghnlib.reporting.statistics import Measured
 from ghnlib.training.devices import device_of
-from ghnlib.training.jobs import Job
+from ghnlib.training.jobs import Job, architecture_of
 from ghnlib.training.networks import TrainingRecipe
 
 SECTIONS = {name: field.annotation for name, field in params.Params.model_fields.items()
@@ -155,8 +155,8 @@ class Setup:
 
     @property
     def analysed(self) -> list[str]:
-        """The variants that the section ``analysis`` names; None there: all."""
-        return list(self.analysis.variants or self.train.variants)
+        """The variants that the section ``analysis`` names; None there: all but those trained on one's own networks."""
+        return list(self.analysis.variants or self.train.plain)
 
     @property
     def trainings(self) -> list[dict[str, GHN]]:
@@ -165,10 +165,11 @@ class Setup:
 
     def job(self, variant: str, seed: int, folder: Path, classes: tuple[int, ...] | None = None, **changes: Any) -> Job:
         """The training of a variant; ``changes``: of its recipe."""
-        recipe = replace(self.train.recipe_of(variant), **changes)
+        recipe, start = replace(self.train.recipe_of(variant), **changes), self.train.start_of(variant, seed)
         return Job(data=self.data, deepnets=self.deepnets, seed=self.seed, training_seed=seed, classes=classes,
-                   ghn=self.train.config(variant), recipe=recipe, folder=str(folder),
-                   device=self.device.type)  # fmt: skip
+                   ghn=architecture_of(start, self.train.stated(variant)) if start else self.train.config(variant),
+                   recipe=recipe, folder=str(folder), device=self.device.type, start_from=start,
+                   logger=self.train.logger)  # fmt: skip
 
     def history(self, variant: str) -> pd.DataFrame:
         """What the trainings of a variant have logged, see ``train_ghn``, one below the other; a column ``seed``."""

@@ -40,7 +40,8 @@ class NodeEmbedding(nn.Module):
         primitives: Sequence[str] = (),
     ):  # fmt: skip
         super().__init__()
-        channels, sides = _channel_values(num_classes), _spatial_values(max_side)
+        self.channels = channels = _channel_values(num_classes)
+        sides = _spatial_values(max_side)
         self.primitives = (*PRIMITIVES, *primitives)
         self.op = nn.Embedding(len(self.primitives), hid)
         self.shapes, self.anytime = shapes, anytime
@@ -54,6 +55,15 @@ class NodeEmbedding(nn.Module):
         self._channel_row[4:8] = np.searchsorted(channels, 8)
         self._spatial_row = _nearest(sides, 16)
         self._spatial_row[2] = np.searchsorted(sides, 3)
+
+    @torch.no_grad()
+    def take_channels(self, other: NodeEmbedding) -> None:
+        """Take over the rows of another's channel table by the number of channels that they stand for: a number of
+        classes that one of the two tables has alone moves the rows above it."""
+        rows = {value: row for row, value in enumerate([*other.channels, NO_SHAPE])}
+        for row, value in enumerate([*self.channels, NO_SHAPE]):
+            if value in rows:
+                self.channel.weight[row] = other.channel.weight[rows[value]]
 
     def forward(self, graphs: Sequence[Graph]) -> Tensor:
         """(N, d) for the nodes of all graphs, one graph after the other. ValueError: a primitive without a row."""

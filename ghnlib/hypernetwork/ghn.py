@@ -289,6 +289,19 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
                 values = values * weight_scale(shape, role, c.fan)
             yield keys[i], "name", shaped(values, role, shape, c.max_shape[2])
 
+    def for_classes(self, num_classes: int) -> GHN:
+        """A hypernetwork for networks with so many classes, to be trained on: the layers that decode class layers and
+        the embedding of that number begin anew, all else is copied; itself if it is for so many."""
+        if num_classes == self.config.num_classes:
+            return self
+        new = GHN(self.config, num_classes=num_classes).to(self.embedding.op.weight.device)
+        begin_anew = lambda name: ".class_layer." in name or name == "embedding.channel.weight"
+        kept = {name: value for name, value in self.state_dict().items() if not begin_anew(name)}
+        new.load_state_dict(kept, strict=False)
+        if self.config.shape_encoding:
+            new.embedding.take_channels(self.embedding)
+        return new
+
     @classmethod
     def from_pretrained(
         cls,

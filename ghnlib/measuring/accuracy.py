@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from ghnlib.architectures.architecture import Architecture
-from ghnlib.architectures.vision import TorchvisionNetwork
+from ghnlib.architectures.vision import TorchvisionNetwork, build_to_run
 from ghnlib.data.images import DataError, ImageFiles, ImageSet
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.hypernetwork.quantising import quantised
@@ -107,7 +107,8 @@ def predicted_accuracies(
     if bits:
         parameters = quantised(parameters, bits)
     if statistics is None:
-        return top_accuracies(architecture.build(device="meta"), images, batch_size, parameters, metrics)
+        net = build_to_run(architecture, next(ghn.parameters()).device)
+        return top_accuracies(net, images, batch_size, parameters, metrics)
     net = architecture.build(device="cpu", track_running_stats=True).to(images.device)
     net.load_state_dict(parameters, strict=False)
     source, batches, seed = statistics

@@ -29,7 +29,7 @@ def scales(params: Params) -> dict[str, str]:
     data, tuning, transfer, anytime = params.data, params.finetune, params.transfer, params.anytime
     images = Path(data.root or data.source).name + (f" {data.image_size} px" if data.image_size else "")
     space = f"{images}, {params.deepnets.scale}"
-    steps = sorted({params.train.recipe_of(name).steps for name in params.train.variants})
+    steps = sorted({params.train.recipe_of(name).steps for name in params.train.plain})
     seeds = f"{len(params.train.seeds)} training seed(s)"
     ghn = f"{space}, GHN {' to '.join(map(str, dict.fromkeys((steps[0], steps[-1]))))} steps, {seeds}"
     budgets = " or ".join(f"{epochs:g}" for epochs in tuning.budgets)

@@ -23,7 +23,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from ghnlib.params import Params
-from ghnlib.params_file import ParamsError, read_merged, read_yaml, validate
+from ghnlib.params_file import ParamsError, is_path, read_merged, read_yaml, validate
 from ghnlib.pipeline.claims import agreement
 from ghnlib.pipeline.leftovers import at_work, clear_away
 from ghnlib.processes import sole_holder
@@ -84,10 +84,14 @@ def prepare(root: Path, folder: Path) -> None:
     """Copy the code and write the merged parameters; outputs of an earlier run stay, DVC sees what has changed."""
     overlay = root / "profiles" / f"{folder.name}.yaml"
     raw = read_merged(root / "params.yaml", overlay)
-    validate(raw, f"profiles/{overlay.name}")
+    params = validate(raw, f"profiles/{overlay.name}")
     transfer, second = raw["transfer"], raw["analysis"]["second"] or {"root": None}
+    variants = raw["train"]["variants"]
     for section in raw["data"], transfer["detection"], *transfer["targets"].values(), second:
         section["root"] = _from_run_folder(section["root"])
+    for variant, seed in params.train.trainings.values():
+        if (start := params.train.start_of(variant, seed)) and is_path(start, root):
+            variants[variant]["start_from"] = _from_run_folder(params.train.variants[variant].start_from)
     raw["deepnets"]["path"] = _from_run_folder(raw["deepnets"]["path"])
     for name in COPIED:
         _copy(root / name, folder / name)

@@ -32,7 +32,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from ghnlib.params import Params
-from ghnlib.params_file import ParamsError, read_yaml, validate
+from ghnlib.params_file import ParamsError, check_starts, read_yaml, validate
 from ghnlib.pipeline import notebooks
 from ghnlib.pipeline.notebooks import NOTEBOOKS, NotebookError, label
 from ghnlib.pipeline.site import page
@@ -77,6 +77,7 @@ def _fail(stage: str, message: str, status: int) -> int:
 
 def _run(stage: str, training: str, params: Params) -> None:
     if stage == "sources":
+        check_starts(params, params.train.trainings)
         write_sources()
     elif stage not in NOTEBOOKS:
         raise ParamsError(f"no stage named {stage!r}; there are sources, {', '.join(NOTEBOOKS)}")

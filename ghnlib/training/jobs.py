@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch
 from torch import distributed
 
 from ghnlib.architectures.architecture import Architecture
-from ghnlib.bounds import Count, Device, Seed
+from ghnlib.architectures.vision import own_networks
+from ghnlib.bounds import Count, Device, Logger, Seed
 from ghnlib.config import GHNConfig, Recipe
 from ghnlib.data.images import Augment, DataError, ImageSet
 from ghnlib.data.sources import ImageSplits, augmentation_of, images_of
@@ -27,8 +29,10 @@ from ghnlib.measuring.kept import map_kept
 from ghnlib.params import Data, Section
 from ghnlib.params import DeepNets as DeepNetsSection
 from ghnlib.processes import stop_with
+from ghnlib.released.checkpoints import CheckpointError, locate, read_checkpoint
 from ghnlib.training.checkpointing import TrainingError
 from ghnlib.training.devices import device_of
+from ghnlib.training.events import event_log
 from ghnlib.training.loop import train_ghn
 from ghnlib.training.ranks import is_first_rank, share_of_rank, sum_over_ranks
 
@@ -38,7 +42,9 @@ KEPT_IN_MEMORY = 10_000
 
 class Job(Section):
     """One training. ``seed``: of splits of images and of architectures, ``training_seed``: of the rest; ``classes``:
-    indices of the classes to train on, None for all; ``ghn``: its number of classes is that of the images."""
+    indices of the classes to train on, None for all; ``ghn``: its number of classes is that of the images;
+    ``start_from``: a hypernetwork of this architecture whose training goes on, see ``GHN.from_pretrained``;
+    ``logger``: "tensorboard" writes the history to ``folder/events`` too."""
 
     data: Data
     deepnets: DeepNetsSection
@@ -49,6 +55,8 @@ class Job(Section):
     recipe: Recipe
     folder: str
     device: Device = "auto"
+    start_from: str | None = None
+    logger: Logger = "csv"
 
 
 def train_variant(job: Job) -> GHN:
@@ -65,8 +73,30 @@ def train_variant(job: Job) -> GHN:
         "data": job.data.model_dump(exclude={"shift", "flip", "test_per_class", "download"}),
         "deepnets": job.deepnets.model_dump(include={"scale", "path", "train_pool"}),
     }
+    if job.start_from is not None:
+        with locate(job.start_from).open("rb") as file:
+            about["start"] = hashlib.file_digest(file, "blake2b").hexdigest()
+    extra = []
+    if job.recipe.extra_share:
+        extra, about["extra"] = own_networks(job.deepnets.extra, len(images.classes), images.side), job.deepnets.extra
+    log = event_log(Path(job.folder, "events")) if job.logger == "tensorboard" else None
     augment = augmentation_of(job.data)
-    return train_on(*splits, images, job.ghn, job.recipe, job.training_seed, job.folder, augment, about)
+    return train_on(
+        *splits, images, job.ghn, job.recipe, job.training_seed, job.folder, augment, about, job.start_from, extra, log
+    )
+
+
+def architecture_of(start_from: str, stated: Mapping[str, object]) -> GHNConfig:
+    """The architecture of a hypernetwork to start from. ``stated``: fields of ``GHNConfig`` that it should have.
+
+    Raises:
+        TrainingError: it has others. CheckpointError: it cannot be read.
+    """
+    config = GHNConfig(**read_checkpoint(locate(start_from))[0])
+    if wrong := [key for key, value in stated.items() if getattr(config, key) != value]:
+        theirs, ours = (", ".join(f"{key}={of(key)}" for key in wrong) for of in (config.__getattribute__, stated.get))
+        raise TrainingError(f"start_from: {start_from} has {theirs}, the variant says {ours}: leave that out of it")
+    return config
 
 
 def train_on(
@@ -79,17 +109,27 @@ def train_on(
     folder: str | Path,
     augment: Augment,
     about: Mapping[str, object] | None = None,
+    start_from: str | None = None,
+    extra: Sequence[Architecture] = (),
+    log: Callable[[dict[str, float]], object] | None = None,
 ) -> GHN:
     """Train a hypernetwork on the architectures of ``pool``, validated on those of ``val``, on the images' device; it
     is written to ``folder/model``. ``config``: the number of classes is that of the images. ``about``: see
-    ``train_ghn``."""
+    ``train_ghn``, as for ``extra`` and ``log``. ``start_from``: see ``Job``."""
     train = list(pool) if len(pool) <= KEPT_IN_MEMORY else pool
     unseen = list(val)
     torch.manual_seed(seed)
-    ghn = GHN(replace(config, num_classes=len(images.classes))).to(images.device)
+    classes = len(images.classes)
+    if start_from is None:
+        ghn = GHN(replace(config, num_classes=classes))
+    else:
+        own = {key: value for key, value in asdict(config).items() if key != "num_classes"}
+        ghn = GHN.from_pretrained(start_from, **own).for_classes(classes)
+    ghn.to(images.device)
     train_ghn(
         ghn, train, images.train, recipe, folder, seed, augment,
         validate=lambda ghn: {"validation_accuracy": validation_accuracy(ghn, unseen, images.val)}, about=about,
+        extra=extra, log=log,
     )  # fmt: skip
     if is_first_rank():
         ghn.save_pretrained(Path(folder) / "model")
@@ -151,7 +191,7 @@ def _main(path: str) -> None:
         if distributed.is_torchelastic_launched():
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         train_variant(job)
-    except (DataError, TrainingError) as error:  # their messages say all: without a traceback above
+    except (CheckpointError, DataError, TrainingError) as error:  # their messages say all: without a traceback above
         sys.exit(f"{type(error).__name__}: {error}")
     finally:
         if distributed.is_initialized():

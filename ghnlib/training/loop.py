@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,12 +51,13 @@ HOPELESS = 1e4
 
 
 def sample_meta_batch(
-    architectures: Sequence[Architecture], recipe: Recipe, seed: int, position: int
+    architectures: Sequence[Architecture], recipe: Recipe, seed: int, position: int, extra: Sequence[Architecture] = ()
 ) -> tuple[list[Architecture], int]:
     """The next meta-batch and the position after it: a pure function of its arguments.
 
     Architectures, the first ``recipe.architectures``, are drawn without replacement within a pass, in a new order each
-    pass. Meta-batches with too many nodes are passed over, as in the papers.
+    pass. Meta-batches with too many nodes are passed over, as in the papers. Then each is one of ``extra`` instead
+    with a probability of ``recipe.extra_share``.
     """
     count = len(architectures) if recipe.architectures is None else recipe.architectures
     if not recipe.meta_batch <= count <= len(architectures):
@@ -69,6 +71,9 @@ def sample_meta_batch(
         start = candidate % per_pass * recipe.meta_batch
         chosen = [architectures[i] for i in order[start : start + recipe.meta_batch]]
         if recipe.meta_batch == 1 or sum(len(a.graph) for a in chosen) <= recipe.max_nodes * max(8, recipe.meta_batch):
+            if recipe.extra_share:
+                draws = random.Random(mix(seed, 4, candidate))
+                chosen = [draws.choice(extra) if draws.random() < recipe.extra_share else own for own in chosen]
             return chosen, candidate + 1
     raise TrainingError(
         f"1000 meta-batches in a row have more than max_nodes={recipe.max_nodes} nodes a network: raise the limit"
@@ -87,6 +92,7 @@ def meta_batches(
     position: int,
     prepare: Callable[[Architecture], object],
     ahead: int = 0,
+    extra: Sequence[Architecture] = (),
 ) -> Iterator[tuple[list[Architecture], int]]:
     """What ``sample_meta_batch`` returns, one after the other from a position on.
 
@@ -96,7 +102,7 @@ def meta_batches(
 
     def following() -> tuple[list[Architecture], int]:
         nonlocal position
-        chosen, position = sample_meta_batch(architectures, recipe, seed, position)
+        chosen, position = sample_meta_batch(architectures, recipe, seed, position, extra)
         for architecture in chosen if ahead else ():
             prepare(architecture)
         return chosen, position
@@ -124,6 +130,8 @@ def train_ghn(
     augment: Augment | None = None,
     validate: Callable[[GHN], dict[str, float]] | None = None,
     about: Mapping | None = None,
+    extra: Sequence[Architecture] = (),
+    log: Callable[[dict[str, float]], object] | None = None,
 ) -> pd.DataFrame:
     """Train a hypernetwork; started again after an interruption, it continues from its last checkpoint.
 
@@ -136,6 +144,9 @@ def train_ghn(
         seed: decides the order of images and architectures, augmentation and dropout.
         validate: called on every rank each ``recipe.validate_every`` steps; its values join the history.
         about: what else the training is of, such as the images; with other values it starts anew.
+        extra: networks of one's own, see ``own_networks``, that ``recipe.extra_share`` is drawn from.
+        log: called by the first rank with each row of the history as soon as it is known, numbers by name; of steps
+            that are taken again after a kill, again.
 
     Returns:
         One row a log interval: step, means of what ``MetaTrainer.step`` returns, deviation of the gradient norm,
@@ -147,32 +158,34 @@ def train_ghn(
             steps after the warm-up on; a checkpoint cannot be written, another process trains in ``folder``, or not
             all ranks see it.
     """
+    if recipe.extra_share and not extra:
+        raise TrainingError(f"extra_share={recipe.extra_share}: there are no networks to draw from, name some or set 0")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     allow_tf32(recipe.tf32)
     pool = recipe.architectures or len(architectures)
-    kept = pool if pool <= NETWORKS_KEPT else (AHEAD + 2) * recipe.meta_batch
+    kept = len(extra) + (pool if pool <= NETWORKS_KEPT else (AHEAD + 2) * recipe.meta_batch)
     trainer = MetaTrainer(ghn, recipe, max(1, len(images) // recipe.batch_size), kept)
     if next(ghn.parameters()).device.type == "cuda":
-        first, _ = sample_meta_batch(architectures, recipe, seed, 0)
+        first, _ = sample_meta_batch(architectures, recipe, seed, 0, extra)
         say(describe(training_bytes(ghn, recipe, first, next(images.batches(1))[0])))
     decisive = replace(recipe, log_every=1, validate_every=1)  # they change nothing but the history
     parts = [asdict(ghn.config), asdict(decisive), asdict(augment or Augment()), seed, about]
     identity = json.dumps(parts, sort_keys=True, default=repr)
     with only_writer(folder):
         progress = resume_together(trainer, folder, identity)
-        _loop(trainer, architectures, images, seed, augment, validate, folder, identity, progress)
+        _loop(trainer, architectures, extra, images, seed, augment, validate, folder, identity, progress, log)
         if is_first_rank():  # again: the last process may have been killed between checkpoint and history
             write_history(progress["history"], folder)
     return pd.DataFrame(progress["history"])
 
 
-def _loop(trainer, architectures, images, seed, augment, validate, folder, identity, progress) -> None:
+def _loop(trainer, architectures, extra, images, seed, augment, validate, folder, identity, progress, log) -> None:
     recipe, device = trainer.recipe, next(trainer.ghn.parameters()).device
     batches = images.stream(recipe.batch_size, seed, progress["step"], augment)
     # On a processor a thread would take its time from the step.
     ahead = AHEAD if device.type == "cuda" else 0
-    networks = meta_batches(architectures, recipe, seed, progress["position"], trainer.prepare, ahead)
+    networks = meta_batches(architectures, recipe, seed, progress["position"], trainer.prepare, ahead, extra)
     hidden = None if is_first_rank() else True
     with (
         tqdm(total=recipe.steps, initial=progress["step"], disable=hidden, unit="step") as bar,
@@ -201,6 +214,8 @@ def _loop(trainer, architectures, images, seed, augment, validate, folder, ident
                 if validate and (step % recipe.validate_every == 0 or step == recipe.steps):
                     row |= validate(trainer.ghn)
                 progress["history"].append(row)
+                if log and is_first_rank():
+                    log(dict(row))
                 values = "  ".join(f"{name} {value:.3g}" for name, value in row.items() if name != "step")
                 say(f"step {step:>{len(str(recipe.steps))}}/{recipe.steps}  {values}")
             stop = sum_over_ranks(terminated(), device)  # one that stopped alone would leave the others waiting

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghnlib.architectures.architecture import Architecture
+from ghnlib.architectures.vision import build_to_run
 from ghnlib.config import Recipe
 from ghnlib.data.images import mix
 from ghnlib.graphs.nodes import Role
@@ -65,7 +66,7 @@ class MetaTrainer:
         architecture.graph.distances  # noqa: B018  it is kept
 
     def _build(self, architecture: Architecture) -> nn.Module:
-        net = architecture.build(device="meta").train(self.recipe.dropout)
+        net = build_to_run(architecture, next(self.ghn.parameters()).device).train(self.recipe.dropout)
         if self.recipe.precision == "float16":
             for node in architecture.graph.nodes:
                 if node.role == Role.CLASS_WEIGHT:

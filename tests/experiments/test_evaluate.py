@@ -12,6 +12,7 @@ from scipy import stats
 from shared import ROOT
 
 from ghnlib import GHN
+from ghnlib.architectures.vision import own_networks
 from ghnlib.data.images import DataError
 from ghnlib.data.sources import ImageSplits, images_of
 from ghnlib.experiments import scaling, sizes
@@ -28,13 +29,16 @@ from ghnlib.experiments.evaluate import (
     torchvision_table,
 )
 from ghnlib.experiments.initialisations import compare_initialisations
+from ghnlib.experiments.own_networks import evaluate_own_networks
 from ghnlib.experiments.quantisation import evaluate_quantised
 from ghnlib.experiments.setup import Setup
 from ghnlib.measuring.accuracy import NOT_FINITE, predicted_accuracies
 from ghnlib.measuring.costs import flops, inference_flops, step_flops
-from ghnlib.params import Data, Evaluate, Train
+from ghnlib.params import Data, Evaluate, Train, TrainVariant
 from ghnlib.params_file import read_merged, validate
+from ghnlib.reporting.statistics import with_deviation
 
+HANDWRITTEN = "ghnlib.architectures.handwritten"
 SMALL = {"hid": 16, "layers": 1, "heads": 2, "max_shape": [16, 16, 11, 11]}
 VARIANTS = {
     "mlp": {"encoder": "mlp", "window": "corner"},
@@ -355,3 +359,31 @@ def test_predicted_weights_are_rounded_to_few_bits_beside_the_same_networks_in_f
     assert found.metrics["2 bits"]["mlp"]["test"]["n"] == count
     own = replace(setup, evaluate=setup.evaluate.model_copy(update={"bits": ()}))
     assert evaluate_quantised(own, splits["test"], evaluation).metrics == {}
+
+
+def test_networks_of_ones_own_are_evaluated_with_every_hypernetwork(setup, evaluation):
+    unasked = evaluate_own_networks(setup, evaluation)
+    assert unasked.rows.empty
+    shared = {"mlp": setup.train.variants["mlp"], "ghn2": TrainVariant.of({"encoder": "gated_gnn", "extra_share": 0.5})}
+    own = replace(
+        setup,
+        train=setup.train.model_copy(update={"variants": shared}),
+        deepnets=setup.deepnets.model_copy(update={"extra": (f"{HANDWRITTEN}:resnet", f"{HANDWRITTEN}:vit")}),
+        evaluate=setup.evaluate.model_copy(update={"unseen": (f"{HANDWRITTEN}:resnet_deep",)}),
+    )
+    vars(own).update(images=setup.images, hypernetworks=setup.hypernetworks)
+    assert own.train.plain == ["mlp"]
+    found = evaluate_own_networks(own, evaluation)
+    groups = {"resnet": "trained on", "vit": "trained on", "resnet_deep": "unseen"}
+    assert dict(zip(found.rows["network"], found.rows["group"])) == groups
+    ghn = setup.hypernetworks["ghn2"][setup.train.seeds[1]]
+    (network,) = own_networks(own.evaluate.unseen, len(setup.images.classes), 8)
+    rows = found.rows[(found.rows["method"] == "ghn2") & (found.rows["network"] == "resnet_deep")]
+    scores = predicted_accuracies(network, ghn, setup.images.test, setup.evaluate.batch_size)
+    assert (
+        rows["accuracy"].iloc[1] == scores["accuracy"] and found.means["ghn2"]["resnet_deep"] == rows["accuracy"].mean()
+    )
+    assert list(found.table) == [*groups, "mean, trained on", "mean, unseen", "mean, test"]
+    assert found.table.loc["ghn2", "mean, test"] == with_deviation(found.test["ghn2"])
+    means = found.rows[found.rows["group"] == "trained on"].groupby(["method", "seed"])["accuracy"].mean()
+    assert found.table.loc["mlp", "mean, trained on"] == with_deviation(means["mlp"])

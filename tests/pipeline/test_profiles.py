@@ -68,6 +68,22 @@ def prepared(root, profile):
     return folder, read_yaml(folder / "params.yaml")
 
 
+def test_what_a_training_starts_from_is_seen_from_the_folder_of_a_profile_unless_it_is_on_the_hub(tmp_path):
+    root, starts = tmp_path, {"a": "models/ghn3-{seed}", "b": "someone/ghn", "c": "ghn3tm8.pt", "d": "/data/ghn"}
+    variants = ", ".join(f"{name}: {{start_from: '{start}'}}" for name, start in starts.items())
+    (root / "profiles").mkdir()
+    (root / "profiles" / "on.yaml").write_text(f"profile: on\ntrain: {{variants: {{{variants}}}}}\n")
+    (root / "params.yaml").symlink_to(ROOT / "params.yaml")
+    (root / "runs" / "on").mkdir(parents=True)
+    for there in None, "someone/ghn":
+        if there:
+            (root / there).mkdir(parents=True)
+        pipeline.prepare(root, root / "runs" / "on")
+        seen = read_yaml(root / "runs" / "on" / "params.yaml")["train"]["variants"]
+        moved = {"a": "../../models/ghn3-{seed}"} | ({"b": "../../someone/ghn"} if there else {})
+        assert {name: seen[name]["start_from"] for name in starts} == starts | moved
+
+
 def test_released_files_are_seen_from_the_folder_of_a_profile(tmp_path):
     root = tmp_path
     (root / "profiles").mkdir()

@@ -122,7 +122,7 @@ def edited(path, *changes):
 
 SEED, EPOCHS = ("seed: 0", "seed: zero"), ("epochs: 2 ", "epochs: 3 ")
 LR, POOL = ("lr: 5e-3", "lr: -1.0"), ("train_pool: 400", "train_pool: 500")
-SECTION, UNKNOWN = ("  ood: 25", "  extra: {a: 1}\n  ood: 25"), ("seed: 0", "seed: 0\nsed: 1")
+SECTION, UNKNOWN = ("  ood: 25", "  odd: {a: 1}\n  ood: 25"), ("seed: 0", "seed: 0\nsed: 1")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from shared import JOB, digits, params, pool
 
 from ghnlib import GHN, DeepNets
+from ghnlib.architectures.vision import own_networks
 from ghnlib.config import Recipe
 from ghnlib.data.images import Augment
 from ghnlib.training import checkpointing, jobs, loop, step
@@ -623,6 +624,34 @@ def test_meta_batches_are_drawn_without_replacement_and_within_the_node_limit():
         sample_meta_batch(architectures(), Recipe(meta_batch=3, max_nodes=1), 0, 0)
     with pytest.raises(TrainingError, match="meta_batch=99"):
         sample_meta_batch(architectures(), Recipe(meta_batch=99), 0, 0)
+
+
+def test_a_share_of_the_networks_is_ones_own_and_moves_no_other_draw():
+    own, extra = (
+        architectures(),
+        own_networks([f"ghnlib.architectures.handwritten:{name}" for name in ("vgg", "vit")], 10, 16),
+    )
+    drawn = lambda share, extra=extra: [
+        sample_meta_batch(own, replace(SHORT, extra_share=share), 0, position, extra)[0] for position in range(200)
+    ]
+    without, some = drawn(0.0), drawn(0.2)
+    assert without == drawn(0.0, []) and some == drawn(0.2)
+    pairs = [pair for batches in zip(without, some) for pair in zip(*batches)]
+    counts = [sum(b == network for _, b in pairs) for network in extra]
+    assert all(a == b or b in extra for a, b in pairs)
+    assert 0.15 * len(pairs) < sum(counts) < 0.25 * len(pairs) and min(counts) > sum(counts) / 3
+
+
+def test_a_training_with_networks_of_ones_own(tmp_path, capsys):
+    names = ["ghnlib.architectures.handwritten:resnet", "small-swin"]
+    deepnets, share = JOB["deepnets"] | {"extra": names}, {"extra_share": 1.0}
+    whole = train_variant(job(tmp_path / "whole", share, deepnets=deepnets))
+    again = train_variant(job(tmp_path / "again", share | {"steps": 6}, deepnets=deepnets))
+    assert_same_weights(whole, again)
+    train_variant(job(tmp_path / "again", share, deepnets=deepnets | {"extra": names[:1]}))
+    assert "starting anew" in capsys.readouterr().out
+    with pytest.raises(TrainingError, match="extra_share=1.0: there are no networks to draw from"):
+        train_variant(job(tmp_path / "none", share))
 
 
 def test_recipes_of_the_papers():

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -29,6 +30,7 @@ from ghnlib.pipeline.claims import agreement
 from ghnlib.pipeline.leftovers import at_work, clear_away
 from ghnlib.pipeline.notebooks import label
 from ghnlib.pipeline.progress import Progress
+from ghnlib.pipeline.provenance import code_of, record
 from ghnlib.processes import sole_holder
 
 COPIED = ("ghnlib", "notebooks", "dvc.yaml", ".dvcignore", "requirements.lock")
@@ -46,7 +48,7 @@ ONE_CORE = {"JOBLIB_MULTIPROCESSING": "0"}
 
 def main(arguments: Sequence[str]) -> int:
     """Run the pipeline here or a profile's in its folder; returns DVC's exit status, or 2 if it cannot be run."""
-    root = Path.cwd()
+    root, code, began = Path.cwd(), code_of(Path.cwd()), time.monotonic()
     try:
         folder = run_folder(root, *arguments)
         (folder / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
@@ -54,11 +56,14 @@ def main(arguments: Sequence[str]) -> int:
             clear_away(folder)
             if folder != root:
                 prepare(root, folder)
-            status = reproduce(folder, validate(read_yaml(folder / "params.yaml")))
+            params = validate(read_yaml(folder / "params.yaml"))
+            status, ran, stages = reproduce(folder, params)
+            if status == 0 and ran:
+                record(folder, params, code, time.monotonic() - began, ran, stages)
             if status == 0 and folder != root:
                 _bring_back(root, folder)
             if status == 0:
-                print(compared_with_committed(root, read_yaml(folder / "params.yaml")["profile"]))
+                print(compared_with_committed(root, params.profile))
             return status
     except ParamsError as error:
         print(error, file=sys.stderr)
@@ -113,16 +118,20 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def reproduce(folder: Path, params: Params) -> int:
+def reproduce(folder: Path, params: Params) -> tuple[int, int, int]:
     """``dvc repro`` of a folder; independent stages run side by side first, as many as ``processes`` allow.
 
-    After a stage that fails no other is started. Returns the first exit status that is not 0.
+    After a stage that fails no other is started.
+
+    Returns:
+        The first exit status that is not 0, how many stages ran (the others were up to date), and of how many.
     """
     groups = independent_stages(params)
     side_by_side = max(1, params.processes // params.train.devices)
     changed = _Runs(folder).start("status", "--quiet")
-    stages = [*(stage for group in groups if changed for stage in group), "claims"]
-    runs = _Runs(folder, Progress(stages, seconds_of_stages(folder, params), side_by_side))
+    stages = [*(stage for group in groups for stage in group), "claims"]
+    progress = Progress(stages if changed else ["claims"], seconds_of_stages(folder, params), side_by_side)
+    runs = _Runs(folder, progress)
     # Ctrl-C reaches DVC and the stages by itself; here we only wait for them.
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: runs.terminate())
@@ -132,7 +141,8 @@ def reproduce(folder: Path, params: Params) -> int:
             one_core = repeat(params.processes <= len(group))
             with ThreadPoolExecutor(side_by_side) as pool:
                 list(pool.map(start, group, one_core))
-    return runs.start("repro", stage="claims")  # and whatever else dvc.yaml has
+    status = runs.start("repro", stage="claims")  # and whatever else dvc.yaml has
+    return status, len(progress.started), len(stages)
 
 
 def seconds_of_stages(folder: Path, params: Params) -> dict[str, float]:

@@ -35,7 +35,7 @@ def folder(tmp_path, monkeypatch):
 def test_independent_stages_run_side_by_side(folder, params, capfd):
     meet = {me: MEET.format(me=me, other=other) for me, other in ("ab", "ba")}
     root = folder(meet | {"last": "echo done > last.out"}, (["a", "b"],))
-    assert pipeline.reproduce(root, params) == 0
+    assert pipeline.reproduce(root, params) == (0, 3, 3)
     assert (root / "last.out").exists()
     told = capfd.readouterr().out
     assert "a: done in" in told and "b: done in" in told and "last" not in told
@@ -43,7 +43,7 @@ def test_independent_stages_run_side_by_side(folder, params, capfd):
 
 
 def test_what_a_failing_stage_says_is_shown(folder, params, capfd):
-    assert pipeline.reproduce(folder({"a": "echo because >&2; exit 3"}, (["a"],)), params) != 0
+    assert pipeline.reproduce(folder({"a": "echo because >&2; exit 3"}, (["a"],)), params)[0] != 0
     told = capfd.readouterr().out
     assert "a: because" in told and "a: ERROR: failed to reproduce" in told and "done in" not in told
 
@@ -57,7 +57,7 @@ def test_seconds_of_an_earlier_run_are_known_by_the_names_of_stages(tmp_path, pa
 
 def test_after_a_failure_nothing_is_started(folder, params):
     root = folder({"a": "exit 3", "b": "touch b.out"}, (["a"], ["b"]))
-    assert pipeline.reproduce(root, params) != 0
+    assert pipeline.reproduce(root, params)[0] != 0
     assert not (root / "b.out").exists()
 
 

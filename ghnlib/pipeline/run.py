@@ -37,7 +37,7 @@ from ghnlib.params import Params
 from ghnlib.params_file import ParamsError, read_yaml, validate
 from ghnlib.pipeline import notebooks
 from ghnlib.pipeline.notebooks import NOTEBOOKS, NotebookError, label
-from ghnlib.pipeline.site import page
+from ghnlib.pipeline.page import page
 from ghnlib.processes import stop_with
 
 SOURCES = Path(".sources")

@@ -12,6 +12,7 @@ import torch
 from joblib import Memory, Parallel, delayed
 from joblib.hashing import NumpyHasher
 from torch import Tensor
+from tqdm import tqdm
 
 from ghnlib.hypernetwork.ghn import GHN
 
@@ -65,7 +66,11 @@ def _each(
 ) -> list:
     shared = _fingerprint(function, *common) if folder else ""
     keys = (_fingerprint(shared, *task) if folder else "" for task in tasks)
-    return Parallel(processes)(delayed(call)(key, function, (*task, *common)) for key, task in zip(keys, tasks))
+    calls = (delayed(call)(key, function, (*task, *common)) for key, task in zip(keys, tasks))
+    results = Parallel(processes, return_as="generator")(calls)
+    name = getattr(function, "__name__", "calls").strip("_").replace("_", " ")
+    # Only what takes long is kept; a bar that few seconds would end is none.
+    return list(tqdm(results, name, len(tasks), leave=False, mininterval=5, delay=5, disable=not folder))
 
 
 def _call(key: str, function: Callable, arguments: tuple):

@@ -48,7 +48,7 @@ def recorded_claims(metrics: Mapping[str, Any]) -> dict[str, Measured]:
     """What the stages recorded, by the claim's id, or "id/what it is of"; in the order of claims.yaml.
 
     Args:
-        metrics: those of all stages, by stage (reports/PROFILE/metrics.json).
+        metrics: those of all stages, by stage (``read_metrics``).
 
     Raises:
         KeyError: a stage recorded a claim that claims.yaml lacks.
@@ -70,7 +70,7 @@ def claims_table(metrics: Mapping[str, Any], scales: Mapping[str, str]) -> pd.Da
     Verdicts: ``Claim.verdict``. A claim that no stage has recorded is not testable at this scale.
 
     Args:
-        metrics: those of all stages, by stage (reports/PROFILE/metrics.json).
+        metrics: those of all stages, by stage (``read_metrics``).
         scales: of each stage.
     """
     found = recorded_claims(metrics)
@@ -92,10 +92,27 @@ def _row(key: str, ours: Measured, scales: Mapping[str, str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def headline(metrics: Mapping[str, Any], table: pd.DataFrame) -> dict[str, Any]:
+    """The few numbers that ``dvc metrics show`` prints; all of them are in reports/PROFILE/metrics.
+
+    Mean accuracy (%) on test architectures without training, that after the longest fine-tuning, and claims by verdict.
+    """
+    without = metrics.get("evaluate", {}).get("accuracy", {})
+    tuned = metrics.get("finetune", {}).get("accuracy", {})
+    verdicts = table["verdict"].str.partition(" (")[0].value_counts()
+    found = {
+        "test": {name: of["test"]["mean"] for name, of in without.items() if not name.startswith("SGD")},
+        "tuned": {start: list(moments.values())[-1]["mean"] for start, moments in tuned.items()},
+        "claims": {verdict: int(verdicts.get(verdict, 0)) for verdict in ("held", "not held")},
+    }
+    rounded = {part: {name: round(value, 1) for name, value in of.items()} for part, of in found.items() if of}
+    return rounded | {"from": "provenance.json"}
+
+
 def write_claims(profile: str, metrics: Mapping[str, Any], table: pd.DataFrame) -> None:
-    """Write what all stages measured in one file, reports/PROFILE/metrics.json, and the table of claims, claims.csv."""
+    """Write the headline numbers, reports/PROFILE/metrics.json, and the table of claims, claims.csv."""
     folder = Path("reports", profile)
-    write_text(json.dumps(metrics, indent=1) + "\n", folder / "metrics.json")
+    write_text(json.dumps(headline(metrics, table), indent=1) + "\n", folder / "metrics.json")
     write_text(table.to_csv(index=False), folder / "claims.csv")
 
 

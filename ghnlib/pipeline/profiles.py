@@ -8,11 +8,13 @@ state; edits made meanwhile do not reach it and the tree stays clean. Its report
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -26,6 +28,9 @@ from ghnlib.params import Params
 from ghnlib.params_file import ParamsError, is_path, read_merged, read_yaml, validate
 from ghnlib.pipeline.claims import agreement
 from ghnlib.pipeline.leftovers import at_work, clear_away
+from ghnlib.pipeline.notebooks import label
+from ghnlib.pipeline.progress import Progress
+from ghnlib.pipeline.provenance import code_of, record
 from ghnlib.processes import sole_holder
 
 COPIED = ("ghnlib", "notebooks", "dvc.yaml", ".dvcignore", "requirements.lock")
@@ -43,7 +48,7 @@ ONE_CORE = {"JOBLIB_MULTIPROCESSING": "0"}
 
 def main(arguments: Sequence[str]) -> int:
     """Run the pipeline here or a profile's in its folder; returns DVC's exit status, or 2 if it cannot be run."""
-    root = Path.cwd()
+    root, code, began = Path.cwd(), code_of(Path.cwd()), time.monotonic()
     try:
         folder = run_folder(root, *arguments)
         (folder / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
@@ -51,11 +56,14 @@ def main(arguments: Sequence[str]) -> int:
             clear_away(folder)
             if folder != root:
                 prepare(root, folder)
-            status = reproduce(folder, validate(read_yaml(folder / "params.yaml")))
+            params = validate(read_yaml(folder / "params.yaml"))
+            status, ran, stages = reproduce(folder, params)
+            if status == 0 and ran:
+                record(folder, params, code, time.monotonic() - began, ran, stages)
             if status == 0 and folder != root:
                 _bring_back(root, folder)
             if status == 0:
-                print(compared_with_committed(root, read_yaml(folder / "params.yaml")["profile"]))
+                print(compared_with_committed(root, params.profile))
             return status
     except ParamsError as error:
         print(error, file=sys.stderr)
@@ -114,23 +122,39 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def reproduce(folder: Path, params: Params) -> int:
+def reproduce(folder: Path, params: Params) -> tuple[int, int, int]:
     """``dvc repro`` of a folder; independent stages run side by side first, as many as ``processes`` allow.
 
-    After a stage that fails no other is started. Returns the first exit status that is not 0.
+    After a stage that fails no other is started.
+
+    Returns:
+        The first exit status that is not 0, how many stages ran (the others were up to date), and of how many.
     """
+    groups = independent_stages(params)
+    side_by_side = max(1, params.processes // params.train.devices)
     changed = _Runs(folder).start("status", "--quiet")
-    runs = _Runs(folder)
+    stages = [*(stage for group in groups for stage in group), "claims"]
+    progress = Progress(stages if changed else ["claims"], seconds_of_stages(folder, params), side_by_side)
+    runs = _Runs(folder, progress)
     # Ctrl-C reaches DVC and the stages by itself; here we only wait for them.
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: runs.terminate())
-    start = lambda stage, one_core: runs.start("repro", "--single-item", stage, label=stage, one_core=one_core)
+    start = lambda stage, one_core: runs.start("repro", "--single-item", stage, stage=stage, one_core=one_core)
     if changed:
-        for stages in independent_stages(params):
-            one_core = repeat(params.processes <= len(stages))
-            with ThreadPoolExecutor(max(1, params.processes // params.train.devices)) as pool:
-                list(pool.map(start, stages, one_core))
-    return runs.start("repro")
+        for group in groups:
+            one_core = repeat(params.processes <= len(group))
+            with ThreadPoolExecutor(side_by_side) as pool:
+                list(pool.map(start, group, one_core))
+    status = runs.start("repro", stage="claims")  # and whatever else dvc.yaml has
+    return status, len(progress.started), len(stages)
+
+
+def seconds_of_stages(folder: Path, params: Params) -> dict[str, float]:
+    """What stages took in the last run in a folder, by the names that DVC has for them; empty where there was none."""
+    timing = folder / "reports" / params.profile / "timing.json"
+    seconds = json.loads(timing.read_text()) if timing.exists() else {}
+    names = {label("train", name): f"train@{name}" for name in params.train.trainings}
+    return {names.get(name, name): value for name, value in seconds.items()}
 
 
 def independent_stages(params: Params) -> tuple[list[str], ...]:
@@ -142,25 +166,31 @@ def independent_stages(params: Params) -> tuple[list[str], ...]:
 class _Runs:
     """DVC commands in a folder; ``status``: the first exit status that was not 0, after which none is started."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.status = folder, 0
+    def __init__(self, folder: Path, progress: Progress | None = None):
+        self.folder, self.progress, self.status = folder, progress, 0
         self.processes: set[subprocess.Popen] = set()
         path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
         self.environment = ALLOCATOR | os.environ | {"PATH": path, "GHNLIB_PIPELINE": str(os.getpid())}
 
-    def start(self, *arguments: str, label: str = "", one_core: bool = False) -> int:
-        """Run a command to its end; a label begins each line of its output. ``one_core``: see ONE_CORE."""
+    def start(self, *arguments: str, stage: str = "", one_core: bool = False) -> int:
+        """Run a command to its end. ``stage``: that it runs, whose progress is told. ``one_core``: see ONE_CORE."""
         if self.status:
             return self.status
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if label else {}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if stage else {}
         environment = self.environment | (ONE_CORE if one_core else {})
         with subprocess.Popen(command, cwd=self.folder, env=environment, **pipes) as process:
             self.processes.add(process)
+            ran = False
             for line in process.stdout or ():
-                print(f"{label} | {line}", end="", flush=True)
+                if line.startswith("Running stage"):
+                    ran = True
+                    self.progress.begin(stage)
+                self.progress.read(stage, line.rstrip())
         self.processes.discard(process)
         self.status = self.status or process.returncode % 256
+        if stage and not self.status:
+            self.progress.end(stage, ran)
         return self.status
 
     def terminate(self) -> None:

@@ -35,7 +35,7 @@ from ghnlib.params import Params
 from ghnlib.params_file import ParamsError, check_starts, read_yaml, validate
 from ghnlib.pipeline import notebooks
 from ghnlib.pipeline.notebooks import NOTEBOOKS, NotebookError, label
-from ghnlib.pipeline.site import page
+from ghnlib.pipeline.page import page
 from ghnlib.pipeline.taking_back import take_back
 from ghnlib.processes import stop_with
 

@@ -10,7 +10,15 @@ import pandas as pd
 import pytest
 
 from ghnlib.params_file import read_yaml, validate
-from ghnlib.pipeline.claims import agreement, claims_table, read_metrics, recorded_claims, scales, write_claims
+from ghnlib.pipeline.claims import (
+    agreement,
+    claims_table,
+    headline,
+    read_metrics,
+    recorded_claims,
+    scales,
+    write_claims,
+)
 from ghnlib.pipeline.notebooks import NOTEBOOKS
 from ghnlib.reporting.publish import known_claims
 from ghnlib.reporting.statistics import Measured
@@ -140,7 +148,18 @@ def test_written_claims_can_be_read_again(tmp_path, monkeypatch):
     blank = dict.fromkeys(("ours", "low", "high"), "")
     again = pd.read_csv("reports/digits/claims.csv", keep_default_na=False, na_values=blank)
     pd.testing.assert_frame_equal(again, table)
-    assert list(json.loads(Path("reports/digits/metrics.json").read_text())) == list(METRICS)
+    verdicts = {"held": (table["verdict"] == "held").sum(), "not held": (table["verdict"] == "not held").sum()}
+    metrics = json.loads(Path("reports/digits/metrics.json").read_text())
+    assert metrics == {"claims": verdicts, "from": "provenance.json"} and verdicts["held"] >= 1
+
+
+def test_the_headline_is_a_few_numbers():
+    without = {"ghn3": {"test": {"mean": 85.7123}, "wide": {"mean": 1.0}}, "SGD, 1 epoch": {"test": {"mean": 58.2}}}
+    tuned = {"random": {"0 steps": {"mean": 10.0}, "1 epoch": {"mean": 64.84}}}
+    metrics = {"evaluate": {"accuracy": without}, "finetune": {"accuracy": tuned}}
+    assert headline(metrics, claims_table({}, {})) == {
+        "test": {"ghn3": 85.7}, "tuned": {"random": 64.8}, "claims": {"held": 0, "not held": 0}, "from": "provenance.json",
+    }  # fmt: skip
 
 
 def test_claims_and_the_readme_need_no_torch():

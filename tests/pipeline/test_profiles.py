@@ -35,14 +35,29 @@ def folder(tmp_path, monkeypatch):
 def test_independent_stages_run_side_by_side(folder, params, capfd):
     meet = {me: MEET.format(me=me, other=other) for me, other in ("ab", "ba")}
     root = folder(meet | {"last": "echo done > last.out"}, (["a", "b"],))
-    assert pipeline.reproduce(root, params) == 0
+    assert pipeline.reproduce(root, params) == (0, 3, 3)
     assert (root / "last.out").exists()
-    assert "a | Running stage" in capfd.readouterr().out
+    told = capfd.readouterr().out
+    assert "a: done in" in told and "b: done in" in told and "last" not in told
+    assert "Running stage" not in told and "dvc push" not in told and "3 of 3 stages\n" in told
+
+
+def test_what_a_failing_stage_says_is_shown(folder, params, capfd):
+    assert pipeline.reproduce(folder({"a": "echo because >&2; exit 3"}, (["a"],)), params)[0] != 0
+    told = capfd.readouterr().out
+    assert "a: because" in told and "a: ERROR: failed to reproduce" in told and "done in" not in told
+
+
+def test_seconds_of_an_earlier_run_are_known_by_the_names_of_stages(tmp_path, params):
+    assert pipeline.seconds_of_stages(tmp_path, params) == {}
+    (tmp_path / "reports" / "digits").mkdir(parents=True)
+    (tmp_path / "reports" / "digits" / "timing.json").write_text('{"evaluate": 3.0, "train-ghn3-0": 2.0}')
+    assert pipeline.seconds_of_stages(tmp_path, params) == {"evaluate": 3.0, "train@ghn3-0": 2.0}
 
 
 def test_after_a_failure_nothing_is_started(folder, params):
     root = folder({"a": "exit 3", "b": "touch b.out"}, (["a"], ["b"]))
-    assert pipeline.reproduce(root, params) != 0
+    assert pipeline.reproduce(root, params)[0] != 0
     assert not (root / "b.out").exists()
 
 

@@ -60,8 +60,7 @@ def train_in_space(
     stage's."""
     pool, val = (networks_of(setup, space, split, size) for split, size in
                  (("train", setup.anytime.train_networks), ("val", setup.anytime.val_networks)))  # fmt: skip
-    about = {"data": setup.data.model_dump(exclude={"shift", "flip", "test_per_class", "download"}), "space": space,
-             "networks": len(pool), "seed": setup.seed}  # fmt: skip
+    about = {"data": setup.data.learnt_from, "space": space, "networks": len(pool), "seed": setup.seed}
     return [
         train_on(pool, val, setup.images, config, recipe, seed, setup.folder / f"{name}-{seed}", setup.augment, about)
         for seed in setup.anytime.seeds

@@ -62,7 +62,7 @@ def train_variant(job: Job) -> GHN:
     about = {
         "seed": job.seed,
         "classes": job.classes,
-        "data": job.data.model_dump(exclude={"shift", "flip", "test_per_class", "download"}),
+        "data": job.data.learnt_from,
         "deepnets": job.deepnets.model_dump(include={"scale", "path", "train_pool"}),
     }
     augment = augmentation_of(job.data)

@@ -24,7 +24,7 @@ from ghnlib.deepnets.ghn2018 import AnytimeSpace, BlockArchitecture, BlockSpace
 from ghnlib.experiments.one_shot import CEILING, ONE_SHOT, one_shot_scores, train_one_shot
 from ghnlib.experiments.setup import Setup
 from ghnlib.hypernetwork.ghn import GHN
-from ghnlib.measuring.accuracy import accuracy
+from ghnlib.measuring.accuracy import top_accuracies
 from ghnlib.measuring.costs import inference_flops, step_flops
 from ghnlib.reporting.statistics import (
     Measured,
@@ -166,8 +166,8 @@ def _train_each(
 
 
 def _accuracies(net: nn.Module, images: ImageSplits) -> dict[str, float]:
-    tested = accuracy(net, images.test, EVALUATION_BATCH)
-    return {"accuracy": accuracy(net, images.val, EVALUATION_BATCH), "test accuracy": tested}
+    found = {"accuracy": images.val, "test accuracy": images.test}
+    return {name: top_accuracies(net, part, EVALUATION_BATCH)["accuracy"] for name, part in found.items()}
 
 
 def ranking_table(setup: Setup, ranking: Ranking) -> pd.DataFrame:

@@ -15,12 +15,11 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
-from time import perf_counter
 
 import torch
 import torch.nn.functional as F
 from counting import counted
+from timing import medians, seconds
 from torch.profiler import ProfilerActivity, profile
 
 from ghnlib import GHN, DeepNets
@@ -63,23 +62,6 @@ def batch_of(options: Options, count: int, side: int, classes: int) -> tuple[tor
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(count, 3, side, side, generator=generator).contiguous(memory_format=torch.channels_last)
     return images.to(options.device), torch.randint(classes, (count,), generator=generator).to(options.device)
-
-
-def seconds(function, device: torch.device, repeats: int) -> float:
-    """Median of several calls after one to warm up."""
-    taken = []
-    for _ in range(repeats + 1):
-        wait(device)
-        start = perf_counter()
-        function()
-        wait(device)
-        taken.append(perf_counter() - start)
-    return median(taken[1:])
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def parity(options: Options) -> None:
@@ -134,7 +116,7 @@ def speed_of(data: str, preset: str, m: int, images, labels, ghn: GHN, options: 
     step = partial(trainer.step, batch, images, labels, 0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    taken = seconds(step, device, options.steps)
+    (taken,) = medians([step], options.steps)
     peak = f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB" if device.type == "cuda" else "not measured"
     with counted() as counts:
         step()
@@ -146,7 +128,7 @@ def speed_of(data: str, preset: str, m: int, images, labels, ghn: GHN, options: 
                 logits = net(images)
             F.cross_entropy(logits.float(), labels).backward()
 
-    floor = seconds(alone, device, options.steps)
+    (floor,) = medians([alone], options.steps)
     waits = f"{counts['waits']} wait{'s' * (counts['waits'] != 1)}"
     lines = [
         f"{data} {preset} m = {m}: {1 / taken:.2f} steps a second, {taken:.3f} s (networks alone {floor:.3f}, ratio "
@@ -163,11 +145,7 @@ def busy(step, device: torch.device) -> str:
     if device.type != "cuda":
         return "not measured"
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        wait(device)
-        start = perf_counter()
-        step()
-        wait(device)
-        taken = perf_counter() - start
+        taken = seconds(step)
     kernels = sum(event.self_device_time_total for event in profiled.key_averages())
     return f"{100 * kernels / 1e6 / taken:.0f}%"
 
@@ -175,7 +153,7 @@ def busy(step, device: torch.device) -> str:
 def predict(options: Options) -> None:
     """Parameters of networks of torchvision."""
     whole = torch.empty(2**24 if options.tiny else 2**29, dtype=torch.uint8, device=options.device)
-    bandwidth = 2 * whole.numel() / seconds(whole.clone, options.device, 5)
+    bandwidth = 2 * whole.numel() / medians([whole.clone], 5)[0]
     for preset in SIZES[1:2] if options.tiny else SIZES:
         ghn = hypernetwork(preset, 1000, 16, options)
         for name in ("resnet18",) if options.tiny else ("resnet50", "vit_l_16"):
@@ -184,7 +162,7 @@ def predict(options: Options) -> None:
             )
             graph.distances  # noqa: B018  kept, and not timed
             with torch.no_grad():
-                taken = seconds(lambda: ghn.predict(graph), options.device, options.steps)
+                (taken,) = medians([lambda: ghn.predict(graph)], options.steps)
                 values = ghn.predict(graph).values()
             size = sum(t.numel() * t.element_size() for t in (*values, *ghn.parameters()))
             print(f"{preset} {name}: {1000 * taken:.1f} ms (read and write once at {bandwidth / 1e9:.0f} GB/s: "
@@ -206,7 +184,7 @@ def evaluate(options: Options) -> None:
     with torch.no_grad():
         (parameters,) = ghn([architecture.graph])
     net, found = architecture.build(device="meta"), []
-    taken = seconds(lambda: found.append(top_accuracies(net, images, 64, parameters)), options.device, 1)
+    (taken,) = medians([lambda: found.append(top_accuracies(net, images, 64, parameters))], 1)
     print(f"evaluation of {count} images: {taken:.2f} s, accuracy {found[-1]['accuracy']:.1f}% (noise: 10)", flush=True)
 
 

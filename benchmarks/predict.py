@@ -18,13 +18,12 @@ weights and result. Random weights serve. Prints medians measured alternately in
 import argparse
 from collections import Counter
 from multiprocessing import get_context
-from statistics import median
-from time import perf_counter
 
 import numpy as np
 import psutil
 import torch
 from memory import forget_peak, peak_bytes
+from timing import medians
 from torch import Tensor
 
 from ghnlib import GHN, Graph
@@ -34,14 +33,6 @@ from ghnlib.graphs.nodes import Role
 from ghnlib.hypernetwork.decoders import Slice, positions
 from ghnlib.hypernetwork.encoders import Graphormer
 from ghnlib.hypernetwork.gatedgnn import _levels
-
-
-def seconds(function) -> float:
-    start = perf_counter()
-    result = function()
-    end = perf_counter()
-    del result  # freeing is not timed
-    return end - start
 
 
 def hypernetwork(preset: str) -> GHN:
@@ -152,8 +143,7 @@ def measure(ghn: GHN, model: str, repeats: int) -> list[float]:
         lambda: sliced_before(ghn, state),
         lambda: sliced_afterwards(ghn, state),
     ]
-    rounds = [[seconds(function) for function in functions] for _ in range(repeats + 1)]
-    return [1000 * median(times) for times in zip(*rounds[1:])]
+    return [1000 * taken for taken in medians(functions, repeats)]
 
 
 def main() -> None:

@@ -7,11 +7,10 @@ not fit into memory says so. Nothing is written: seconds are of this machine alo
 """
 
 import argparse
-import time
-from statistics import median
 
 import torch
 import torch.nn.functional as F
+from timing import medians
 
 from ghnlib import GHN, DeepNets
 from ghnlib.architectures.vision import TorchvisionNetwork
@@ -28,23 +27,11 @@ PAPER = {
 }
 
 
-def seconds(step, device: torch.device, steps: int) -> float:
-    """Median of several calls, each with another number, after one to warm up."""
-    taken = []
-    for i in range(steps + 1):
-        start = time.perf_counter()
-        step(i)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - start)
-    return median(taken[1:])
-
-
 def resnet50_step(images: torch.Tensor, labels: torch.Tensor, classes: int):
     net = TorchvisionNetwork(classes, images.shape[-1], "resnet50").build(device="cpu").to(images.device).train()
     optimizer = torch.optim.SGD(net.parameters(), 0.025, momentum=0.9)
 
-    def step(_: int) -> None:
+    def step() -> None:
         optimizer.zero_grad()
         F.cross_entropy(net(images), labels).backward()
         optimizer.step()
@@ -59,10 +46,10 @@ def meta_step(preset: str, m: int, images: torch.Tensor, labels: torch.Tensor, c
     trainer, pool = MetaTrainer(ghn, recipe, 1), DeepNets("train", num_classes=classes, input_size=images.shape[-1])
     position = 0
 
-    def step(i: int) -> None:
+    def step() -> None:
         nonlocal position
         batch, position = sample_meta_batch(pool, recipe, 0, position)
-        trainer.step(batch, images, labels, seed=i)
+        trainer.step(batch, images, labels, seed=position)
 
     return step
 
@@ -79,7 +66,7 @@ def report(data: str, options: argparse.Namespace) -> None:
         steps[f"{preset}, m = {m}"] = lambda preset=preset, m=m: meta_step(preset, m, images, labels, classes, side)
     for name, make in steps.items():
         try:
-            taken = seconds(make(), device, options.steps)
+            (taken,) = medians([make()], options.steps)
         except torch.OutOfMemoryError:
             print(f"{name:16} out of memory   paper {PAPER[data][name]}", flush=True)
             continue

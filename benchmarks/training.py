@@ -14,12 +14,14 @@ import argparse
 import multiprocessing
 import tempfile
 from collections import Counter
+from functools import partial
 from statistics import median
 from time import process_time
 
 import torch
 import torch.nn.functional as F
 from memory import forget_peak, peak_bytes
+from timing import seconds
 from torch import distributed
 
 from ghnlib import GHN, DeepNets
@@ -28,11 +30,7 @@ from ghnlib.training.loop import sample_meta_batch
 from ghnlib.training.ranks import share_of_rank
 from ghnlib.training.step import MetaTrainer
 
-
-def seconds(function) -> float:
-    start = process_time()
-    function()
-    return process_time() - start
+processor_seconds = partial(seconds, clock=process_time)
 
 
 def train_networks(networks, images, labels) -> None:
@@ -83,8 +81,7 @@ def compare(rank: int, options, file: str) -> None:
         for precision, trainer in trainers.items():
             for owner, name, label in (
                 (trainer.ghn, "encode", "encoder"), (trainer.ghn, "forward", "predict"),
-                (trainer, "_run_child", "children"), (trainer, "_add_gradients", "parts"),
-                (trainer, "_sum_over_ranks", "waiting"), (trainer, "step", "step"),
+                (trainer, "_run_child", "children"), (trainer, "_add_part", "parts"), (trainer, "step", "step"),
             ):  # fmt: skip
                 timed(owner, name, spent[precision], label)
         floors, steps, sampling, graphs, position = [], {p: [] for p in trainers}, [], [], 0
@@ -93,19 +90,19 @@ def compare(rank: int, options, file: str) -> None:
             start, position_before = process_time(), position
             batch, position = sample_meta_batch(pool, Recipe(meta_batch=m), 0, position_before)
             sampling.append(process_time() - start)
-            graphs.append(seconds(lambda: [a.graph.distances for a in batch]))
+            graphs.append(processor_seconds(lambda: [a.graph.distances for a in batch]))
             mine = share_of_rank(batch, cost=lambda architecture: len(architecture.graph))
             networks = [a.build(device="cpu").train() for a in mine]
             train_networks(networks, images, labels)  # warms up the kernels
             distributed.barrier()
-            floors.append(seconds(lambda: (train_networks(networks, images, labels), distributed.barrier())))
+            floors.append(processor_seconds(lambda: (train_networks(networks, images, labels), distributed.barrier())))
             for precision, trainer in trainers.items():
                 kept = dict(spent[precision])
                 trainer.step(batch, last, labels, seed=i)  # builds and caches the meta networks; not counted
                 spent[precision].clear()
                 spent[precision].update(kept)
                 distributed.barrier()
-                steps[precision].append(seconds(lambda: trainer.step(batch, last, labels, seed=i)))
+                steps[precision].append(processor_seconds(lambda: trainer.step(batch, last, labels, seed=i)))
         if rank == 0:
             report(preset, floors, steps, spent, median(sampling), median(graphs))
     distributed.destroy_process_group()
@@ -119,8 +116,7 @@ def report(preset, floors, steps, spent, sampling: float, graphs: float) -> None
         part = spent[precision]
         rows = {"encoder": part["encoder"], "decoder": part["predict"] - part["encoder"], "children": part["children"],
                 "backward of the hypernetwork": part["parts"] - part["predict"] - part["children"],
-                "other processes": part["waiting"],
-                "optimiser": part["step"] - part["parts"] - part["waiting"]}  # fmt: skip
+                "optimiser and waiting for other processes": part["step"] - part["parts"]}  # fmt: skip
         whole = sum(rows.values()) or 1
         print("         " + ", ".join(f"{name} {100 * value / whole:.1f}%" for name, value in rows.items()))
     print(f"         beside the step: sampling {1000 * sampling:.0f} ms, graphs {1000 * graphs:.0f} ms", flush=True)

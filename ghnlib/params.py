@@ -71,6 +71,12 @@ class Data(Section):
     download: bool
     resident_gib: NonNegative
 
+    @property
+    def learnt_from(self) -> dict[str, Any]:
+        """What decides which images a training sees, not how they are augmented, read or tested on: with other values
+        it is another training."""
+        return self.model_dump(exclude={"shift", "flip", "test_per_class", "download", "resident_gib"})
+
 
 class DeepNets(Section):
     """Design space and number of architectures of each split. ``path``: folder of the released HDF5 files with their

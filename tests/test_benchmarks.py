@@ -27,6 +27,18 @@ def test_rows_of_ppuda_table_13_are_timed(monkeypatch, capsys):
         assert hours == pytest.approx(taken * 22_500 / 3600, abs=0.1) and "paper 0." in line
 
 
+def test_a_step_is_timed_beside_its_networks(monkeypatch, capsys):
+    monkeypatch.setattr("torch.multiprocessing.spawn", lambda function, given, nprocs: function(0, *given))
+    options = "--meta-batch 1 --batch-size 2 --image-size 16 --steps 1 --processes 1 --hypernetworks ghn2"
+    monkeypatch.setattr("sys.argv", ["training.py", *options.split()])
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    runpy.run_path(str(ROOT / "benchmarks" / "training.py"), run_name="__main__")
+    told = capsys.readouterr().out
+    assert len(re.findall(r"ghn2 +(?:float32|bfloat16) +floor +[\d.]+ s  step +[\d.]+ s  ratio +[\d.]+\n", told)) == 2
+    for line in re.findall(r"encoder .*", told):
+        assert sum(map(float, re.findall(r"([\d.]+)%", line))) == pytest.approx(100, abs=0.3)
+
+
 def test_the_parts_for_a_gpu_run_on_a_cpu(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["gpu.py", "--device", "cpu", "--tiny", "--steps", "1"])
     monkeypatch.syspath_prepend(ROOT / "benchmarks")

@@ -140,6 +140,12 @@ def test_limits_are_those_of_the_embedded_digits(raw):
     assert re.findall(r"at most (\d+)", str(error.value)) == [str(int(limit)) for limit in limits]
 
 
+def test_reading_images_in_another_way_makes_no_other_training(raw):
+    data = validate(raw).data
+    same, other = (data.model_copy(update=change) for change in ({"resident_gib": 0.5}, {"image_size": 16}))
+    assert same.learnt_from == data.learnt_from != other.learnt_from
+
+
 def test_a_missing_key_is_named(raw):
     del raw["evaluate"]["epochs"]
     with pytest.raises(ParamsError, match="evaluate.epochs: this key is missing"):

@@ -24,7 +24,7 @@ from ghnlib.deepnets.ghn2018 import AnytimeSpace, BlockArchitecture, BlockSpace
 from ghnlib.experiments.one_shot import CEILING, ONE_SHOT, one_shot_scores, train_one_shot
 from ghnlib.experiments.setup import Setup
 from ghnlib.hypernetwork.ghn import GHN
-from ghnlib.measuring.accuracy import accuracy
+from ghnlib.measuring.accuracy import top_accuracies
 from ghnlib.measuring.costs import inference_flops, step_flops
 from ghnlib.reporting.statistics import (
     Measured,
@@ -60,8 +60,7 @@ def train_in_space(
     stage's."""
     pool, val = (networks_of(setup, space, split, size) for split, size in
                  (("train", setup.anytime.train_networks), ("val", setup.anytime.val_networks)))  # fmt: skip
-    about = {"data": setup.data.model_dump(exclude={"shift", "flip", "test_per_class", "download"}), "space": space,
-             "networks": len(pool), "seed": setup.seed}  # fmt: skip
+    about = {"data": setup.data.learnt_from, "space": space, "networks": len(pool), "seed": setup.seed}
     return [
         train_on(pool, val, setup.images, config, recipe, seed, setup.folder / f"{name}-{seed}", setup.augment, about)
         for seed in setup.anytime.seeds
@@ -167,8 +166,8 @@ def _train_each(
 
 
 def _accuracies(net: nn.Module, images: ImageSplits) -> dict[str, float]:
-    tested = accuracy(net, images.test, EVALUATION_BATCH)
-    return {"accuracy": accuracy(net, images.val, EVALUATION_BATCH), "test accuracy": tested}
+    found = {"accuracy": images.val, "test accuracy": images.test}
+    return {name: top_accuracies(net, part, EVALUATION_BATCH)["accuracy"] for name, part in found.items()}
 
 
 def ranking_table(setup: Setup, ranking: Ranking) -> pd.DataFrame:

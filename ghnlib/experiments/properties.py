@@ -34,7 +34,7 @@ from ghnlib.measuring.accuracy import top_accuracies
 from ghnlib.measuring.costs import inference_flops
 from ghnlib.measuring.kept import map_kept
 from ghnlib.params import Regression
-from ghnlib.reporting.statistics import Measured, claims_over_trainings, finite, tau_interval, tau_of, with_deviation
+from ghnlib.reporting.statistics import Measured, claims_over_trainings, finite, tau_of, with_deviation
 from ghnlib.training.networks import EVALUATION_BATCH, Run, TrainingRecipe, initial_network, on_cpu, train_network
 
 Parameters = dict[str, Tensor]
@@ -227,8 +227,8 @@ def predict_property(features: np.ndarray, target: np.ndarray, fitted: np.ndarra
 def _agreement(predicted: Sequence[np.ndarray], target: np.ndarray) -> dict[str, float]:
     """What ``predict_property`` returns."""
     taus = np.nan_to_num([stats.kendalltau(each, target).statistic for each in predicted])
-    low, high = tau_interval(taus.mean(), len(target))
-    return {"n": len(target), "tau": float(taus.mean()), "deviation": float(taus.std()), "low": low, "high": high}
+    tau = tau_of(taus.mean(), len(target))
+    return {"n": tau.n, "tau": tau.value, "deviation": float(taus.std()), "low": tau.low, "high": tau.high}
 
 
 PREDICTOR = "Neural Predictor"

@@ -70,13 +70,6 @@ def top_accuracies(
     return found | (metrics_of(metrics, *map(torch.cat, zip(*outputs))) if metrics else {})
 
 
-def accuracy(
-    net: nn.Module, images: ImageSet, batch_size: int = 64, parameters: Mapping[str, Tensor] | None = None
-) -> float:
-    """Top-1 accuracy in percent, see ``top_accuracies``."""
-    return top_accuracies(net, images, batch_size, parameters)["accuracy"]
-
-
 def exit_accuracies(
     net: nn.Module, images: ImageSet, batch_size: int = 64, parameters: Mapping[str, Tensor] | None = None
 ) -> list[float]:

@@ -136,17 +136,12 @@ def correlation(score: pd.Series, accuracy: pd.Series) -> Measured:
 
 
 def tau_of(tau: float, n: int) -> Measured:
-    """Kendall's tau over n observations with its interval, see ``tau_interval``."""
-    return Measured(float(tau), *tau_interval(tau, n), int(n))
-
-
-def tau_interval(tau: float, n: int) -> tuple[float, float]:
-    """95 % interval of Kendall's tau over n observations, by the variance 0.437 / (n - 4) of atanh(tau) (Fieller,
-    Hartley and Pearson 1957); not a number for n < 5."""
+    """Kendall's tau over n observations with its interval, by the variance 0.437 / (n - 4) of atanh(tau) (Fieller,
+    Hartley and Pearson 1957); none for n < 5."""
     if n < 5:
-        return float("nan"), float("nan")
+        return Measured(float(tau), n=int(n))
     centre, half = np.arctanh(np.clip(tau, -0.999, 0.999)), 1.96 * (0.437 / (n - 4)) ** 0.5
-    return float(np.tanh(centre - half)), float(np.tanh(centre + half))
+    return Measured(float(tau), float(np.tanh(centre - half)), float(np.tanh(centre + half)), int(n))
 
 
 def rank_correlations(scores: pd.DataFrame, accuracy: Sequence[float], top: int | None = None) -> pd.DataFrame:
@@ -168,10 +163,9 @@ def rank_correlations(scores: pd.DataFrame, accuracy: Sequence[float], top: int 
     for method in scores.columns:
         pairs = table[[method, "accuracy"]].dropna()
         enough = len(pairs) > 2
-        tau = stats.kendalltau(*pairs.to_numpy().T).statistic if enough else float("nan")
-        low, high = tau_interval(tau, len(pairs))
+        tau = tau_of(stats.kendalltau(*pairs.to_numpy().T).statistic if enough else nan, len(pairs))
         r = correlation(pairs[method], pairs["accuracy"]).value
-        rows[method] = {"n": len(pairs), "tau": float(tau), "low": low, "high": high, "r": r}
+        rows[method] = {"n": len(pairs), "tau": tau.value, "low": tau.low, "high": tau.high, "r": r}
     return pd.DataFrame(rows).T.astype({"n": int})
 
 

@@ -70,7 +70,7 @@ def train_variant(job: Job) -> GHN:
     about = {
         "seed": job.seed,
         "classes": job.classes,
-        "data": job.data.model_dump(exclude={"shift", "flip", "test_per_class", "download"}),
+        "data": job.data.learnt_from,
         "deepnets": job.deepnets.model_dump(include={"scale", "path", "train_pool"}),
     }
     if job.start_from is not None:

@@ -13,7 +13,7 @@ from shared import digits, pool, tiny
 from torch import nn
 
 from ghnlib.data.images import DataError
-from ghnlib.measuring.accuracy import accuracy, estimate_batch_norm
+from ghnlib.measuring.accuracy import estimate_batch_norm
 from ghnlib.training import networks
 from ghnlib.training.initialization import Sources
 from ghnlib.training.networks import (
@@ -45,9 +45,9 @@ def on_validation():
 def test_random_networks_are_at_chance_and_training_leaves_it():
     recipe = TrainingRecipe(steps=40, lr=0.03)
     net = initial_network(Run(pool()[0], recipe, 0))
-    results = train_network(net, digits().train, recipe, 0, lambda net: accuracy(net, digits().val), (0, 20))
+    results = train_network(net, digits().train, recipe, 0, on_validation(), (0, 20))
     assert sorted(results) == [0, 20, 40]
-    assert results[0] < 30 and results[40] > 50
+    assert results[0]["accuracy"] < 30 and results[40]["accuracy"] > 50
 
 
 def test_a_run_depends_on_its_seed_alone():

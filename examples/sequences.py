@@ -23,8 +23,8 @@ from ghnlib.training.loop import train_ghn
 
 LENGTH = 32
 UNSEEN = [(1, 24, 2), (2, 48, 4), (3, 16, 4), (2, 40, 4), (4, 32, 2), (5, 48, 4)]
-"""Layers, width and heads of the models that are evaluated; the last three have a width or depth that is not among those
-of the training."""
+"""Layers, width and heads of the models that are evaluated; the last three have a width or depth that the training has
+not."""
 SEEN = [shape for shape in product((1, 2, 3), (16, 24, 32, 48, 64), (2, 4)) if shape not in UNSEEN]
 
 

@@ -127,6 +127,8 @@ def _input_shape(options: argparse.Namespace) -> tuple[int, ...] | None:
 def _coverage(options: argparse.Namespace) -> int:
     """Print the table while it grows; the exit status is 1 if a network failed."""
     ghn = GHN.from_pretrained(options.ghn)
+    if known := ghn.config.primitives:
+        print(f"beyond the papers' primitives it knows {', '.join(known)}")
     width = max(len(model.removeprefix(TORCHVISION)) for model in options.models)
     print(" " * 7, f"{'model':{width}}", *(f"{column:>{COLUMNS[column][0]}}" for column in COLUMNS))
     failed = 0

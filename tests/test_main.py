@@ -168,3 +168,25 @@ def test_all_torchvision_classifiers_are_covered(folder, tmp_path):
 def test_public_names():
     assert set(ghnlib.__all__) == {"GHN", "GHNConfig", "Graph", "DeepNets"}
     assert len(ghnlib.DeepNets(split="train", seed=0)) == 1_000_000
+
+
+SIGNALS = """
+from torch import nn
+
+def net(num_classes):
+    return nn.Sequential(nn.Conv1d(2, 4, 3, bias=False), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, num_classes))
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("primitives", "said"), [
+    (("conv1d",), "beyond the papers' primitives it knows conv1d"), ((), "unsupported layer Conv1d"),
+])  # fmt: skip
+def test_coverage_tells_which_layers_are_known(tmp_path, monkeypatch, capsys, primitives, said):
+    tiny(primitives=primitives).save_pretrained(tmp_path / "ghn")
+    (tmp_path / "signals.py").write_text(SIGNALS)
+    monkeypatch.syspath_prepend(tmp_path)
+    command = ["coverage", "--ghn", str(tmp_path / "ghn"), "--models", "signals.net", "--input-shape", "2", "20"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert said in out and ("100.00" in out) == bool(primitives)

@@ -111,7 +111,10 @@ RECURRENT = re.compile(r"_[ih][hr]_l\d+(_reverse)?$")
 """Ends of the names of a recurrent layer's weights and biases: ``weight_ih_l0``."""
 POSITION = re.compile(r"(^|[._])(abs_)?pos(ition)?(al)?_?(emb|enc)[a-z]*(_?\d+)?$")
 REASONS = (
-    (re.compile(r"(cls|class|dist|reg|mask)_?(token|embedding)s?$|(^|\.)(register_tokens|token)$"), "class token"),
+    (
+        re.compile(r"(cls|class|dist|reg|mask)_?(token|embedding)s?(_\d+)?$|(^|\.)(register_tokens|token)$"),
+        "class token",
+    ),
     (re.compile(r"layer_scale|(^|\.)(gamma(_?\d+)?|ls\d?(\.\w+)?)$"), "layer scale"),
     (re.compile(r"rel(ative)?_(pos|h|w|height|width)|(height|width)_rel|attention_bias"), "relative position bias"),
     (re.compile(r"logit_scale|temperature|(^|\.)tau$"), "logit scale"),

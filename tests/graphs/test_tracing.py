@@ -426,6 +426,13 @@ def test_every_parameter_is_a_node_a_norm_bias_or_skipped(name):
     assert_sound(net, trace(net))
 
 
+@pytest.mark.parametrize("name", ["cls_token", "cls_token_1", "register_tokens", "dist_token"])
+def test_tokens_beside_the_image_are_named_as_such_without_a_warning(name, recwarn):
+    net = Net(lambda m, x: m.fc(torch.cat([getattr(m, name).expand(len(x), -1, -1), m.conv(x).flatten(2).mT], 1)),
+              conv=nn.Conv2d(3, 4, 8, 8), fc=nn.Linear(4, 2), **{name: nn.Parameter(torch.zeros(1, 1, 4))})  # fmt: skip
+    assert trace(net, SMALL).skipped == {name: "class token"} and not recwarn.list
+
+
 def test_layers_on_constants_hang_on_the_input():
     net = Net(
         lambda m, x: m.conv(x) * torch.sigmoid(m.fc(torch.ones(4)))[0], conv=nn.Conv2d(3, 2, 1), fc=nn.Linear(4, 1)

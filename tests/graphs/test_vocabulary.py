@@ -39,6 +39,8 @@ def test_a_network_of_signals_has_its_convolutions_in_order():
     ]  # fmt: skip
     assert [role for *_, role in nodes(graph)[4:]] == [Role.CLASS_WEIGHT, Role.CLASS_BIAS] and not graph.skipped
     assert graph.edges.tolist() == [[i, i + 1] for i in range(8)]
+    legend = [text.get_text() for text in graph.plot().get_legend().get_texts()]
+    assert legend == ["max_pool", "conv", "input", "bias", "glob_avg", "conv1d", "prelu"]
 
 
 def test_a_network_of_volumes_has_its_pools():

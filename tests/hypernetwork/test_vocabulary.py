@@ -1,5 +1,6 @@
 """Parameters of registered primitives: their shapes, their scale, what is not predicted and why."""
 
+from collections import Counter
 from dataclasses import asdict
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from shared import SHAPE, Net, Residual, tiny
 from torch import nn
+from torchvision.models.video import r3d_18
 
 from ghnlib import GHN, Graph
 from ghnlib.graphs.nodes import Node, Role
@@ -94,6 +96,15 @@ def decoded_block(ghn, shape):
     first = decoder.fc(state).unflatten(1, (-1, 5, 5))[:, :, 0, 0]
     values = decoder.conv2(F.relu(decoder.conv1(F.relu(first)))).view(16, 16)
     return values[:, : shape[1]].detach()
+
+
+def test_a_network_for_videos_is_predicted_whole():
+    with torch.device("meta"):
+        net, clip = r3d_18(num_classes=10), torch.empty(1, 3, 4, 32, 32)
+    found = coverage(tiny(**WIDE), net, example=clip)
+    assert not found.skipped and Counter(found.predicted.values())["convolution"] == 20
+    with pytest.warns(UserWarning, match="20 parameters are no nodes .*unsupported layer Conv3DSimple"):
+        assert coverage(tiny(), net, example=clip).share < 0.01
 
 
 def test_primitives_have_rows_of_their_own_and_the_papers_keep_theirs(tmp_path):

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="safetensors file: parameter name -> tensor",
     )
-    about = "of a network with other classes: keep the layer (default), or start it with the hypernetwork's rows in turn"
+    about = "of a network with other classes: keep the layer (default), or start with the hypernetwork's rows in turn"
     predict.add_argument("--class-layers", choices=["keep", "resize"], default="keep", help=about)
     predict.set_defaults(run=_predict)
 

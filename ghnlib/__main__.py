@@ -69,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="safetensors file: parameter name -> tensor",
     )
+    about = "of a network with other classes: keep the layer (default), or start with the hypernetwork's rows in turn"
+    predict.add_argument("--class-layers", choices=["keep", "resize"], default="keep", help=about)
     predict.set_defaults(run=_predict)
 
     about = "table of many networks: share of parameters that are predicted, seconds, norm"
@@ -98,7 +100,8 @@ def _predict(options: argparse.Namespace) -> int:
     ghn = GHN.from_pretrained(options.ghn)
     net = _network(ghn, options.model, options).eval()
     with torch.no_grad():
-        parameters = ghn.predict(net, _input_shape(options))
+        class_layers = "resize" if options.class_layers == "resize" else None
+        parameters = ghn.predict(net, _input_shape(options), class_layers)
     save_file({name: value.contiguous() for name, value in parameters.items()}, options.file)
     kept = [name for name, _ in net.named_parameters() if name not in parameters]
     print(f"{options.file}: {len(parameters)} tensors; {len(kept)} not predicted {', '.join(kept[:8])}")

@@ -44,6 +44,15 @@ def test_mistakes_are_one_message(folder, tmp_path, capsys, ghn, model, message)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("more", "tensors"), [([], 60), (["--class-layers", "resize"], 62)])
+def test_classification_layers_of_other_classes_are_resized_on_request(folder, tmp_path, capsys, more, tensors):
+    out = str(tmp_path / "parameters.safetensors")
+    model = ["--model", "torchvision.models.resnet18", "--num-classes", "7"]
+    assert main(["predict", "--ghn", folder, *model, "--out", out, *more]) == 0
+    assert f"{tensors} tensors" in capsys.readouterr().out
+    assert (load_file(out)["fc.weight"].shape == (7, 512)) if more else ("fc.weight" not in load_file(out))
+
+
 MODELS = """
 from torch import nn
 

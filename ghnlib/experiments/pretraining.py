@@ -202,7 +202,8 @@ def runs_from(
     processing: Mapping[str, Processing] | None = None,
 ) -> list[Run]:
     """``initial_runs`` on a target (None: on the source), classification layers random: from random, orthogonal and
-    predicted parameters, from what the networks have learnt, and from predicted and "trained" ones with GHN-orth.
+    predicted parameters, from what the networks have learnt, and from predicted and "trained" ones with GHN-orth. On a
+    target also "NAME-head", from predicted parameters with the classification layer, resized.
 
     The runs of the i-th seed start from the i-th training of the hypernetwork, in turn if there are more seeds; their
     label ``training`` says which. ``processing``: by initialisation; None: the first of ``processings``.
@@ -222,6 +223,10 @@ def runs_from(
             own.append(
                 replace(post_processed(run, **how), recipe=settings, labels={**run.labels, "initialisation": name})
             )
+        if target:
+            head = {f"{source.name}-head": predicting[source.name]}
+            whole = initial_runs(networks, recipe, [seed], head, tuned, class_layers="resize")
+            own += [run for run in whole if run.labels["initialisation"] in head]
         runs += [replace(run, labels={**run.labels, "training": training}) for run in own]
     return runs
 

@@ -248,7 +248,8 @@ BINS = np.linspace(-1, 1, 41)
 
 def correlations_by_start(setup: Setup, source: Source, learnt: Learnt) -> pd.DataFrame:
     """``channel_correlations`` of each network from each start before it is fine-tuned (GHN-orth Fig. 2),
-    post-processed by the first of ``processings``: what is tuned may be another on another machine.
+    post-processed by the first of ``processings``: what is tuned may be another on another machine. Predicted
+    classification layers change none.
 
     Returns:
         Rows ``initialisation``, ``training``, ``network``, ``layer``, ``mean`` (of absolute values), ``deviation``,
@@ -313,7 +314,7 @@ def start_costs(setup: Setup, source: Source, architecture: Architecture, starts
     predicting = flops(lambda: source.trainings[0].predict(architecture.graph, predict_class_layers=False))
     costs = {}
     for start in starts:
-        first, _, epoch = start.removesuffix("-orth").partition(", ")
+        first, _, epoch = start.removesuffix("-orth").removesuffix("-head").partition(", ")
         epochs = setup.transfer.oracle_epochs if first == "trained" else int(bool(epoch))
         costs[start] = (epochs * training + (predicting if first == source.name else 0)) / 1e9
     return costs

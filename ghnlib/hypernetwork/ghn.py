@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -33,6 +33,8 @@ IDENTITY = 3.0
 deviation of about 0.1."""
 VECTORS = (Role.NORM, Role.BIAS, Role.CLASS_BIAS, Role.SLOPE)
 CLASSES = (Role.CLASS_WEIGHT, Role.CLASS_BIAS)
+ClassLayers = bool | Literal["resize"] | None
+"""Whether classification layers are predicted, see ``GHN.predict``."""
 ENCODERS = {"mlp": lambda config: MLP(config.hid), "gated_gnn": GatedGNN, "graphormer": Graphormer}
 DECODERS = {"conv": ConvDecoder, "mlp": MLPDecoder}
 
@@ -121,7 +123,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         self,
         networks: nn.Module | Graph | Sequence[nn.Module | Graph],
         input_shape: tuple[int, ...] | None = None,
-        predict_class_layers: bool | None = None,
+        predict_class_layers: ClassLayers = None,
         *,
         example: Any = None,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
@@ -132,16 +134,23 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         Args:
             networks: a network or its graph, or a meta-batch of them.
             input_shape, example: of the networks' input; see ``Graph.from_module``.
-            predict_class_layers: None: if the network has the hypernetwork's number of classes.
+            predict_class_layers: None: if the network has the hypernetwork's number of classes C; True or False: always
+                or never. "resize" is True by the name of what it does for K other classes: class k starts with row
+                k mod C, as in the released code. On validation digits that were new to the layer no other rule was
+                better (rows interpolated, rows mixed at random, the layer decoded as an ordinary one).
 
         Returns:
             Parameter name -> tensor; a list of such dicts for a meta-batch.
+
+        Raises:
+            ValueError: another value of ``predict_class_layers``.
+            TraceError: a network cannot be traced.
         """
         graphs = [self.graph_of(network, input_shape, example) for network in _as_list(networks)]
         predictions = self(graphs, predict_class_layers)
         return predictions if isinstance(networks, Sequence) else predictions[0]
 
-    def forward(self, graphs: Sequence[Graph], predict_class_layers: bool | None = None) -> list[dict[str, Tensor]]:
+    def forward(self, graphs: Sequence[Graph], predict_class_layers: ClassLayers = None) -> list[dict[str, Tensor]]:
         """Parameters of the networks of a meta-batch of graphs: one dict of name -> tensor each."""
         states = self.encode(graphs)
         groups: dict[tuple[Role, tuple[int, ...]], list[_Target]] = {}
@@ -164,7 +173,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         self,
         networks: nn.Module | Sequence[nn.Module],
         input_shape: tuple[int, ...] | None = None,
-        predict_class_layers: bool | None = None,
+        predict_class_layers: ClassLayers = None,
         *,
         example: Any = None,
         only: Patterns = None,
@@ -214,7 +223,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         reports = write(predictions, batch_norm)
         return reports if isinstance(networks, Sequence) else reports[0]
 
-    def why_skipped(self, name: str, graph: Graph, predict_class_layers: bool | None = None) -> str:
+    def why_skipped(self, name: str, graph: Graph, predict_class_layers: ClassLayers = None) -> str:
         """The reason that a parameter of the graph's network is not predicted."""
         if any(node.name == name and self._is_too_long(node) for node in graph.nodes):
             return f"embedding of more rows than the {self._rows} that the hypernetwork can tell apart"
@@ -245,9 +254,11 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
     def _is_too_long(self, node: Node) -> bool:
         return node.role == Role.EMBEDDING and node.shape[0] > self._rows
 
-    def _predicts_classes(self, graph: Graph, wanted: bool | None) -> bool:
+    def _predicts_classes(self, graph: Graph, wanted: ClassLayers) -> bool:
+        if wanted not in (None, True, False, "resize"):
+            raise ValueError(f"predict_class_layers={wanted!r}: None, True, False or 'resize' is possible")
         if wanted is not None:
-            return wanted
+            return bool(wanted)
         classes = [node.shape[0] for node in graph.nodes if node.role in CLASSES]
         return all(count == self.config.num_classes for count in classes)
 
@@ -271,7 +282,9 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         weights = 2 * torch.sigmoid(weight / 2) if self.config.weight_norm else weight
         parts = zip(keys, weights.split(sizes), bias.split(sizes), self._bounded(bias).split(sizes))
         for (role, shape), weight, raw, bias in parts:
-            if role == Role.CLASS_BIAS and self.vector_decoder is not None:
+            if role == Role.CLASS_BIAS and self.vector_decoder is None:
+                bias = bias[:, : self.config.num_classes]
+            elif role == Role.CLASS_BIAS:
                 bias = self._bounded(self.vector_decoder.class_bias(raw))
             if role == Role.NORM:
                 yield (role, shape), "name", tile(weight, shape)

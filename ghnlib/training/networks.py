@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.data.images import Augment, DataError, ImageSet
-from ghnlib.hypernetwork.ghn import GHN
+from ghnlib.hypernetwork.ghn import GHN, ClassLayers
 from ghnlib.measuring.accuracy import SCORES, estimate_batch_norm, exits_of, top_accuracies
 from ghnlib.measuring.kept import rows_kept
 from ghnlib.training.initialization import Sources, initialize
@@ -275,7 +275,7 @@ def initial_runs(
     seeds: Sequence[int],
     hypernetworks: Mapping[str, Sequence[GHN]],
     tuned: Mapping[str, Mapping[str, object]] | None = None,
-    class_layers: bool = True,
+    class_layers: ClassLayers = True,
     given: Mapping[str, Sequence[dict[str, Tensor]]] | None = None,
 ) -> list[Run]:
     """Runs of each architecture and seed from random, orthogonal and predicted parameters, these with GHN-3's noise.
@@ -284,7 +284,8 @@ def initial_runs(
         hypernetworks: by name, of each its trainings: the i-th seed's runs start from what the i-th predicts, or in
             turn if there are more seeds.
         tuned: fields of the recipe that differ, by initialisation, as ``tune`` finds them.
-        class_layers: whether classification layers are predicted; if not, they are random.
+        class_layers: whether classification layers are predicted, "resize": of other classes too; if not, they are
+            random.
         given: further initialisations by name: parameters of the first architectures, by name.
 
     Returns:
@@ -310,9 +311,11 @@ def initial_runs(
 
 
 @torch.no_grad()
-def _predict(name: str, ghn: GHN, architectures: Sequence[Architecture], class_layers: bool) -> list[dict[str, Tensor]]:
+def _predict(
+    name: str, ghn: GHN, architectures: Sequence[Architecture], class_layers: ClassLayers
+) -> list[dict[str, Tensor]]:
     known, wanted = ghn.config.num_classes, {architecture.num_classes for architecture in architectures}
-    if class_layers and wanted != {known}:
+    if class_layers is True and wanted != {known}:
         raise DataError(f"hypernetwork {name} is for {known} classes, not for {wanted}: train one on these images.")
     predictions = (ghn.predict(architecture.graph, predict_class_layers=class_layers) for architecture in architectures)
     return [on_cpu(prediction.items()) for prediction in predictions]  # many wait there for their turn

@@ -215,9 +215,9 @@ def transferred(tmp_path_factory):
 def test_networks_are_transferred_from_each_start_and_measured_three_times(transferred):
     found = transferred[-1]
     rows = found.deepnets
-    assert found.starts == ["random", "orthogonal", "ghn3", "trained", "ghn3-orth", "trained-orth"]
+    assert found.starts == ["random", "orthogonal", "ghn3", "trained", "ghn3-orth", "trained-orth", "ghn3-head"]
     assert rows.groupby("initialisation").size().to_dict() == {
-        "random": 12, "orthogonal": 12, "ghn3": 12, "ghn3-orth": 12, "trained": 6, "trained-orth": 6,
+        "random": 12, "orthogonal": 12, "ghn3": 12, "ghn3-orth": 12, "ghn3-head": 12, "trained": 6, "trained-orth": 6,
     }  # fmt: skip
     assert sorted(rows["step"].unique()) == [0, 1, 3] and rows["accuracy"].between(0, 100).all()
     table = found.table("other classes")
@@ -243,7 +243,7 @@ def test_another_metric_takes_the_place_of_accuracy(transferred):
 def test_what_failed_is_left_out_of_its_family(transferred):
     found = transferred[-1]
     assert len(found.failed) == 4 and all("needs prediction" in name for name in found.failed)
-    assert list(found.families) == ["random", "orthogonal", "ghn3", "ghn3-orth"]
+    assert list(found.families) == ["random", "orthogonal", "ghn3", "ghn3-orth", "ghn3-head"]
     assert list(found.family_claims) == ["new-classes-convnext/other classes, small-convnext"]
     assert found.metrics["diverged"] == 4
     assert {lead.trainings for lead in [*found.claims.values(), *found.family_claims.values()]} == {2, None}
@@ -263,10 +263,21 @@ def test_runs_of_a_seed_start_from_the_training_of_it(transferred):
             torch.testing.assert_close(value, expected[name])
 
 
+def test_heads_are_those_of_the_sources_classes_in_turn_and_bodies_as_without_them(transferred):
+    setup, source, learnt, _ = transferred
+    runs = runs_from(setup, source, learnt, [0], source.targets["other classes"])
+    found = {run.labels["initialisation"]: run.sources.parameters for run in runs if run.labels["network"] == 0}
+    bare, whole = found["ghn3"], found["ghn3-head"]
+    assert whole.keys() - bare.keys() == {*class_layers(learnt.architectures[0].graph)}
+    assert all(torch.equal(whole[name], value) for name, value in bare.items())
+    graph = learnt.architectures[0].adapted(4, source.targets["other classes"].side).graph
+    torch.testing.assert_close(whole, source.trainings[0].predict(graph, predict_class_layers="resize"))
+
+
 def test_post_processing_is_what_was_tuned_for_the_start(transferred):
     setup, source, learnt, found = transferred
     how = {"ghn3-orth": {"orth_from": 0.0, "noise": 3e-3}, "trained-orth": {"orth_from": 1.0, "noise": 3e-5}}
-    tuned = {start: {"lr": 0.1 * i} for i, start in enumerate(found.starts, start=1)}
+    tuned = {start: {"lr": 0.1 * i} for i, start in enumerate(found.starts[:-1], start=1)}  # the head is for targets
     runs = runs_from(setup, source, Learnt(learnt.architectures[:1], learnt.starts), [0], None, tuned, how)
     by_start = {run.labels["initialisation"]: run for run in runs}
     assert {start: run.recipe.lr for start, run in by_start.items()} == {
@@ -302,7 +313,8 @@ def chosen_settings(tuned):
 def test_correlations_are_those_before_fine_tuning(transferred):
     setup, source, learnt, found = transferred
     rows = correlations_by_start(setup, source, learnt)
-    assert list(deviation_table(rows).index) == found.starts
+    starts = [start for start in found.starts if start != "ghn3-head"]
+    assert list(deviation_table(rows).index) == starts
     own = rows[(rows["initialisation"] == "ghn3") & (rows["network"] == 1) & (rows["training"] == 1)]
     run = next(run for run in runs_from(setup, source, learnt, [0, 1])
                if run.labels == {"initialisation": "ghn3", "network": 1, "training": 1})  # fmt: skip
@@ -310,7 +322,7 @@ def test_correlations_are_those_before_fine_tuning(transferred):
     assert dict(zip(own["layer"], own["deviation"])) == pytest.approx({k: v.std() for k, v in expected.items()})
     assert own["counts"].map(sum).tolist() == [len(values) for values in expected.values()]
     shares = distribution(rows)
-    assert list(shares) == found.starts and (shares.sum() * 0.05).round(9).eq(1).all() and len(shares) == 40
+    assert list(shares) == starts and (shares.sum() * 0.05).round(9).eq(1).all() and len(shares) == 40
     lead = claims_of_correlations(rows, "ghn3")["orth-correlation"]
     means = rows.groupby(["initialisation", "training", "network"])["deviation"].mean()
     assert lead.value == pytest.approx((means["ghn3"] - means["ghn3-orth"]).mean()) and lead.trainings == 2 == lead.n
@@ -320,6 +332,7 @@ def test_costs_are_of_training_and_prediction(transferred):
     setup, source, learnt, found = transferred
     costs = start_costs(setup, source, learnt.architectures[0], [*found.starts, "random, 1 epoch", "ghn3, 1 epoch"])
     assert costs["random"] == costs["orthogonal"] == 0 < costs["ghn3"] == costs["ghn3-orth"] < costs["trained"]
+    assert costs["ghn3"] == costs["ghn3-head"]
     assert costs["trained"] == costs["trained-orth"] == costs["random, 1 epoch"]
     assert costs["ghn3, 1 epoch"] == pytest.approx(costs["trained"] + costs["ghn3"])
 

@@ -208,6 +208,20 @@ def test_class_layers_are_predicted_iff_class_counts_agree():
     assert "fc.bias" not in ghn.predict(Residual(classes=10), SHAPE, predict_class_layers=False)
 
 
+@pytest.mark.parametrize("decoder", ["conv", "mlp", "lowrank"])
+@pytest.mark.parametrize("classes", [4, 23])
+def test_class_layers_of_other_classes_have_the_rows_of_the_hypernetworks_classes_in_turn(decoder, classes):
+    ghn, net = tiny(decoder=decoder), Residual(classes=classes)
+    report = ghn.initialize(net, SHAPE, predict_class_layers="resize")
+    assert not report.skipped and len(net.fc.weight.unique(dim=0)) == min(classes, 10)
+    for name in ("fc.weight", "fc.bias"):
+        value = net.get_parameter(name)
+        assert torch.equal(value, value[torch.arange(classes) % 10])
+    torch.testing.assert_close(ghn.predict(net, SHAPE, "resize"), ghn.predict(net, SHAPE, True))
+    with pytest.raises(ValueError, match=r"predict_class_layers='shrink': None, True, False or 'resize'"):
+        ghn.predict(net, SHAPE, predict_class_layers="shrink")
+
+
 def test_initialize_writes_the_prediction_and_reports_what_it_kept():
     ghn = tiny()
     net = Residual(classes=7)

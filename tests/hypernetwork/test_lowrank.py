@@ -78,7 +78,7 @@ def test_all_its_parameters_learn():
     ghn = lowrank(initialization="ghn3")
     sum(p.square().sum() for p in ghn.predict(Residual(width=24), SHAPE).values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in ghn.parameters())
-    told = training_bytes(ghn, Recipe(batch_size=4, meta_batch=1), pool("train", 2)[:1], 16)
+    told = training_bytes(ghn, Recipe(batch_size=4, meta_batch=1), pool("train", 2)[:1], torch.empty(1, 3, 16, 16))
     assert told["hypernetwork"] == 16 * sum(p.numel() for p in ghn.parameters())
 
 

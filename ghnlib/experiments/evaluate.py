@@ -33,6 +33,7 @@ NETWORK = ["method", "split", "index"]
 KEYS = ["method", "seed", "split", "index"]
 PAIRS = {
     "ghn3 - mlp": "",  # no paper compares these two
+    "continued - scratch": "",  # profiles/fashion.yaml
     "ghn3 - ghn2": "without-training-ghn3-ghn2",
     "ghn2 - mlp": "without-training-ghn2-mlp",
     "ghn2 - ghn1": "without-training-ghn2-ghn1",

@@ -1,4 +1,4 @@
-"""The curves of ``dvc plots show`` as a page that needs no network: ``python -m ghnlib.pipeline.curves`` (``make plots``).
+"""Curves of ``dvc plots show`` as a page that needs no network: ``python -m ghnlib.pipeline.curves`` (``make plots``).
 
 DVC's own page loads Vega from the network; its template here holds it.
 """

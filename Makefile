@@ -2,6 +2,8 @@
 # make repro PROFILE=x  the same at another scale (profiles/x.yaml), in runs/x, reports in reports/x
 # make test             the tests; make lab: JupyterLab; make env: the environment alone
 # make report           the reports as HTML without a network: site/digits/index.html (PROFILE=x: of another profile)
+# make docs            the library's docstrings as pages without a network: site/api/ghnlib.html
+# make plots           what dvc plots show draws, as a page without a network: site/plots/index.html
 # make readme           writes the results in README.md from the reports
 # make clean            removes what the pipeline made, reports too (not .venv): after it a run is cold
 #
@@ -17,7 +19,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: env repro test report readme lab clean
+.PHONY: env repro test report docs plots readme lab clean
 
 # One installs at a time, where there is a flock: a second one waits, and then finds it done.
 LOCK := $(if $(shell command -v flock),flock requirements.lock)
@@ -50,6 +52,15 @@ test: env
 
 report: env
 	@$(BIN)/python -m ghnlib.pipeline.site $(PROFILE)
+
+# What docs and plots need is beside the environment, not in it: every stage depends on requirements.lock.
+docs: env
+	@test -d .venv/docs/pdoc || $(PIP) --no-deps --target .venv/docs pdoc==16.0.0 markdown2==2.5.5
+	@PYTHONPATH=.venv/docs $(BIN)/python -m ghnlib.pipeline.api
+
+plots: env
+	@test -d .venv/plots/vl_convert || $(PIP) --no-deps --target .venv/plots vl-convert-python==1.9.0.post1
+	@PYTHONPATH=.venv/plots $(BIN)/python -m ghnlib.pipeline.curves
 
 readme: env
 	@$(BIN)/python -m ghnlib.pipeline.readme

@@ -43,6 +43,14 @@ def test_the_environment_is_made_in_a_folder_of_any_name(folder):
         assert (folder / "calls").read_text() == calls
 
 
+@pytest.mark.parametrize(("target", "package"), [("docs", "pdoc"), ("plots", "vl-convert-python")])
+def test_what_draws_pages_is_installed_beside_the_environment(folder, target, package):
+    (folder.parent / "python3").write_text(STAND_IN.replace("*ghnlib*)", '*ghnlib*|*"--target .venv"*)'))
+    assert make(folder, target).returncode == 0
+    _, installed, built = (folder / "calls").read_text().splitlines()
+    assert f"--no-deps --target .venv/{target} {package}==" in installed and built.startswith("-m ghnlib.pipeline.")
+
+
 @pytest.mark.skipif(not shutil.which("flock"), reason="without flock there is no lock")
 def test_of_two_at_once_the_second_waits(folder):
     with ThreadPoolExecutor() as pool:

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,16 @@ def test_what_a_failing_stage_says_is_shown(folder, params, capfd):
     assert pipeline.reproduce(folder({"a": "echo because >&2; exit 3"}, (["a"],)), params)[0] != 0
     told = capfd.readouterr().out
     assert "a: because" in told and "a: ERROR: failed to reproduce" in told and "done in" not in told
+
+
+def test_a_finished_run_leaves_where_its_numbers_come_from(folder, monkeypatch, capfd):
+    root = folder({"a": "echo done"}, (["a"],))
+    (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    monkeypatch.chdir(root)
+    assert pipeline.main([]) == 0
+    found = json.loads((root / "reports" / "digits" / "provenance.json").read_text())
+    assert found["stages_run"] == "2 of 2" and found["seconds"] >= 1 and found["commit"] is None
+    assert "Your results: reports/digits" in capfd.readouterr().out
 
 
 def test_seconds_of_an_earlier_run_are_known_by_the_names_of_stages(tmp_path, params):

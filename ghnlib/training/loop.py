@@ -24,8 +24,10 @@ import torch
 from tqdm import tqdm
 
 from ghnlib.architectures.architecture import Architecture
+from ghnlib.architectures.language import LanguageModel
 from ghnlib.config import Recipe
 from ghnlib.data.images import Augment, ImageSet, mix
+from ghnlib.data.sequences import Sequences
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.processes import termination_noted
 from ghnlib.training.checkpointing import TrainingError, only_writer, resume_together, save, say, write_history
@@ -122,8 +124,8 @@ def meta_batches(
 
 def train_ghn(
     ghn: GHN,
-    architectures: Sequence[Architecture],
-    images: ImageSet,
+    architectures: Sequence[Architecture | LanguageModel],
+    images: ImageSet | Sequences,
     recipe: Recipe,
     folder: str | Path,
     seed: int,
@@ -139,6 +141,8 @@ def train_ghn(
 
     Args:
         ghn: initialised hypernetwork, trained in place.
+        architectures: networks to predict, hashable, with a ``graph`` and ``build``.
+        images: labels (B,), or of sequences (B, T): the networks' logits then are (B, classes, T).
         folder: for ``checkpoint.pt`` (and the one before it; that of another training becomes ``checkpoint.old.pt``),
             ``history.csv`` and ``throughput.csv`` (networks and images through them a second). All nodes must see it.
         seed: decides the order of images and architectures, augmentation and dropout.

@@ -12,6 +12,10 @@ Started again with the same folder, trainings go on where they were. Prints one 
   share of its shorter side;
 - MiB: that a prediction of the widest of these networks keeps for its backward pass, beside the hypernetwork;
 - ms: processor time of a training step.
+
+After 1000 steps (two seeds tiled, one of the others): tiled 66% and 68% on test and wide, tiled, framework
+37% and 37%, lowrank 15% and 14%, with no equal channels but an effective rank of 0.03 (0.40, 0.32): so few steps, of a
+recipe that was tuned for tiling, do not train it. A prediction keeps 3.5 MiB (2.6), a step takes 53 ms (45).
 """
 
 import argparse

@@ -149,6 +149,11 @@ def vit(num_classes: int, image_size: int) -> nn.Module:
     return ViT(num_classes, image_size, 2, 32)
 
 
+def vit_deep(num_classes: int, image_size: int) -> nn.Module:
+    """Three blocks of 32 channels."""
+    return ViT(num_classes, image_size, 3, 32)
+
+
 def vit_wide(num_classes: int, image_size: int) -> nn.Module:
     """Two blocks of 48 channels."""
     return ViT(num_classes, image_size, 2, 48)

@@ -93,7 +93,7 @@ class Masked(nn.Module):
 
 
 @pytest.mark.parametrize("side", [8, 32])
-@pytest.mark.parametrize("name", ["resnet", "resnet_deep", "vgg", "convnext", "vit", "vit_wide"])
+@pytest.mark.parametrize("name", ["resnet", "resnet_deep", "vgg", "convnext", "vit", "vit_deep", "vit_wide"])
 def test_networks_written_by_hand_can_be_trained_on(name, side):
     (network,) = own_networks([HANDWRITTEN + name], 7, side)
     assert network.graph is network.graph and not network.graph.skipped

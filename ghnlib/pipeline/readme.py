@@ -1,4 +1,6 @@
-"""The results in README.md, from reports/*/metrics: ``python -m ghnlib.pipeline.readme`` (``make readme``)."""
+"""The results in README.md (the headline of the default profile) and reports/README.md (all), from reports/*/metrics:
+``python -m ghnlib.pipeline.readme`` (``make readme``).
+"""
 
 from __future__ import annotations
 
@@ -49,41 +51,50 @@ SECTIONS = {
         ("detection",),
     ),
 }  # fmt: skip
-"""By profile; the figure of the default one opens the page."""
+"""By profile, the default one first; its figure opens README.md."""
 
 
 def main() -> int:
-    """Replace the results section of README.md; the exit status is 1 if it has none."""
-    readme = Path("README.md")
-    text = readme.read_text(encoding="utf-8")
-    if not text.count(START) == text.count(END) == 1:
-        print(f"README.md lacks the lines between which results stand: {START} and {END}", file=sys.stderr)
-        return 1
-    before, after = text.split(START)[0], text.split(END)[1]
-    write_text(f"{before}{START}\n\n{results(Path())}\n\n{END}{after}", readme)
+    """Replace the results sections of both files; the exit status is 1 if one has none."""
+    for name, told in {"README.md": headline, "reports/README.md": results}.items():
+        path = Path(name)
+        text = path.read_text(encoding="utf-8")
+        if not text.count(START) == text.count(END) == 1:
+            print(f"{name} lacks the lines between which results stand: {START} and {END}", file=sys.stderr)
+            return 1
+        before, after = text.split(START)[0], text.split(END)[1]
+        write_text(f"{before}{START}\n\n{told(Path())}\n\n{END}{after}", path)
     return 0
 
 
+def headline(root: Path) -> str:
+    """For README.md: accuracy without training in the default profile, and how its claims stand."""
+    name, section = next(iter(SECTIONS.items()))
+    paragraphs = _part(root, name, section._replace(told=("evaluate",)), "reports/")
+    return "\n\n".join(paragraphs[1:])
+
+
 def results(root: Path) -> str:
-    """The results section: a part for each profile with metrics under ``root``, by its parameters there."""
+    """For reports/README.md: a part for each profile with metrics under ``root``, by its parameters there."""
     parts = (_part(root, profile, section) for profile, section in SECTIONS.items())
     return "\n\n".join(paragraph for part in parts for paragraph in part)
 
 
-def _part(root: Path, profile: str, section: Section) -> list[str]:
+def _part(root: Path, profile: str, section: Section, reports: str = "") -> list[str]:
+    """``reports``: the way to the folder of the reports, for links."""
     folder = root / "reports" / profile
     metrics = {path.stem: json.loads(path.read_text()) for path in sorted((folder / "metrics").glob("*.json"))}
     told = [name for name in section.told if TOLD[name].stage in metrics]
     if not told:
         return []
-    params, paragraphs = params_of(root, profile), [f"### {section.title}"]
+    params, paragraphs = params_of(root, profile), [f"## {section.title}"]
     for name in told:
         paragraphs += TOLD[name].tell(metrics, params)
         figures = section.figures if name == "evaluate" else ()
-        paragraphs += [f"![{CAPTIONS[figure]}](reports/{profile}/figures/{figure}.png)" for figure in figures]
+        paragraphs += [f"![{CAPTIONS[figure]}]({reports}{profile}/figures/{figure}.png)" for figure in figures]
     if any(name.startswith("train-") for name in metrics) and _trainings(metrics, params) == 1:
         return [*paragraphs, "Hypernetworks were trained once each, so that no claim about them is decided here."]
-    return [*paragraphs, _claims(folder)]
+    return [*paragraphs, _claims(folder, reports)]
 
 
 def params_of(root: Path, profile: str) -> Params:
@@ -92,7 +103,7 @@ def params_of(root: Path, profile: str) -> Params:
     return validate(read_merged(default, overlay), str(overlay)) if overlay.exists() else validate(read_yaml(default))
 
 
-def _claims(folder: Path) -> str:
+def _claims(folder: Path, reports: str) -> str:
     """How the claims of claims.csv stand, and which are contradicted."""
     rows = list(csv.DictReader((folder / "claims.csv").read_text(encoding="utf-8").splitlines()))
     counts = Counter(row["verdict"].partition(" (")[0] for row in rows)
@@ -100,7 +111,7 @@ def _claims(folder: Path) -> str:
     against = "; ".join(f"{row['claim']} ({row['paper']})" for row in rows if row["verdict"] == "not held")
     adverse = sum(row["verdict"].startswith("not decided") and float(row["ours"]) <= 0 for row in rows)
     return (
-        f"Of {len(rows)} [claims of the papers](reports/{folder.name}/8_claims.ipynb): {told}. "
+        f"Of {len(rows)} [claims of the papers]({reports}{folder.name}/8_claims.ipynb): {told}. "
         f"Contradicted here: {against or 'none'}. Not decided, but against the papers' direction: {adverse}."
         f"{_elsewhere(folder / 'elsewhere.json')}"
     )

@@ -1,4 +1,4 @@
-"""The results in README.md, which ``make readme`` writes."""
+"""The results in README.md and reports/README.md, which ``make readme`` writes."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ from ghnlib.pipeline import readme
 from ghnlib.reporting.publish import EVALUATED, published
 
 ROOT = Path(__file__).parents[2]
+FILES = {"README.md": readme.headline, "reports/README.md": readme.results}
 CLAIMS = """paper,claim,published,ours,low,high,scale,verdict
 A,a,1,2.0,1.0,3.0,small,held
 B,b,1,-2.0,-3.0,-1.0,small,not held
@@ -40,7 +41,8 @@ def tree(tmp_path, monkeypatch):
     (folder / "metrics/transfer.json").write_text(json.dumps(TRANSFER))
     (folder / "claims.csv").write_text(CLAIMS)
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    Path("README.md").write_text(f"before\n{readme.START}\nold\n{readme.END}\nafter\n")
+    for name in FILES:
+        Path(name).write_text(f"before\n{readme.START}\nold\n{readme.END}\nafter\n")
     return tmp_path
 
 
@@ -57,15 +59,18 @@ def section_of(text):
     return text.split(readme.START)[1].split(readme.END)[0].strip()
 
 
-def test_only_the_section_is_replaced(tree):
+def test_only_the_sections_are_replaced(tree):
+    for name, value in evaluated("ghn2").items():
+        Path(f"reports/digits/metrics/{name}.json").write_text(json.dumps(value))
     assert readme.main() == 0
-    text = Path("README.md").read_text()
-    assert text == f"before\n{readme.START}\n\n{readme.results(tree)}\n\n{readme.END}\nafter\n"
-    assert section_of(text) == readme.results(tree) and "old" not in text
-    assert readme.main() == 0 and Path("README.md").read_text() == text, "twice is once"
+    texts = {name: Path(name).read_text() for name in FILES}
+    for name, told in FILES.items():
+        assert texts[name] == f"before\n{readme.START}\n\n{told(tree)}\n\n{readme.END}\nafter\n"
+    assert readme.main() == 0 and {name: Path(name).read_text() for name in FILES} == texts, "twice is once"
+    assert "](reports/digits/8_claims.ipynb)" in texts["README.md"] and "](digits/8_" in texts["reports/README.md"]
 
 
-def test_a_readme_without_the_section_is_left_as_it_is(tree, capsys):
+def test_a_file_without_the_section_is_left_as_it_is(tree, capsys):
     Path("README.md").write_text("nothing")
     assert readme.main() == 1 and Path("README.md").read_text() == "nothing"
     assert readme.START in capsys.readouterr().err
@@ -73,7 +78,7 @@ def test_a_readme_without_the_section_is_left_as_it_is(tree, capsys):
 
 def test_a_profile_tells_its_title_its_stages_and_its_claims(tree):
     title, text, table, detection, claims = readme.results(tree).split("\n\n")
-    assert title == "### Handwritten digits (default profile)"
+    assert title == "## Handwritten digits (default profile)"
     assert (
         "5 images of each class, mean ± standard error over 4 architectures, seeds [0, 1, 2, 3]" in text
         and "chance is 20%" in text
@@ -88,7 +93,7 @@ def test_a_profile_tells_its_title_its_stages_and_its_claims(tree):
     assert table.splitlines()[-1] == "| trained | 10.0 (n = 1) | 90.0 (n = 1) |", "the first moment is first"
     assert detection.endswith("seeds [0, 1, 2, 3]: random 94.7, ghn3 86.0.") and "digit scenes, 64 pixels" in detection
     assert claims == (
-        "Of 5 [claims of the papers](reports/digits/8_claims.ipynb): 1 held, 2 not decided, 1 not held, 1 not testable "
+        "Of 5 [claims of the papers](digits/8_claims.ipynb): 1 held, 2 not decided, 1 not held, 1 not testable "
         "at this scale. Contradicted here: b (B). Not decided, but against the papers' direction: 1."
     )
 
@@ -161,6 +166,7 @@ def committed(tmp_path_factory):
     return folder
 
 
-def test_the_readme_of_a_clone_tells_the_committed_reports_or_those_of_a_run_since(committed):
-    section = section_of((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert section == readme.results(ROOT) or section == readme.results(committed)
+@pytest.mark.parametrize(("name", "told"), FILES.items())
+def test_the_files_of_a_clone_tell_the_committed_reports_or_those_of_a_run_since(committed, name, told):
+    section = section_of((ROOT / name).read_text(encoding="utf-8"))
+    assert section == told(ROOT) or section == told(committed)

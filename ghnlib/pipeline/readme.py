@@ -43,6 +43,10 @@ SECTIONS = {
     "cifar10-small": Section(
         "CIFAR-10, recompressed as JPEG (`make repro PROFILE=cifar10-small`)", ("evaluate", "finetune"), ("evaluate",)
     ),
+    "fashion": Section(
+        "Digits' hypernetworks continued on clothes, against trainings from scratch (`make repro PROFILE=fashion`)",
+        ("evaluate",),
+    ),
     "tiny-imagenet-transfer": Section(
         "From a part of Tiny-ImageNet to other images (`make repro PROFILE=tiny-imagenet-transfer`)", ("transfer",)
     ),
@@ -186,12 +190,13 @@ def _transferred(metrics: Mapping[str, Any], params: Params) -> list[str]:
         other = transfer.targets.get(target)
         data = params.data.model_copy(update=other.model_dump(exclude_unset=True)) if other else params.data
         images = f" ({data.test_per_class} test images of each class)" if data.test_per_class else ""
+        head = "-head: with the hypernetwork's class layer; " if any(n.endswith("-head") for n in accuracy) else ""
         text = (
             f"Accuracy (%) on {target}{images}, which the hypernetwork did not see, after SGD on {transfer.per_class} "
             f"images of each class, mean ± standard error over "
             f"{_count(accuracy)} architectures, seeds {list(transfer.seeds)}, learning rates "
             f"tuned equally on {transfer.tuning_networks} validation architecture(s) (-orth: orthogonal "
-            "post-processing; trained: first on the hypernetwork's classes; chance is "
+            f"post-processing; {head}trained: first on the hypernetwork's classes; chance is "
             f"{found['chance'][target]:.0f}%):"
         )
         paragraphs += [text, _by_moment(accuracy)]

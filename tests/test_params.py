@@ -72,7 +72,7 @@ def test_a_variant_is_what_all_share_with_its_changes(raw):
         (
             "deepnets.extra",
             [],
-            ["train.variants.ghn3-own: extra_share = 0.3: must be 0, deepnets.extra names no networks"],
+            ["train.variants.ghn3-own: extra_share = 0.4: must be 0, deepnets.extra names no networks"],
         ),
         ("deepnets.extra", ["My Net"], ["deepnets.extra", "'My Net'", "pattern"]),
         ("anytime.recipe.extra_share", 0.5, ["anytime.variants.vanilla: extra_share = 0.5: must be 0"]),

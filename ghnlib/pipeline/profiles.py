@@ -158,9 +158,10 @@ def seconds_of_stages(folder: Path, params: Params) -> dict[str, float]:
 
 
 def independent_stages(params: Params) -> tuple[list[str], ...]:
-    """Names of the long stages, in groups: those of one group do not need each other, the longest begin."""
+    """Names of the long stages, in groups: those of one group do not need each other, the longest begin. The last, as
+    long as two others, is alone and has all cores."""
     trained = [f"train@{name}" for name in params.train.trainings]
-    return ["sources"], ["transfer", *trained, "anytime", "architectures"], ["finetune", "evaluate", "analysis"]
+    return ["sources"], ["anytime", "transfer", *trained, "architectures"], ["finetune", "analysis"], ["evaluate"]
 
 
 class _Runs:

@@ -12,11 +12,14 @@ from nbformat import NotebookNode
 from ghnlib.pipeline.notebooks import NOTEBOOKS
 
 # nbconvert's page would load scripts from the network: notebooks here hold no maths, widgets or diagrams. The code of
-# cells that say hide-input is folded: they are read for what they show. An article has no code.
+# cells that say hide-input is folded: they are read for what they show. An article has no code. Wide tables scroll.
 PAGE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js %}{% endblock %}{% block jupyter_widgets %}{% endblock %}
 {% block html_head_js_mathjax %}{% endblock %}{% block html_head_js_mermaidjs %}{% endblock %}
-{% block body_header %}{{ super() }}<nav style="margin: 1em 4em; font-family: sans-serif">
+{% block body_header %}{{ super() }}<style>
+.jp-RenderedHTMLCommon { overflow-x: auto } .jp-RenderedHTMLCommon table { font-size: 80% }
+.jp-RenderedHTMLCommon td, .jp-RenderedHTMLCommon th { padding: 0.3em 0.5em }
+</style><nav style="margin: 1em 4em; font-family: sans-serif">
 {% for name, address in resources.links.items() %}<a href="{{ address }}">{{ name }}</a>{{ " · " if not loop.last }}
 {% endfor %}</nav>{% endblock %}
 {% block input_group %}{% if not cell.source %}{% elif "hide-input" in cell.metadata.tags %}<details>

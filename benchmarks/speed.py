@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from timing import medians
 
 from ghnlib import GHN, DeepNets
-from ghnlib.architectures.vision import TorchvisionNetwork
+from ghnlib.architectures.vision import NamedNetwork
 from ghnlib.config import PRESETS, Recipe
 from ghnlib.training.loop import sample_meta_batch
 from ghnlib.training.step import MetaTrainer
@@ -28,7 +28,7 @@ PAPER = {
 
 
 def resnet50_step(images: torch.Tensor, labels: torch.Tensor, classes: int):
-    net = TorchvisionNetwork(classes, images.shape[-1], "resnet50").build(device="cpu").to(images.device).train()
+    net = NamedNetwork(classes, images.shape[-1], "resnet50").build(device="cpu").to(images.device).train()
     optimizer = torch.optim.SGD(net.parameters(), 0.025, momentum=0.9)
 
     def step() -> None:

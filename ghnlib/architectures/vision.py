@@ -95,8 +95,8 @@ def _own(name: str, input_size: int) -> Callable[..., nn.Module]:
 
 
 @dataclass(frozen=True)
-class TorchvisionNetwork:
-    """A classifier of torchvision, by name, a key of ``SMALL_FAMILIES``, or what a "module:function" makes, called with
+class NamedNetwork:
+    """A classifier of torchvision by name, a key of ``SMALL_FAMILIES``, or what a "module:function" makes, called with
     ``num_classes`` and, if it has such an argument, ``image_size``; behind the interface of ``Architecture``.
 
     For images below 64 pixels those of torchvision ``keep_resolution``.
@@ -143,7 +143,7 @@ class TorchvisionNetwork:
         net.expected_input_sz = size
         return net
 
-    def adapted(self, num_classes: int, input_size: int) -> TorchvisionNetwork:
+    def adapted(self, num_classes: int, input_size: int) -> NamedNetwork:
         """As ``Architecture.adapted``."""
         return replace(self, num_classes=num_classes, input_size=input_size)
 
@@ -164,21 +164,21 @@ def without_skips(net: nn.Module) -> nn.Module:
     return net
 
 
-def own_networks(names: Sequence[str], num_classes: int, input_size: int) -> list[TorchvisionNetwork]:
-    """Networks to train a hypernetwork on, by the names that ``TorchvisionNetwork`` takes; traced.
+def own_networks(names: Sequence[str], num_classes: int, input_size: int) -> list[NamedNetwork]:
+    """Networks to train a hypernetwork on, by the names that ``NamedNetwork`` takes; traced.
 
     Raises:
         DataError: a name is unknown or cannot be imported, what it stands for is no module or cannot be traced, or has
             no classification layer for so many classes.
     """
-    networks = [TorchvisionNetwork(num_classes, input_size, name) for name in names]
+    networks = [NamedNetwork(num_classes, input_size, name) for name in names]
     for network in networks:
         if reason := _why_not(network):
             raise DataError(f"deepnets.extra: {network.name} cannot be trained on: {reason}")
     return networks
 
 
-def _why_not(network: TorchvisionNetwork) -> str:
+def _why_not(network: NamedNetwork) -> str:
     try:
         graph = network.graph
     except Exception as error:  # whatever their code raises
@@ -193,9 +193,7 @@ def build_to_run(architecture, device: torch.device) -> nn.Module:
     """The network of an ``Architecture`` (or the like), to be called with predicted parameters: without memory for its
     own, unless it has buffers, or parameters that are not predicted; these are the same at each call."""
     net = architecture.build(device="meta")
-    if isinstance(architecture, TorchvisionNetwork) and (
-        architecture.graph.skipped or any(True for _ in net.buffers())
-    ):
+    if isinstance(architecture, NamedNetwork) and (architecture.graph.skipped or any(True for _ in net.buffers())):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             net = architecture.build(device="cpu").to(device)

@@ -12,7 +12,7 @@ from typing import Any
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.genotypes import GENOTYPES
 from ghnlib.architectures.plan import IMAGENET_FORM
-from ghnlib.architectures.vision import TorchvisionNetwork
+from ghnlib.architectures.vision import NamedNetwork
 from ghnlib.deepnets.ghn2018 import AnytimeArchitecture, AnytimeSpace, BlockSpace
 from ghnlib.deepnets.spaces import PAPER, SMALL, DesignSpace, Draws
 from ghnlib.deepnets.splits import SPLITS, belongs_to
@@ -42,7 +42,7 @@ def _searched(name: str, input_size: int, **arguments) -> Architecture:
 
 
 PREDEFINED = {
-    0: TorchvisionNetwork,
+    0: NamedNetwork,
     1: lambda **sizes: Architecture(GENOTYPES["ViT"], C=128, n_cells=12, preproc=False, C_mult=1, **sizes),
     2: partial(_searched, "DARTS"),
     3: partial(_searched, "PDARTS"),
@@ -106,7 +106,7 @@ class DeepNets:
     def __len__(self) -> int:
         return self._size
 
-    def __getitem__(self, index: int) -> Architecture | AnytimeArchitecture | TorchvisionNetwork:
+    def __getitem__(self, index: int) -> Architecture | AnytimeArchitecture | NamedNetwork:
         index = operator.index(index)
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
@@ -118,7 +118,7 @@ class DeepNets:
             return PREDEFINED[position](**self._arguments)
         return sample(self.space, self.split, self.seed, position, self._arguments)
 
-    def __iter__(self) -> Iterator[Architecture | AnytimeArchitecture | TorchvisionNetwork]:
+    def __iter__(self) -> Iterator[Architecture | AnytimeArchitecture | NamedNetwork]:
         return (self[i] for i in range(len(self)))
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ghnlib.architectures.architecture import Architecture
-from ghnlib.architectures.vision import TorchvisionNetwork
+from ghnlib.architectures.vision import NamedNetwork
 from ghnlib.data.images import DataError
 from ghnlib.experiments.pretraining import Source
 from ghnlib.experiments.scenes import Scene, Scenes, scenes_of
@@ -144,7 +144,7 @@ Start = GHN | Callable[[nn.Module], None] | None
 
 
 def detect_from_each(
-    backbones: Mapping[str, Architecture | TorchvisionNetwork],
+    backbones: Mapping[str, Architecture | NamedNetwork],
     hypernetworks: Mapping[str, Sequence[GHN]],
     scenes: Scenes,
     statistics: tuple,
@@ -280,7 +280,7 @@ def detect(setup: Setup, source: Source) -> Detected:
     test, classes = setup.split("test", images=images), len(images.classes)
     backbones = {
         backbone if isinstance(backbone, str) else f"test network {backbone}":
-        TorchvisionNetwork(classes, settings.image_size, backbone) if isinstance(backbone, str) else test[backbone]
+        NamedNetwork(classes, settings.image_size, backbone) if isinstance(backbone, str) else test[backbone]
         for backbone in settings.backbones
     }  # fmt: skip
     scenes = scenes_of(settings, setup.seed).to(setup.device)

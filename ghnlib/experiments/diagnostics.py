@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from ghnlib.architectures.architecture import Architecture
-from ghnlib.architectures.vision import TorchvisionNetwork
+from ghnlib.architectures.vision import NamedNetwork
 from ghnlib.experiments.properties import Trained
 from ghnlib.experiments.setup import Setup
 from ghnlib.hypernetwork.ghn import GHN
@@ -159,10 +159,10 @@ def _activations(setup: Setup, name: str, recipe: TrainingRecipe, batch: Tensor)
     return found
 
 
-def _network(setup: Setup, name: str) -> Architecture | TorchvisionNetwork:
+def _network(setup: Setup, name: str) -> Architecture | NamedNetwork:
     """ "vit": of the split "predefined"; others: torchvision's."""
     images = setup.images.train
-    return setup.split("predefined")[1] if name == "vit" else TorchvisionNetwork(len(images.classes), images.side, name)
+    return setup.split("predefined")[1] if name == "vit" else NamedNetwork(len(images.classes), images.side, name)
 
 
 def scale_from_he(parameters: Mapping[str, Tensor]) -> float:

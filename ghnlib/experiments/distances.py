@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
-from ghnlib.architectures.vision import TorchvisionNetwork, without_skips
+from ghnlib.architectures.vision import NamedNetwork, without_skips
 from ghnlib.experiments.properties import embed
 from ghnlib.experiments.setup import Setup
 from ghnlib.graphs.graph import Graph
@@ -33,11 +33,11 @@ def members_of(setup: Setup) -> dict[str, list[Graph]]:
     }
     members["reference"], members["train"] = members["train"][:count], members["train"][count:]
     classes, side = len(images.classes), images.side
-    resnet50 = TorchvisionNetwork(classes, side, "resnet50").build().eval()
-    members["ResNet-34"] = [TorchvisionNetwork(classes, side, "resnet34").graph]
+    resnet50 = NamedNetwork(classes, side, "resnet50").build().eval()
+    members["ResNet-34"] = [NamedNetwork(classes, side, "resnet34").graph]
     members["ResNet-50 without skips"] = [Graph.from_module(without_skips(resnet50), (3, side, side))]
     members["ViT"] = members["predefined"][1:2]
-    members["ConvNeXt"] = [TorchvisionNetwork(classes, max(32, side), "convnext_tiny").graph]
+    members["ConvNeXt"] = [NamedNetwork(classes, max(32, side), "convnext_tiny").graph]
     return members
 
 

@@ -10,7 +10,7 @@ from typing import Self
 
 import pandas as pd
 
-from ghnlib.architectures.vision import TorchvisionNetwork
+from ghnlib.architectures.vision import NamedNetwork
 from ghnlib.data.images import DataError
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Role
@@ -62,16 +62,16 @@ class TrainedFamilies:
 
 def family_networks(
     names: Sequence[str], num_classes: int, input_size: int, ghn: GHN
-) -> tuple[dict[str, TorchvisionNetwork], dict[str, str]]:
+) -> tuple[dict[str, NamedNetwork], dict[str, str]]:
     """Torchvision's networks of these names that can be transferred, and by name why the others cannot: unknown, not
     to be traced or predicted, without classification layer."""
-    networks = {name: TorchvisionNetwork(num_classes, input_size, name) for name in names}
+    networks = {name: NamedNetwork(num_classes, input_size, name) for name in names}
     rows = rows_kept(_predicted, [({"network": name}, (network,)) for name, network in networks.items()], (ghn,))
     refused = {row.network: row.error for row in rows.itertuples() if row.error}
     return {name: network for name, network in networks.items() if name not in refused}, refused
 
 
-def _predicted(network: TorchvisionNetwork, ghn: GHN) -> dict[str, object]:
+def _predicted(network: NamedNetwork, ghn: GHN) -> dict[str, object]:
     class_layers(network.graph)
     ghn.predict(network.graph)
     return {}

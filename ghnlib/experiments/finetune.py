@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 import pandas as pd
 
 from ghnlib.architectures.architecture import Architecture
-from ghnlib.architectures.vision import TorchvisionNetwork
+from ghnlib.architectures.vision import NamedNetwork
 from ghnlib.experiments.families import DEEPNETS, TrainedFamilies, family_networks
 from ghnlib.experiments.setup import Setup
 from ghnlib.experiments.splits import graph_statistics
@@ -93,8 +93,8 @@ class Networks(NamedTuple):
     """What is fine-tuned, by family. ``tuning``: what settings are tuned on, of torchvision the same network;
     ``refused``: why one of torchvision's is left out, by name."""
 
-    tuning: dict[str, Sequence[Architecture | TorchvisionNetwork]]
-    chosen: dict[str, Sequence[Architecture | TorchvisionNetwork]]
+    tuning: dict[str, Sequence[Architecture | NamedNetwork]]
+    chosen: dict[str, Sequence[Architecture | NamedNetwork]]
     refused: dict[str, str]
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ghnlib.architectures.architecture import Architecture
-from ghnlib.architectures.vision import TorchvisionNetwork
+from ghnlib.architectures.vision import NamedNetwork
 from ghnlib.data.images import DataError
 from ghnlib.data.sources import ImageSplits
 from ghnlib.experiments.families import DEEPNETS, class_layers, family_networks
@@ -97,7 +97,7 @@ class Learnt(NamedTuple):
     """Architectures for the source, and for each training of the hypernetwork the parameters that the first of them
     have learnt there, by name of the start."""
 
-    architectures: Sequence[Architecture | TorchvisionNetwork]
+    architectures: Sequence[Architecture | NamedNetwork]
     starts: Sequence[Mapping[str, Sequence[Start]]]
 
 

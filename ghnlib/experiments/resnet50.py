@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from ghnlib.architectures.vision import TorchvisionNetwork
+from ghnlib.architectures.vision import NamedNetwork
 from ghnlib.experiments.finetune import Budgets
 from ghnlib.experiments.setup import Setup
 from ghnlib.reporting.statistics import Measured, over_trainings
@@ -28,7 +28,7 @@ def compare_on_resnet50(setup: Setup) -> pd.DataFrame:
     if not steps:
         return pd.DataFrame()
     recipe = TrainingRecipe(steps, lr=1.0, batch_size=settings.batch_size, augment=setup.augment)
-    network = TorchvisionNetwork(len(images.classes), images.side)
+    network = NamedNetwork(len(images.classes), images.side)
     hypernetworks = setup.trainings_of(settings.resnet50_variants)
     seeds = settings.seeds[: len(setup.train.seeds)]
     runs = [run for run in initial_runs([network], recipe, seeds, hypernetworks) if run.initialisation != "orthogonal"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from ghnlib.architectures.architecture import Architecture
-from ghnlib.architectures.vision import TorchvisionNetwork, build_to_run
+from ghnlib.architectures.vision import NamedNetwork, build_to_run
 from ghnlib.data.images import DataError, ImageFiles, ImageSet
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.hypernetwork.quantising import quantised
@@ -161,7 +161,7 @@ def _torchvision_accuracies(
         images = replace(images, image_size=299)  # GHN-3's evaluation
     torch.manual_seed(0)
     side = images.side
-    net = TorchvisionNetwork(len(images.classes), side, name).build(device="cpu").to(images.device).eval()
+    net = NamedNetwork(len(images.classes), side, name).build(device="cpu").to(images.device).eval()
     ghn.initialize(net, (3, side, side))
     return top_accuracies(net, images, batch_size, metrics=metrics)
 

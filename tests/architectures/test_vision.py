@@ -6,7 +6,7 @@ from torch import nn
 from torchvision import models
 
 from ghnlib.architectures import handwritten
-from ghnlib.architectures.vision import TorchvisionNetwork, build_to_run, network_by_name, own_networks, without_skips
+from ghnlib.architectures.vision import NamedNetwork, build_to_run, network_by_name, own_networks, without_skips
 from ghnlib.data.images import DataError
 from ghnlib.graphs.graph import Graph
 
@@ -18,7 +18,7 @@ from ghnlib.graphs.graph import Graph
      ("shufflenet_v2_x0_5", "conv1.0", 0), ("convnext_tiny", "features.0.0", 0), ("vgg11", "features.0", 3)],
 )  # fmt: skip
 def test_torchvisions_networks_keep_resolution_on_small_images(name, first, poolings):
-    large, small = (TorchvisionNetwork(10, side, name).build().eval() for side in (64, 32))
+    large, small = (NamedNetwork(10, side, name).build().eval() for side in (64, 32))
     assert small.get_submodule(first).stride == (1, 1)
     assert sum(isinstance(module, nn.MaxPool2d) for module in small.modules()) == poolings
     assert small(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 10)
@@ -33,9 +33,9 @@ def test_torchvisions_networks_keep_resolution_on_small_images(name, first, pool
 
 def test_first_filters_are_cut_to_their_centre():
     torch.manual_seed(0)
-    whole = TorchvisionNetwork(10, 64, "resnet18").build(device="cpu").conv1.weight
+    whole = NamedNetwork(10, 64, "resnet18").build(device="cpu").conv1.weight
     torch.manual_seed(0)
-    assert torch.equal(TorchvisionNetwork(10, 32, "resnet18").build(device="cpu").conv1.weight, whole[:, :, 2:5, 2:5])
+    assert torch.equal(NamedNetwork(10, 32, "resnet18").build(device="cpu").conv1.weight, whole[:, :, 2:5, 2:5])
 
 
 def test_networks_are_built_without_weights_where_that_works():
@@ -108,7 +108,7 @@ def test_networks_written_by_hand_can_be_trained_on(name, side):
 
 def test_networks_of_ones_own_may_be_of_torchvision_and_have_buffers():
     networks = own_networks(["torchvision.models.resnet18", "small-swin", f"{__name__}:Masked"], 10, 16)
-    assert networks[0].graph.nodes == TorchvisionNetwork(10, 16, "resnet18").graph.nodes
+    assert networks[0].graph.nodes == NamedNetwork(10, 16, "resnet18").graph.nodes
     masked = build_to_run(networks[2], torch.device("cpu"))
     weight, x = torch.rand(10, 3), torch.rand(2, 3, 16, 16)
     found = torch.func.functional_call(masked, {"head.weight": weight, "head.bias": torch.zeros(10)}, (x,))

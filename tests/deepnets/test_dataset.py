@@ -8,7 +8,7 @@ import pytest
 import torch
 from shared import structure
 
-from ghnlib.architectures.vision import TorchvisionNetwork
+from ghnlib.architectures.vision import NamedNetwork
 from ghnlib.deepnets.dataset import SPACES, DeepNets
 from ghnlib.deepnets.splits import SPLITS
 
@@ -77,6 +77,6 @@ def test_predefined():
     resnet, vit, darts, pdarts = DeepNets("predefined", size=4)
     assert (darts.num_params, pdarts.num_params) == (3_356_596, 3_441_052)
     assert DeepNets("predefined", size=4, num_classes=1000, input_size=224)[2].num_params == 4_718_752
-    assert isinstance(resnet, TorchvisionNetwork) and vit.num_params == 1_012_234
+    assert isinstance(resnet, NamedNetwork) and vit.num_params == 1_012_234
     assert (len(resnet.graph), len(resnet.graph.edges)) == (126, 141)
     assert vit.is_vit and len(vit.graph) == 129

@@ -13,7 +13,7 @@ from shared import digits, params, pool, tiny
 from torch import nn
 from torchvision.models import resnet18, vgg11
 
-from ghnlib.architectures.vision import TorchvisionNetwork
+from ghnlib.architectures.vision import NamedNetwork
 from ghnlib.data.images import DataError
 from ghnlib.experiments import detection
 from ghnlib.experiments.detection import (
@@ -171,7 +171,7 @@ def test_backbones_are_test_architectures_by_index_and_networks_of_torchvision_b
     images = digits().subset(range(6))
     detected = detect(setup, Source(images, {}, "ghn3", [tiny(num_classes=6)], [50.0]))
     assert given["test network 1"] == setup.split("test", images=images)[1] and given["test network 1"].num_classes == 6
-    assert given["resnet18"] == TorchvisionNetwork(6, 64, "resnet18")
+    assert given["resnet18"] == NamedNetwork(6, 64, "resnet18")
     assert given["rest"][2] == (images.train.mean, images.train.std) and len(detected.scenes.test) == 2
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from shared import digits, params, pool, tiny
 
-from ghnlib.architectures.vision import TorchvisionNetwork, without_skips
+from ghnlib.architectures.vision import NamedNetwork, without_skips
 from ghnlib.experiments.distances import (
     SINGLE,
     Distances,
@@ -71,10 +71,10 @@ def test_a_node_is_paired_where_it_and_its_neighbours_agree():
 
 
 def test_a_resnet34_is_nearer_to_a_resnet50_than_one_without_skips():
-    resnet50 = TorchvisionNetwork(10, 16, "resnet50")
+    resnet50 = NamedNetwork(10, 16, "resnet50")
     cut = Graph.from_module(without_skips(resnet50.build().eval()), (3, 16, 16))
     vit = pool("predefined", None, input_size=16)[1].graph
-    others = (TorchvisionNetwork(10, 16, "resnet34").graph, cut, vit)
+    others = (NamedNetwork(10, 16, "resnet34").graph, cut, vit)
     found = [hungarian_distance(resnet50.graph, other) for other in others]
     assert found == sorted(found) and len(set(found)) == 3
 

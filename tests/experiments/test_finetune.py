@@ -285,7 +285,7 @@ def test_a_crossover_is_told_in_epochs():
 
 
 def test_resnet50_is_compared_by_optimizer_at_its_best_rate(setup, monkeypatch):
-    monkeypatch.setattr(resnet50, "TorchvisionNetwork", lambda classes, side: pool(input_size=16)[0])
+    monkeypatch.setattr(resnet50, "NamedNetwork", lambda classes, side: pool(input_size=16)[0])
     own = replace(setup, finetune=setup.finetune.model_copy(update={"weight_decays": (1e30, 3e-4)}))
     vars(own).update({name: vars(setup)[name] for name in ("images", "hypernetworks")})
     found = compare_on_resnet50(own)

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ghnlib import Graph
-from ghnlib.architectures.vision import TorchvisionNetwork, WeightsOnMeta
+from ghnlib.architectures.vision import NamedNetwork, WeightsOnMeta
 from ghnlib.graphs.nodes import Role
 from ghnlib.graphs.parameters import CONVENTIONS
 from ghnlib.graphs.recording import TraceError, kind_of, recorded_steps
@@ -658,7 +658,7 @@ def test_a_decision_by_values_on_meta_is_an_error_that_names_the_module():
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "googlenet", "small-swin"])
 def test_with_values_the_graph_is_the_same_and_the_caller_is_told(name):
-    net = TorchvisionNetwork(10, 64, name).build(device="cpu", track_running_stats=True)
+    net = NamedNetwork(10, 64, name).build(device="cpu", track_running_stats=True)
     before = {key: value.clone() for key, value in net.state_dict().items()}, torch.get_rng_state()
     with pytest.warns(UserWarning, match="needs values") as caught:
         graph = trace(Deciding(net), (3, 64, 64))

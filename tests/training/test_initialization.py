@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from shared import digits, pool, tiny
 from torch import nn
 
-from ghnlib.architectures.vision import TorchvisionNetwork
+from ghnlib.architectures.vision import NamedNetwork
 from ghnlib.graphs.nodes import Role
 from ghnlib.training.initialization import INITIALIZATIONS, Sources, initialize, shuffle
 from ghnlib.training.learned_scales import (
@@ -92,7 +92,7 @@ def test_he_has_its_variance_and_no_biases():
 
 def test_he_leaves_layer_scales_and_tables_of_positions():
     for name, kept in (("small-convnext", "layer_scale"), ("small-swin", "relative_position_bias_table")):
-        net = TorchvisionNetwork(10, 16, name).build(device="cpu")
+        net = NamedNetwork(10, 16, name).build(device="cpu")
         before = {n: p.detach().clone() for n, p in net.named_parameters()}
         initialize("he", net, Sources(0))
         left = [torch.equal(p, before[n]) for n, p in net.named_parameters() if kept in n]

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node
 
-from ghnlib.params import Data, Params, Section, Target, TrainVariant, VanillaVariant
+from ghnlib.params import Data, Params, Target, VanillaVariant
+from ghnlib.variants import Section, TrainVariant
 
 LARGEST, MOST_VALUES = 1 << 18, 20_000
 """Bytes of a file and values in it, forty times those of params.yaml: more is a mistake, or would fill the memory."""

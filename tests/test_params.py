@@ -6,8 +6,8 @@ import time
 import pytest
 from shared import ROOT, digits, params
 
-from ghnlib.params import CONTINUED
 from ghnlib.params_file import ParamsError, check_starts, merge, read_merged, read_yaml, validate
+from ghnlib.variants import CONTINUED
 
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
 

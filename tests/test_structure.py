@@ -6,7 +6,7 @@ from graphlib import TopologicalSorter
 import pytest
 from shared import ROOT
 
-BASE = {"bounds", "config", "params", "params_file", "processes"}
+BASE = {"bounds", "config", "params", "params_file", "variants", "processes"}
 ABOVE = "architectures released deepnets hypernetwork measuring training reporting experiments"
 LEVELS = [BASE, {"graphs", "data"}, *({room} for room in ABOVE.split())]
 ALLOWED = {room: {room}.union(*LEVELS[:i]) for i, level in enumerate(LEVELS) for room in level}

@@ -113,12 +113,13 @@ def card(
     })  # fmt: skip
     lines = ["| " + " | ".join(["split", *table.columns]) + " |", "|---" * (len(table.columns) + 1) + "|"]
     lines += [f"| {split} | " + " | ".join(f"{value:g}" for value in row) + " |" for split, *row in table.itertuples()]
-    data = params.data
+    data, extra, share = params.data, params.deepnets.extra, params.train.recipe_of(variant).extra_share
+    own = f", and in a share of {share:g} of its steps {len(extra)} networks written by hand" if share else ""
     source = Path(data.root).name if data.root else data.source
     return jinja2.Template(CARD, keep_trailing_newline=True).render(
         name=name, variant=variant, seed=seed, seeds=params.train.seeds, profile=params.profile, config=config,
         classes=config["num_classes"], side=data.image_size, parameters=parameters, table="\n".join(lines),
-        data=f"{source}, {data.image_size} pixels a side", pool=params.deepnets.train_pool, own="",
+        data=f"{source}, {data.image_size} pixels a side", pool=params.deepnets.train_pool, own=own,
         scale=params.deepnets.scale, recipe=params.train.recipe_of(variant),
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ from ghnlib.deepnets.dataset import DeepNets, architectures_of
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.accuracy import predicted_accuracies
 from ghnlib.measuring.kept import map_kept
-from ghnlib.params import Data, Section
+from ghnlib.params import Data
 from ghnlib.params import DeepNets as DeepNetsSection
 from ghnlib.processes import stop_with
 from ghnlib.released.checkpoints import CheckpointError, locate, read_checkpoint
@@ -35,6 +35,7 @@ from ghnlib.training.devices import device_of
 from ghnlib.training.events import event_log
 from ghnlib.training.loop import train_ghn
 from ghnlib.training.ranks import is_first_rank, share_of_rank, sum_over_ranks
+from ghnlib.variants import Section
 
 KEPT_IN_MEMORY = 10_000
 """Training architectures of which graphs and modules are kept; beyond, each is sampled when its turn comes."""

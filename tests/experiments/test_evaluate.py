@@ -34,9 +34,10 @@ from ghnlib.experiments.quantisation import evaluate_quantised
 from ghnlib.experiments.setup import Setup
 from ghnlib.measuring.accuracy import NOT_FINITE, predicted_accuracies
 from ghnlib.measuring.costs import flops, inference_flops, step_flops
-from ghnlib.params import Data, Evaluate, Train, TrainVariant
+from ghnlib.params import Data, Evaluate
 from ghnlib.params_file import read_merged, validate
 from ghnlib.reporting.statistics import with_deviation
+from ghnlib.variants import Train, TrainVariant
 
 HANDWRITTEN = "ghnlib.architectures.handwritten"
 SMALL = {"hid": 16, "layers": 1, "heads": 2, "max_shape": [16, 16, 11, 11]}

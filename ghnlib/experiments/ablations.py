@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import permutations, product
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -40,15 +39,17 @@ def bases(train: Train) -> dict[str, str]:
 
 
 def ablation_table(setup: Setup, tests: Sequence[pd.DataFrame], costs: pd.DataFrame) -> pd.DataFrame:
-    """One row each of ``bases``, behind the rows of the bases: ``base``, what ``changes``, ``test (%)``, mean ±
-    deviation over trainings, the ``difference`` from the base, paired by architecture and seed, ``parameters``, and if
-    ``setup.evaluate.seconds`` the median ``seconds a step`` of trainings on this machine.
+    """One row each of ``bases`` and, before them, of the bases themselves.
+
+    Columns ``base``, what ``changes``, ``test (%)``, mean ± deviation over trainings, ``difference`` from the base,
+    paired by architecture and seed, ``parameters``, and if ``setup.evaluate.seconds`` the median ``seconds a step`` of
+    trainings on this machine.
 
     Args:
         tests: accuracies of each training, see ``Evaluation.tests``. costs: see ``training_costs``.
     """
     found, options, rows = bases(setup.train), options_of(setup.train), {}
-    for name in sorted({*found, *found.values()}, key=list(options).index):
+    for name in sorted({*found, *found.values()}):  # a base's name begins those of its rows
         base = found.get(name, name)
         changed = changes(options[name], options[base])
         lead = over_trainings([paired_interval(test[name], test[base]) for test in tests])
@@ -65,7 +66,7 @@ def ablation_table(setup: Setup, tests: Sequence[pd.DataFrame], costs: pd.DataFr
 def _seconds_a_step(setup: Setup, variant: str) -> float:
     """Of trainings that this folder keeps; NaN: they came from elsewhere."""
     trainings = (kept_folder(setup.profile, "train", f"{variant}-{seed}") for seed in setup.train.seeds)
-    logs = [pd.read_csv(path) for folder in trainings if (path := Path(folder, "throughput.csv")).exists()]
+    logs = [pd.read_csv(path) for folder in trainings if (path := folder / "throughput.csv").exists()]
     networks = pd.concat([log["networks_per_second"] for log in logs]).median() if logs else float("nan")
     return round(setup.train.recipe_of(variant).meta_batch / networks, 3)
 

@@ -94,7 +94,7 @@ class Sgd(Section):
 
 class Evaluate(Section):
     """Accuracy without fine-tuning, the yardsticks trained from random initialisation, other initialisations; weights
-    of few ``bits``, left out without any."""
+    of few ``bits``, left out without any; ``seconds`` of a training step, which differ from run to run."""
 
     batch_size: Batch
     bn_batches: Positive
@@ -111,6 +111,7 @@ class Evaluate(Section):
     learned_steps: Positive
     bits: Annotated[tuple[Bits, ...], Field(max_length=15), AfterValidator(different)]
     quantised_networks: Positive
+    seconds: bool
     unseen: OwnNetworks = ()
 
 

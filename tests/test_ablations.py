@@ -1,10 +1,12 @@
-"""The rows of the papers' ablation tables are variants of profiles, of the published size."""
+"""The rows of the papers' ablation tables are variants of profiles, of the published size or that of digits."""
 
 import pytest
 import torch
 from shared import params
 
 from ghnlib import GHN
+from ghnlib.experiments.ablations import bases, changes, options_of
+from ghnlib.reporting.publish import published
 
 CLASSES = {"cifar10": 10, "imagenet": 1000}
 PUBLISHED = [
@@ -89,3 +91,47 @@ def test_a_row_is_its_base_with_the_changes_of_the_table():
     assert (base.meta_batch, row.meta_batch) == (8, 1) and base.lr == row.lr == 1e-3
     assert train.recipe_of("ghn2-m1-long").steps == 8 * base.steps
     assert train.config("ghn2-m1-stacked").stacked and not train.config("ghn2-m1").stacked
+
+
+ROWS = {
+    "mlp": {"encoder": "mlp"},
+    "ghn1-layernorm": {"layernorm": True},
+    "ghn2-100-architectures": {"architectures": 100},
+    "ghn2-20-architectures": {"architectures": 20},
+    "ghn2-no-virtual-edges": {"virtual_edges": False},
+    "ghn2-no-layernorm": {"layernorm": False},
+    "ghn2-no-shape-encoding": {"shape_encoding": False},
+    "ghn2-forward": {"directions": "forward"},
+    "ghn2-t5": {"layers": 5},
+    "ghn2-stacked": {"stacked": True},
+    "ghn2-fan-out": {"fan": "out"},
+    "ghn2-mlp-decoder": {"decoder": "mlp"},
+    "ghn2-framework": {"initialization": "framework"},
+    "ghn2-framework-no-normalization": {"weight_norm": False},
+    "ghn3-no-penalty": {"gamma": 0.0},
+    "ghn3-squared-penalty": {"penalty": "squared"},
+    "ghn3-no-centrality": {"centrality": False},
+    "ghn3-no-input-distance": {"input_distance": False},
+    "ghn3-no-edges": {"directions": "none"},
+    "ghn3-forward": {"directions": "forward"},
+    "ghn3-no-attention": {"attention": False},
+    "ghn3-m4": {"meta_batch": 4, "steps": 750},
+    "ghn3-m4-misaligned": {"batching": "misaligned"},
+}
+
+
+def test_rows_on_digits_differ_from_their_base_in_what_the_tables_say():
+    train = params("ablations").train
+    options, base = options_of(train), bases(train)
+    assert {name: changes(options[name], options[base[name]]) for name in base} == ROWS
+    assert set(train.variants) == ROWS.keys() | {"ghn1", "ghn2", "ghn3"} and len(train.seeds) == 3
+
+
+def test_bases_on_digits_are_the_variants_of_the_default_profile():
+    own, default = options_of(params("ablations").train), options_of(params().train)
+    assert all(own[name] == default[name] for name in ("ghn1", "ghn2", "ghn3"))
+
+
+def test_published_rows_are_variants_of_the_profiles_with_such_rows():
+    profiles = "ablations", "ablations-cifar10", "ablations-imagenet"
+    assert set(published("evaluate/ablations").index) <= {name for p in profiles for name in params(p).train.variants}

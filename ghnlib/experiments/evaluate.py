@@ -13,6 +13,7 @@ import pandas as pd
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.vision import NEWER, torchvision_classifiers
 from ghnlib.data.images import ImageSet
+from ghnlib.experiments.ablations import bases
 from ghnlib.experiments.setup import Setup
 from ghnlib.experiments.splits import describe
 from ghnlib.measuring.accuracy import NOT_FINITE, SCORES, evaluate_predictions, evaluate_torchvision
@@ -52,7 +53,7 @@ class Evaluation:
             ``seed``, ``split``, ``index``, ``accuracy``, ``top5`` and further metrics (percent), ``error``, and what
             ``describe`` says of the architecture.
         variants: all hypernetworks. compared: those that figures show, trained for as many steps as the first, or more,
-            without networks of one's own.
+            without networks of one's own; of an ablation's rows MLP and the best alone.
         best: the hypernetwork with the highest accuracy on validation images, on average over its trainings, of those
             trained without networks of one's own.
     """
@@ -145,9 +146,10 @@ def evaluate_networks(setup: Setup, splits: Mapping[str, Sequence[Architecture]]
     rows = pd.concat([predicted, train_from_random(setup, splits)]).merge(described, on=["split", "index"])
     recipes = {name: setup.train.recipe_of(name) for name in setup.train.variants}
     plain = setup.train.plain
-    compared = [name for name in plain if recipes[name].steps >= recipes[plain[0]].steps]
     final = {name: validation_accuracy(setup, name).groupby("seed")["validation_accuracy"].last() for name in plain}
     best = max(plain, key=lambda name: final[name].mean())
+    left_out = set(bases(setup.train)) - {"mlp", best}
+    compared = [name for name in plain if recipes[name].steps >= recipes[plain[0]].steps and name not in left_out]
     return Evaluation(rows, list(recipes), compared, best)
 
 

@@ -1,11 +1,9 @@
-"""What the training of hypernetworks costs and gives by size, meta-batch and batching, a part of the report on accuracy
-without training."""
+"""What the training of hypernetworks costs and gives by size and meta-batch, a part of the report on accuracy without
+training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
-from itertools import permutations, product
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,7 +12,7 @@ from ghnlib.architectures.architecture import Architecture
 from ghnlib.experiments.setup import Setup
 from ghnlib.graphs.graph import Graph
 from ghnlib.measuring.costs import flops, step_flops
-from ghnlib.reporting.statistics import Measured, over_trainings, paired_interval
+from ghnlib.reporting.statistics import Measured, over_trainings
 
 TOP1 = "top-1, test (%)"
 """The column of costs with mean accuracy on test architectures, where there is one."""
@@ -56,39 +54,6 @@ def _training_cost(setup: Setup, variant: str, graphs: Sequence[Graph], of_image
         "grad_norm": mean,
         "grad_norm_deviation": max(0.0, square - mean**2) ** 0.5,
     }
-
-
-Options = Mapping[str, Any]
-PREFERRED: dict[str, Callable[[Options, Options], bool]] = {
-    "batching": lambda a, b: a == {"batching": "aligned"},
-    "penalty": lambda a, b: set(a) == {"gamma"} and not b["gamma"],
-    "larger-hypernetwork": lambda a, b: set(a) <= {"hid", "layers"} and all(a[key] > b[key] for key in a),
-    "larger-meta-batch": lambda a, b: set(a) == {"meta_batch"} and a["meta_batch"] > b["meta_batch"],
-    "meta-batch-equal-networks": lambda a, b: set(a) == {"meta_batch", "steps"} and a["meta_batch"] > b["meta_batch"]
-    and a["meta_batch"] * a["steps"] == b["meta_batch"] * b["steps"],
-}  # fmt: skip
-"""Claim -> whether it prefers a variant to another, by the options of each in which the two differ."""
-
-
-def claims_of_changes(setup: Setup, tests: Sequence[pd.DataFrame]) -> dict[str, Measured]:
-    """Points on test architectures by which variants that a claim of ``PREFERRED`` prefers are ahead: correct batches,
-    a penalty, larger hypernetworks, larger meta-batches at equal steps, and at equal networks.
-
-    Args:
-        tests: accuracies of each training, see ``Evaluation.tests``.
-
-    Returns:
-        "CLAIM/A over B" -> points, paired by architecture and by seed of training.
-    """
-    train, found = setup.train, {}
-    options = {name: asdict(train.config(name)) | asdict(train.recipe_of(name)) | {"start": variant.start_from}
-               for name, variant in train.variants.items()}  # fmt: skip
-    for (claim, preferred), (a, b) in product(PREFERRED.items(), permutations(options, 2)):
-        changed = {key for key in options[a] if options[a][key] != options[b][key]} - {"validate_every"}
-        ours, theirs = ({key: options[name][key] for key in changed} for name in (a, b))
-        if changed and preferred(ours, theirs):
-            found[f"{claim}/{a} over {b}"] = over_trainings([paired_interval(test[a], test[b]) for test in tests])
-    return found
 
 
 def claims_of_scaling(setup: Setup) -> dict[str, Measured]:

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from shared import ROOT
+from shared import ROOT, params
 
 from ghnlib import GHN
 from ghnlib.architectures.vision import own_networks
 from ghnlib.data.images import DataError
 from ghnlib.data.sources import ImageSplits, images_of
-from ghnlib.experiments import scaling, sizes
+from ghnlib.experiments import ablations, scaling, sizes
 from ghnlib.experiments.evaluate import (
     Evaluation,
     accuracy_table,
@@ -36,6 +36,7 @@ from ghnlib.measuring.accuracy import NOT_FINITE, predicted_accuracies
 from ghnlib.measuring.costs import flops, inference_flops, step_flops
 from ghnlib.params import Data, Evaluate
 from ghnlib.params_file import read_merged, validate
+from ghnlib.reporting.publish import claim_of
 from ghnlib.reporting.statistics import with_deviation
 from ghnlib.variants import Train, TrainVariant
 
@@ -288,21 +289,75 @@ def test_losses_are_those_of_models_with_several_meta_batches(setup):
     assert scaling.losses_by_meta_batch(setup, points.assign(meta_batch=1)).empty
 
 
+def with_variants(setup, variants):
+    """The setup with other variants, none of them trained."""
+    train = setup.train.model_dump(mode="json", exclude_unset=True)
+    return replace(setup, train=Train.of({**train, "variants": variants}))
+
+
 def test_variants_that_differ_in_one_thing_are_compared(untrained):
     tests = [pd.DataFrame({name: [50.0, 60.0] for name in VARIANTS}) + [0, 0, lead, 0, 0] for lead in (7, 9)]
-    found = scaling.claims_of_changes(untrained, tests)
+    found = ablations.claims_of_changes(untrained, tests)
     assert list(found) == ["batching/ghn3 over ghn3-wrong"] and found["batching/ghn3 over ghn3-wrong"].value == 8
     of_ghn3 = {"encoder": "graphormer"}
     changed = {"ghn3": of_ghn3 | {"gamma": 0.1}, "free": of_ghn3, "m8": of_ghn3 | {"gamma": 0.1, "meta_batch": 4},
                "long": of_ghn3 | {"gamma": 0.1, "meta_batch": 1, "steps": 12}, "wide": of_ghn3 | {"hid": 32}}  # fmt: skip
-    other = replace(
-        untrained, train=Train.of({**untrained.train.model_dump(mode="json", exclude_unset=True), "variants": changed})
-    )
+    other = with_variants(untrained, changed)
     frame = pd.DataFrame({name: [50.0, 60.0] for name in changed})
-    assert set(scaling.claims_of_changes(other, [frame])) == {
+    assert set(ablations.claims_of_changes(other, [frame])) == {
         "penalty/ghn3 over free", "larger-hypernetwork/wide over free", "larger-meta-batch/m8 over ghn3",
         "meta-batch-equal-networks/ghn3 over long",
     }  # fmt: skip
+
+
+def test_each_claim_of_the_ablation_tables_is_of_its_rows_alone(untrained):
+    names = list(params("ablations").train.variants)
+    setup = replace(untrained, train=params("ablations").train)
+    tests = [pd.DataFrame({name: [50.0 - i + seed, 60.0 - i] for i, name in enumerate(names)}) for seed in (0, 2)]
+    found = ablations.claims_of_changes(setup, tests)
+    assert {key: round(lead.value) for key, lead in found.items()} == {
+        f"{claim}/{ahead} over {behind}": names.index(behind) - names.index(ahead) for claim, ahead, behind in (
+            ("batching", "ghn3-m4", "ghn3-m4-misaligned"), ("penalty", "ghn3", "ghn3-no-penalty"),
+            ("meta-batch-equal-networks", "ghn3-m4", "ghn3"),
+            ("normalisation", "ghn2-framework", "ghn2-framework-no-normalization"),
+            ("virtual-edges", "ghn2", "ghn2-no-virtual-edges"), ("layernorm", "ghn2", "ghn2-no-layernorm"),
+            ("shape-encoding", "ghn2", "ghn2-no-shape-encoding"), ("both-passes", "ghn2", "ghn2-forward"),
+            ("conv-decoder", "ghn2", "ghn2-mlp-decoder"), ("more-architectures", "ghn2", "ghn2-100-architectures"),
+            ("more-architectures", "ghn2", "ghn2-20-architectures"),
+            ("more-architectures", "ghn2-100-architectures", "ghn2-20-architectures"),
+            ("backward-edges", "ghn3", "ghn3-forward"), ("edges", "ghn3", "ghn3-no-edges"),
+            ("attention", "ghn3", "ghn3-no-attention"), ("centrality", "ghn3", "ghn3-no-centrality"),
+            ("input-distance", "ghn3", "ghn3-no-input-distance"),
+        )
+    }  # fmt: skip
+    assert {claim_of(key).stage for key in found} == {"evaluate"}
+    assert not ablations.claims_of_changes(replace(setup, train=params().train), [])
+
+
+def test_rows_of_an_ablation_stand_beside_their_base(setup):
+    of_ghn2 = {"encoder": "gated_gnn", "window": "corner"}
+    variants = {"mlp": VARIANTS["mlp"], "ghn2": of_ghn2, "ghn2-forward": of_ghn2 | {"directions": "forward"},
+                "ghn2-own": of_ghn2 | {"extra_share": 0.5}, "ghn3": VARIANTS["ghn3"]}  # fmt: skip
+    setup = with_variants(setup, variants)
+    tests = [pd.DataFrame({name: [50.0, 60.0] for name in variants}) - [30, 0, lead, 0, 0] for lead in (7, 9)]
+    costs = pd.DataFrame({"parameters": range(5)}, index=list(variants))
+    table = ablations.ablation_table(setup, tests, costs)
+    assert table.reset_index().values.tolist() == [
+        ["ghn2", "", "", "55.0 ± 0.0", "", 1],
+        ["ghn2-forward", "ghn2", "directions: forward", "47.0 ± 1.4", "-8.00 [-20.71, 4.71]", 2],
+        ["mlp", "ghn2", "encoder: mlp", "25.0 ± 0.0", "-30.00 [-30.00, -30.00]", 0],
+    ]
+    timed = replace(setup, evaluate=setup.evaluate.model_copy(update={"seconds": True}))
+    for seed, networks in ((0, [4.0, 8.0]), (1, [16.0])):
+        kept = Path(f".training/{setup.profile}/train-ghn2-{seed}")
+        kept.mkdir(parents=True)
+        pd.DataFrame({"networks_per_second": networks}).to_csv(kept / "throughput.csv")
+    seconds = ablations.ablation_table(timed, tests, costs)["seconds a step"]
+    assert seconds["ghn2"] == 0.25 and math.isnan(seconds["ghn2-forward"])
+
+
+def test_a_profile_without_such_rows_has_no_table(untrained):
+    assert ablations.ablation_table(replace(untrained, train=params().train), [], pd.DataFrame()).empty
 
 
 def test_gradient_norms_are_compared_by_seed(setup):

@@ -121,7 +121,8 @@ def _readable(column: pd.Series) -> pd.Series:
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
         whole = (column.dropna() % 1 == 0).all()
         column = column.map(lambda value: f"{value:,.0f}" if whole or abs(value) >= 1000 else value, na_action="ignore")
-    return column.astype(object).where(column.notna(), "")
+    column = column.astype(object).where(column.notna(), "")
+    return column.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}", regex=True)
 
 
 def _row_name(key: Hashable) -> Hashable:

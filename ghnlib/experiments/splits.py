@@ -147,7 +147,14 @@ def design_spaces(*names: str) -> pd.DataFrame:
         variations = fields.pop("variations")
         changed = {f"{split}: {key}": value for split, own in variations.items() for key, value in own.items()}
         columns[name] = fields | changed
-    return pd.DataFrame(columns).fillna("").astype(str)
+    return pd.DataFrame(columns).map(_in_words)
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, tuple):
+        counts = Counter(map(_in_words, value))
+        return ", ".join(word if count == 1 else f"{word} ({count} times)" for word, count in counts.items())
+    return "" if value is None or value != value else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def smallest(architectures: Iterable[Architecture], most_sums: bool = False, among: int = 20) -> Architecture:

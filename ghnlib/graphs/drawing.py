@@ -56,7 +56,8 @@ def draw_cell(operations: Sequence[tuple[str, int]], concat: Sequence[int], ax=N
     curve = "arc3,rad=-0.12"  # an edge that passes over a state stays visible
     style = {"node_size": 900, "node_color": "0.92", "edge_color": "0.6", "font_size": 8}
     nx.draw_networkx(cell, positions, ax=ax, connectionstyle=curve, **style)
-    nx.draw_networkx_edge_labels(cell, positions, labels, ax=ax, font_size=7, connectionstyle=curve)
+    # Not in the middle: there an edge that passes over a state meets it.
+    nx.draw_networkx_edge_labels(cell, positions, labels, 0.3, ax=ax, font_size=7, connectionstyle=curve)
     ax.axis("off")
     return ax
 

@@ -65,7 +65,8 @@ def recorded_claims(metrics: Mapping[str, Any]) -> dict[str, Measured]:
 
 
 def claims_table(metrics: Mapping[str, Any], scales: Mapping[str, str]) -> pd.DataFrame:
-    """Rows for each claim: ``paper``, ``claim``, ``published``, ``ours``, ``low``, ``high``, ``scale``, ``verdict``.
+    """Rows for each claim: ``paper``, ``claim``, ``published``, ``ours``, ``low``, ``high``, ``scale``, ``verdict``,
+    ``differs`` (where not held: what, from the paper).
 
     Verdicts: ``Claim.verdict``. A claim that no stage has recorded is not testable at this scale.
 
@@ -85,10 +86,12 @@ def _id(key: str) -> str:
 
 def _row(key: str, ours: Measured, scales: Mapping[str, str]) -> dict[str, Any]:
     claim, count = claim_of(key), f", {ours.count}" if ours.count else ""
+    verdict = claim.verdict(ours)
     value, low, high = (float(f"{x:.3g}") for x in ours[:3])
     return {
         "paper": claim.paper, "claim": claim.claim, "published": claim.published, "ours": value, "low": low,
-        "high": high, "scale": "" if isnan(ours.value) else scales[claim.stage] + count, "verdict": claim.verdict(ours),
+        "high": high, "scale": "" if isnan(ours.value) else scales[claim.stage] + count, "verdict": verdict,
+        "differs": claim.differs if verdict == "not held" else "",
     }  # fmt: skip
 
 

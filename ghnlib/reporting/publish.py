@@ -54,13 +54,15 @@ NO_CLAIM = "No claim of the papers can be tested here at this scale."
 
 class Claim(NamedTuple):
     """A sentence that a number is above 0. ``paper``: and place in it; ``published``: its number, as printed;
-    ``stage``: where ours is measured; ``needs``: of what alone the paper says it, where no profile has that."""
+    ``stage``: where ours is measured; ``needs``: of what alone the paper says it, where no profile has that;
+    ``differs``: from the paper, where ours contradicts it."""
 
     paper: str
     claim: str
     published: str
     stage: str
     needs: str = ""
+    differs: str = ""
 
     def verdict(self, found: Measured) -> str:
         """That of the number, or that a number of other hypernetworks or lengths cannot decide it."""
@@ -110,7 +112,17 @@ def show(table: pd.DataFrame, *columns: str) -> None:
         if column.name in table.columns:
             raise ValueError(f"the table has two columns {column.name!r}: give one another title")
         table = table.assign(**{column.name: column.reindex(rows).to_numpy()})
-    display(table.astype(object).where(table.notna(), ""))
+    with pd.option_context("display.max_colwidth", None):
+        display(table.apply(_readable))
+
+
+def _readable(column: pd.Series) -> pd.Series:
+    """Blank where there is nothing; whole numbers without a point, large ones in groups of three digits."""
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        whole = (column.dropna() % 1 == 0).all()
+        column = column.map(lambda value: f"{value:,.0f}" if whole or abs(value) >= 1000 else value, na_action="ignore")
+    column = column.astype(object).where(column.notna(), "")
+    return column.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}", regex=True)
 
 
 def _row_name(key: Hashable) -> Hashable:

@@ -118,8 +118,9 @@ def test_agreement_is_the_largest_difference_from_the_published_means():
 def test_design_spaces_list_what_splits_change():
     table = design_spaces("paper", "small", "small")
     assert list(table) == ["paper", "small"]
-    assert table.loc["cells", "small"] == "(2, 4)" and table.loc["deep: cells", "small"] == "(5, 8)"
+    assert table.loc["cells", "small"] == "2, 4" and table.loc["deep: cells", "small"] == "5, 8"
     assert table.loc["train: width_rule"].tolist() == ["narrow", "narrow"]
+    assert "conv_3x3 (4 times)" in table.loc["operations", "small"], "what is drawn more often than the rest"
 
 
 def test_kinds_of_test_networks_are_looked_up_among_those_of_training():

@@ -26,7 +26,7 @@ from ghnlib.reporting.statistics import Measured
 ROOT = Path(__file__).parents[2]
 SCALES = {stage: f"{stage}'s scale" for stage in NOTEBOOKS}
 NEEDS_XL = "not testable at this scale (needs GHN-3-XL, m = 16)"
-COLUMNS = ["paper", "claim", "published", "ours", "low", "high", "scale", "verdict"]
+COLUMNS = ["paper", "claim", "published", "ours", "low", "high", "scale", "verdict", "differs"]
 
 
 def recorded(**stages):
@@ -51,7 +51,7 @@ def test_rows_join_the_published_number_with_ours():
     row = claims_table(METRICS, SCALES).set_index("claim").loc["points without training: GHN-2 over MLP"]
     assert row.to_dict() == {
         "paper": "PPUDA Table 3", "published": "24.7", "ours": 10.5, "low": 9.72, "high": 11.4,
-        "scale": "evaluate's scale, n = 100", "verdict": "held",
+        "scale": "evaluate's scale, n = 100", "verdict": "held", "differs": "",
     }  # fmt: skip
 
 
@@ -90,6 +90,13 @@ def test_a_number_without_an_interval_decides_nothing():
     assert never["scale"] == "finetune's scale", "without a number of networks"
     small = rows.loc["diversity: smaller step of MLP, GHN-1, GHN-2"]
     assert (small["ours"], small["verdict"]) == (-1.23e-5, "not decided (no interval)")
+
+
+def test_where_ours_contradicts_a_paper_it_is_said_what_differs():
+    noisy, against = known_claims()["clean-and-noisy"], {"clean-and-noisy": Measured(-0.9, -0.95, -0.85, 36)}
+    rows = claims_table(recorded(analysis=against), SCALES).set_index("claim")
+    assert rows.loc[noisy.claim, "differs"] == noisy.differs != ""
+    assert (rows.loc[rows["verdict"] != "not held", "differs"] == "").all()
 
 
 def test_what_no_stage_could_measure_is_not_testable():

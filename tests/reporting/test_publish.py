@@ -67,8 +67,13 @@ def test_published_columns_stand_behind_ours(displayed, columns):
     table = pd.DataFrame({"ours": [1.5, math.nan]}, index=["ghn2", "mlp"])
     publish.show(table, "a", "b")
     (shown,) = displayed
-    assert shown.to_dict("list") == {"ours": [1.5, ""], "paper": ["66.9 ± 0.3", ""], "paper, top-5": [14.3, ""]}
+    assert shown.to_dict("list") == {"ours": [1.5, ""], "paper": ["66.9\xa0±\xa00.3", ""], "paper, top-5": [14.3, ""]}
     assert list(shown.index) == ["ghn2", "mlp"] and list(table.columns) == ["ours"]
+
+
+def test_numbers_are_read_at_a_glance(displayed):
+    publish.show(pd.DataFrame({"whole": [3000.0, math.nan], "large": [1.5, 12345.678], "sure": [True, False]}))
+    assert displayed[0].to_dict("list") == {"whole": ["3,000", ""], "large": [1.5, "12,346"], "sure": [True, False]}
 
 
 def test_rows_of_several_keys_are_published_by_all(displayed, columns):

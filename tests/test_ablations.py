@@ -117,6 +117,8 @@ ROWS = {
     "ghn3-no-attention": {"attention": False},
     "ghn3-m4": {"meta_batch": 4, "steps": 750},
     "ghn3-m4-misaligned": {"batching": "misaligned"},
+    "ghn3-m4-long": {"steps": 2250},
+    "ghn3-m4-long-misaligned": {"batching": "misaligned"},
 }
 
 

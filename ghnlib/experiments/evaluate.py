@@ -198,11 +198,10 @@ def train_from_random(setup: Setup, splits: Mapping[str, Sequence[Architecture]]
     section, images = setup.evaluate, setup.images
     epoch = len(images.train) // section.sgd.batch_size
     runs = []
-    for name, count, epochs in (
-        ("random", section.random_networks, 0),
-        ("SGD, 1 epoch", section.trained_networks, 1),
-        (f"SGD, {section.epochs} epochs", section.trained_networks, section.epochs),
-    ):
+    names = {0: "random", 1: "SGD, 1 epoch"}
+    for epochs in sorted({*names, section.epochs}):
+        name = names.get(epochs, f"SGD, {epochs} epochs")
+        count = section.trained_networks if epochs else section.random_networks
         recipe = setup.recipe(section.sgd, epochs * epoch)
         for split, architectures in splits.items():
             few = architectures[: {"test": count, "predefined": 0}.get(split, section.ood_networks)]

@@ -4,7 +4,7 @@
     python benchmarks/training.py --memory [--meta-batch 32]
 
 Floor: float32, contiguous images. Floor and step run in the same processes of one thread, which share the networks as
-in ``train_in_processes``, and take turns over the same networks; prints medians, the median of the ratios, and where
+in ``run_job``, and take turns over the same networks; prints medians, the median of the ratios, and where
 the first process's time goes: processor seconds, so that others on the machine change little. ``--memory``: peak
 resident memory of a step with the whole meta-batch beside that of steps with one network at a time, each in a process
 of its own.

@@ -22,7 +22,7 @@ from ghnlib.experiments.families import DEEPNETS, class_layers, family_networks
 from ghnlib.experiments.setup import Setup, training_name
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.training.initialization import Sources, add_noise, orthogonalize
-from ghnlib.training.jobs import train_in_processes
+from ghnlib.training.jobs import run_job
 from ghnlib.training.networks import Run, TrainingRecipe, initial_network, initial_runs, on_cpu, run_all
 
 Start = dict[str, Tensor] | None
@@ -64,7 +64,7 @@ def train_on_source(setup: Setup) -> Source:
     length = {"steps": transfer.train_steps, "validate_every": transfer.train_steps}
     jobs = [setup.job(transfer.variant, seed, setup.folder / training_name(transfer.variant, seed), classes, **length)
             for seed in training_seeds(setup)]  # fmt: skip
-    histories = [train_in_processes(job, setup.train.devices) for job in jobs]
+    histories = [run_job(job, setup.train.devices) for job in jobs]
     trainings = [setup.pretrained(Path(job.folder) / "model") for job in jobs]
     accuracies = [float(history["validation_accuracy"].iloc[-1]) for history in histories]
     return Source(images, targets, transfer.variant, trainings, accuracies)

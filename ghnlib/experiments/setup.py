@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isinf, isnan
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 import torch
@@ -22,10 +22,12 @@ from ghnlib.deepnets.dataset import DeepNets, architectures_of
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.accuracy import evaluate_predictions
 from ghnlib.params_file import ParamsError, read_yaml, validate
-from ghnlib.reporting.statistics import Measured
 from ghnlib.training.devices import device_of
 from ghnlib.training.jobs import Job, architecture_of
 from ghnlib.training.networks import TrainingRecipe
+
+if TYPE_CHECKING:
+    from ghnlib.reporting.statistics import Measured  # scipy.stats takes a second to import, trainings need none
 
 SECTIONS = {name: field.annotation for name, field in params.Params.model_fields.items()
             if isinstance(field.annotation, type) and issubclass(field.annotation, params.Section)}  # fmt: skip

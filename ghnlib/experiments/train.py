@@ -10,7 +10,7 @@ import pandas as pd
 
 from ghnlib.experiments.setup import Setup, training_name
 from ghnlib.hypernetwork.ghn import GHN
-from ghnlib.training.jobs import train_in_processes
+from ghnlib.training.jobs import run_job
 
 
 class Training(NamedTuple):
@@ -39,14 +39,14 @@ def train_variant(setup: Setup) -> Training:
     name = training_name(setup.variant, setup.training_seed)
     target, job = Path("models", name), setup.job(setup.variant, setup.training_seed, setup.folder)
     if not setup.by_hand:
-        train_in_processes(job, setup.train.devices)
+        run_job(job, setup.train.devices)
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(setup.folder / "model", target)
         shutil.copy(setup.folder / "history.csv", target)
     elif target.exists():
         print(f"{target} is there: it is shown, not trained. `dvc repro --force train@{name}` trains it anew.")
     else:
-        train_in_processes(job, setup.train.devices)
+        run_job(job, setup.train.devices)
         target = setup.folder / "model"
         shutil.copy(setup.folder / "history.csv", target)
     return Training(GHN.from_pretrained(target), pd.read_csv(target / "history.csv"))

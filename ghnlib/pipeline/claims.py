@@ -45,7 +45,7 @@ def scales(params: Params) -> dict[str, str]:
 
 
 def recorded_claims(metrics: Mapping[str, Any]) -> dict[str, Measured]:
-    """What the stages recorded, by the claim's id, or "id/what it is of"; in the order of claims.yaml.
+    """What the stages recorded, by the claim's id, or "id/what it is of".
 
     Args:
         metrics: those of all stages, by stage (``read_metrics``).
@@ -60,8 +60,7 @@ def recorded_claims(metrics: Mapping[str, Any]) -> dict[str, Measured]:
             if (own := claim_of(key).stage) != stage:
                 raise ValueError(f"the stage {stage} has recorded {key!r}, in claims.yaml a claim of {own}")
             found[key] = Measured(**values | {"value": inf if values["value"] is None else values["value"]})
-    order = list(known_claims())
-    return {key: found[key] for key in sorted(found, key=lambda key: order.index(_id(key)))}
+    return found
 
 
 def claims_table(metrics: Mapping[str, Any], scales: Mapping[str, str]) -> pd.DataFrame:
@@ -75,13 +74,8 @@ def claims_table(metrics: Mapping[str, Any], scales: Mapping[str, str]) -> pd.Da
         scales: of each stage.
     """
     found = recorded_claims(metrics)
-    keys = {name: [key for key in found if _id(key) == name] or [name] for name in known_claims()}
-    rows = [_row(key, found.get(key, Measured(nan)), scales) for of_claim in keys.values() for key in of_claim]
-    return pd.DataFrame(rows)
-
-
-def _id(key: str) -> str:
-    return key.partition("/")[0]
+    keys = ([key for key in found if key.partition("/")[0] == name] or [name] for name in known_claims())
+    return pd.DataFrame([_row(key, found.get(key, Measured(nan)), scales) for of_claim in keys for key in of_claim])
 
 
 def _row(key: str, ours: Measured, scales: Mapping[str, str]) -> dict[str, Any]:

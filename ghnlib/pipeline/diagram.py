@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from html import escape
+from itertools import permutations
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -31,9 +32,9 @@ def stages_of(pipeline: Mapping[str, Any]) -> nx.DiGraph:
     graph = nx.DiGraph()
     for name, stage in pipeline["stages"].items():
         graph.add_node(name, desc=stage.get("desc", ""))
-    for source, target in ((a, b) for a in graph for b in graph if a != b):
-        written = [*_paths(pipeline["stages"][source].get(kind, ()) for kind in ("outs", "metrics"))]
-        read = [*_paths([pipeline["stages"][target].get("deps", ())])]
+    for source, target in permutations(graph, 2):
+        written = _paths(pipeline["stages"][source], "outs", "metrics")
+        read = _paths(pipeline["stages"][target], "deps")
         if any(out.is_relative_to(dep) or dep.is_relative_to(out) for out in written for dep in read):
             graph.add_edge(source, target)
     reduced = nx.transitive_reduction(graph)
@@ -41,9 +42,9 @@ def stages_of(pipeline: Mapping[str, Any]) -> nx.DiGraph:
     return reduced
 
 
-def _paths(lists: Iterable[Iterable[str | Mapping]]) -> Iterable[PurePosixPath]:
-    for entries in lists:
-        yield from (PurePosixPath(entry if isinstance(entry, str) else next(iter(entry))) for entry in entries)
+def _paths(stage: Mapping[str, Any], *kinds: str) -> list[PurePosixPath]:
+    entries = (entry for kind in kinds for entry in stage.get(kind, ()))
+    return [PurePosixPath(entry if isinstance(entry, str) else next(iter(entry))) for entry in entries]
 
 
 def svg(graph: nx.DiGraph, pages: Mapping[str, str]) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+import re
 from pathlib import Path
 
 import psutil
@@ -19,44 +17,23 @@ def clear_away(folder: Path) -> None:
         print(f"waiting for the end of DVC or of an earlier run in {folder} (processes {numbers})", flush=True)
         psutil.wait_procs(others)
     rwlock = folder / ".dvc" / "tmp" / "rwlock"
-    with suppress(FileNotFoundError):
-        owners = _owners(rwlock.read_bytes())
-        if owners is None or (owners and not any(map(_is_dvc, owners))):
-            rwlock.unlink()
-            print(f"removed {rwlock}: {'damaged' if owners is None else 'its processes have ended'}", flush=True)
+    text = rwlock.read_text(errors="replace") if rwlock.exists() else ""
+    owners = {int(number) for number in re.findall(r'"pid":\s*(\d+)', text)}
+    if owners.isdisjoint(process.pid for process in _workers()):  # damaged, it names none: DVC makes it anew
+        rwlock.unlink(missing_ok=True)
+        if owners:
+            print(f"removed {rwlock}: its processes have ended", flush=True)
 
 
 def at_work(folder: Path) -> list[psutil.Process]:
     """DVC, stages and trainings that run in a folder."""
-    return [process for process in psutil.process_iter() if _works_in(process, folder)]
+    return [process for process in _workers() if process.info["cwd"] == str(folder.resolve())]
 
 
-def _works_in(process: psutil.Process, folder: Path) -> bool:
-    with suppress(psutil.Error):
-        return _is_worker(process.cmdline()) and Path(process.cwd()) == folder.resolve()
-    return False
+def _workers() -> list[psutil.Process]:
+    return [process for process in psutil.process_iter(["cmdline", "cwd"]) if _is_worker(process.info["cmdline"] or [])]
 
 
-def _is_worker(words: Sequence[str]) -> bool:
+def _is_worker(words: list[str]) -> bool:
     names = [Path(word).name for word in words[:5]]
     return bool(names) and names[0].startswith("python") and not WORKERS.isdisjoint(names)
-
-
-def _is_dvc(number: int) -> bool:
-    with suppress(psutil.Error):
-        return _is_worker(psutil.Process(number).cmdline())
-    return False
-
-
-def _owners(text: bytes) -> list[int] | None:
-    """Numbers of the processes that DVC's file of read and write locks names; None if it is no such file."""
-    try:
-        content = json.loads(text)
-        return [int(owner["pid"]) for kind in ("read", "write") for owner in _each(content.get(kind, {}))]
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
-
-
-def _each(locks: dict) -> Iterator[dict]:
-    for owners in locks.values():
-        yield from owners if isinstance(owners, list) else [owners]

@@ -72,8 +72,8 @@ def clean(notebook: NotebookNode) -> NotebookNode:
 
 def normalise(notebook: NotebookNode, root: Path) -> NotebookNode:
     """An executed notebook such that equal runs give equal bytes: no times, random ids, addresses or folders."""
-    scrub = _Scrubber(root)
-    return _tidied(notebook, lambda cell: {"outputs": [scrub(output) for output in _without_noise(cell.outputs)]})
+    styles: dict[str, str] = {}
+    return _tidied(notebook, lambda cell: {"outputs": _scrubbed(_without_noise(cell.outputs), str(root), styles)})
 
 
 def _tidied(notebook: NotebookNode, changes: Callable[[NotebookNode], dict]) -> NotebookNode:
@@ -100,25 +100,17 @@ def _without_noise(outputs: list[NotebookNode]) -> list[NotebookNode]:
     return kept
 
 
-class _Scrubber:
-    """Replaces in every text what differs between equal runs."""
-
-    def __init__(self, root: Path):
-        self.root, self.styles = str(root), {}
-
-    def __call__(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self._text(value)
-        if isinstance(value, dict):
-            # Images are base64 text: nothing to replace, and chance would find matches.
-            return NotebookNode({k: v if k.startswith("image/png") else self(v) for k, v in value.items()})
-        return [self(item) for item in value] if isinstance(value, list) else value
-
-    def _text(self, text: str) -> str:
-        text = re.sub(r"[^\n]*\r(?!\n)", "", text)  # overwritten lines
-        text = re.sub(r"\bat 0x[0-9a-fA-F]+", "at 0x...", text).replace(self.root, ".")
-        # pandas gives each styled table a random name
-        return re.sub(r"\bT_[0-9a-f]{5}\b|\bT_[0-9a-f]{5}(?=_)", self._style, text)
-
-    def _style(self, match: re.Match) -> str:
-        return self.styles.setdefault(match[0], f"T_{len(self.styles):05d}")
+def _scrubbed(value: Any, root: str, styles: dict[str, str]) -> Any:
+    """Without what differs between equal runs. ``styles``: random names that pandas gives styled tables -> ours."""
+    if isinstance(value, list):
+        return [_scrubbed(item, root, styles) for item in value]
+    if isinstance(value, dict):
+        # Images are base64 text: nothing to replace, and chance would find matches.
+        kept = {k: v if k.startswith("image/png") else _scrubbed(v, root, styles) for k, v in value.items()}
+        return NotebookNode(kept)
+    if not isinstance(value, str):
+        return value
+    text = re.sub(r"[^\n]*\r(?!\n)", "", value)  # overwritten lines
+    text = re.sub(r"\bat 0x[0-9a-fA-F]+", "at 0x...", text).replace(root, ".")
+    name = lambda match: styles.setdefault(match[0], f"T_{len(styles):05d}")
+    return re.sub(r"\bT_[0-9a-f]{5}(?=_|\b)", name, text)

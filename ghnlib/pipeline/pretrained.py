@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -53,19 +52,6 @@ them (in single precision):
 
 {{ table }}
 """
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Write the folder; returns the exit status, 2 with a message if there is no such finished run."""
-    if len(arguments) not in (2, 3):
-        print(__doc__, file=sys.stderr)
-        return 2
-    try:
-        print(pack(*arguments))
-    except (ParamsError, OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
 
 
 def pack(name: str, variant: str, profile: str = "") -> Path:
@@ -125,4 +111,9 @@ def card(
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
+    try:
+        print(pack(*sys.argv[1:]))
+    except (ParamsError, OSError, ValueError) as error:
+        sys.exit(str(error))

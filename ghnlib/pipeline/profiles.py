@@ -58,13 +58,14 @@ def main(arguments: Sequence[str]) -> int:
                 prepare(root, folder)
             params = validate(read_yaml(folder / "params.yaml"))
             status, ran, stages = reproduce(folder, params)
-            if status == 0 and ran:
+            if status:
+                return status
+            if ran:
                 record(folder, params, code, time.monotonic() - began, ran, stages)
-            if status == 0 and folder != root:
+            if folder != root:
                 _bring_back(root, folder)
-            if status == 0:
-                print(compared_with_committed(root, params.profile))
-            return status
+            print(compared_with_committed(root, params.profile))
+            return 0
     except ParamsError as error:
         print(error, file=sys.stderr)
     except filelock.Timeout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 
 OF_DVC = re.compile(
@@ -25,22 +25,16 @@ class Progress:
         stages: all that are to run.
         expected: seconds that stages took in an earlier run, those that are known.
         side_by_side: stages that run at a time.
-        clock: seconds now.
-        say: writes a line.
     """
 
-    def __init__(
-        self, stages: Sequence[str], expected: Mapping[str, float], side_by_side: int,
-        clock: Callable[[], float] = time.monotonic, say: Callable[[str], None] = lambda line: print(line, flush=True),
-    ):  # fmt: skip
+    def __init__(self, stages: Sequence[str], expected: Mapping[str, float], side_by_side: int):
         self.stages, self.expected, self.side_by_side = stages, expected, side_by_side
-        self.clock, self.say, self.lock = clock, say, threading.Lock()
-        self.begun, self.started, self.taken = clock(), {}, {}
+        self.lock, self.begun, self.started, self.taken = threading.Lock(), time.monotonic(), {}, {}
         self.counts: dict[str, tuple[int, int, float]] = {}  # total, first count and its time, of what a stage counts
         self.told: dict[str, float] = {}
 
     def begin(self, stage: str) -> None:
-        self.started[stage] = self.clock()
+        self.started[stage] = time.monotonic()
 
     def read(self, stage: str, line: str) -> None:
         """Pass on a line of a stage's output: not DVC's, and of counts ("step 300/3000") one in half a minute, with
@@ -48,7 +42,7 @@ class Progress:
         if OF_DVC.match(line):
             return
         if count := COUNTED.search(line):
-            now, done, total = self.clock(), int(count[1]), int(count[2])
+            now, done, total = time.monotonic(), int(count[1]), int(count[2])
             known, first, since = self.counts.get(stage, (0, 0, 0.0))
             if known != total or done < first:
                 self.counts[stage] = known, first, since = total, done, now
@@ -62,8 +56,9 @@ class Progress:
 
     def end(self, stage: str, ran: bool = True) -> None:
         """Tell that a stage has ended; not ``ran``: it was up to date."""
+        now = time.monotonic()
         with self.lock:
-            self.taken[stage] = self.clock() - self.started.get(stage, self.clock())
+            self.taken[stage] = now - self.started.get(stage, now)
         left = self.seconds_left()
         done = f"{sum(name in self.taken for name in self.stages)} of {len(self.stages)} stages"
         how = f"done in {in_words(self.taken[stage])}" if ran else "up to date"
@@ -72,7 +67,7 @@ class Progress:
     def seconds_left(self) -> float:
         """Of all stages: what each took in an earlier run, or those of its kind (train), or all that have ended."""
         with self.lock:
-            known, now = {**self.expected, **self.taken}, self.clock()
+            known, now = {**self.expected, **self.taken}, time.monotonic()
             left = [max(0.0, self._likely(stage, known) - (now - self.started.get(stage, now)))
                     for stage in self.stages if stage not in self.taken]  # fmt: skip
         return max([sum(left) / self.side_by_side, *left])
@@ -83,7 +78,7 @@ class Progress:
         return known.get(stage, mean(alike or known.values() or [0.0]))
 
     def _say(self, text: str) -> None:
-        self.say(f"{in_words(self.clock() - self.begun):>7} | {text}")
+        print(f"{in_words(time.monotonic() - self.begun):>7} | {text}", flush=True)
 
 
 def in_words(seconds: float) -> str:

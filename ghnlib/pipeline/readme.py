@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pandas as pd
 
 from ghnlib.params import Params
 from ghnlib.params_file import read_merged, read_yaml, validate
@@ -96,9 +96,9 @@ def _part(root: Path, profile: str, section: Section, reports: str = "") -> list
         paragraphs += TOLD[name].tell(metrics, params)
         figures = section.figures if name == "evaluate" else ()
         paragraphs += [f"![{CAPTIONS[figure]}]({reports}{profile}/figures/{figure}.png)" for figure in figures]
-    if any(name.startswith("train-") for name in metrics) and _trainings(metrics, params) == 1:
-        return [*paragraphs, "Hypernetworks were trained once each, so that no claim about them is decided here."]
-    return [*paragraphs, _claims(folder, reports)]
+    once = _trainings(metrics, params) == 1
+    undecided = "Hypernetworks were trained once each, so that no claim about them is decided here."
+    return [*paragraphs, undecided if once else _claims(folder, reports)]
 
 
 def params_of(root: Path, profile: str) -> Params:
@@ -109,13 +109,14 @@ def params_of(root: Path, profile: str) -> Params:
 
 def _claims(folder: Path, reports: str) -> str:
     """How the claims of claims.csv stand, and which are contradicted."""
-    rows = list(csv.DictReader((folder / "claims.csv").read_text(encoding="utf-8").splitlines()))
-    counts = Counter(row["verdict"].partition(" (")[0] for row in rows)
-    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
-    against = "; ".join(f"{row['claim']} ({row['paper']})" for row in rows if row["verdict"] == "not held")
-    adverse = sum(row["verdict"].startswith("not decided") and float(row["ours"]) <= 0 for row in rows)
+    table = pd.read_csv(folder / "claims.csv")
+    verdicts = table["verdict"].str.partition(" (")[0]
+    told = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.value_counts().sort_index().items())
+    contradicted = table[verdicts == "not held"]
+    against = "; ".join(f"{claim} ({paper})" for claim, paper in zip(contradicted["claim"], contradicted["paper"]))
+    adverse = ((verdicts == "not decided") & (table["ours"] <= 0)).sum()
     return (
-        f"Of {len(rows)} [claims of the papers]({reports}{folder.name}/8_claims.ipynb): {told}. "
+        f"Of {len(table)} [claims of the papers]({reports}{folder.name}/8_claims.ipynb): {told}. "
         f"Contradicted here: {against or 'none'}. Not decided, but against the papers' direction: {adverse}."
         f"{_elsewhere(folder / 'elsewhere.json')}"
     )
@@ -243,12 +244,13 @@ def _count(accuracy: Mapping[str, Any]) -> int:
 
 
 def _mean(value: Mapping[str, float] | None, predicted: bool = False) -> str:
+    """Of hypernetworks, ``predicted``, with the deviation over trainings, if there are several."""
     if value is None:
         return ""
-    if predicted:
-        spread = value.get("over_trainings")
-        return f"{value['mean']:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
-    return f"{value['mean']:.1f} ± {value['standard_error']:.1f}" if value["n"] > 1 else f"{value['mean']:.1f} (n = 1)"
+    if not predicted and value["n"] == 1:
+        return f"{value['mean']:.1f} (n = 1)"
+    spread = value.get("over_trainings") if predicted else value["standard_error"]
+    return f"{value['mean']:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
 
 
 def _table(header: list[str], rows: Iterable[list[str]]) -> str:

@@ -58,19 +58,16 @@ def main(arguments: Sequence[str]) -> int:
     stage, _, training = (arguments[0] if len(arguments) == 1 else "").partition("@")
     try:
         _run(stage, training, _read_params())
+        return 0
     except (ParamsError, NotebookError, StageError) as error:
         said = take_back() if isinstance(error, ParamsError) and "DVC_EXP_BASELINE_REV" in os.environ else ""
-        return _fail(stage, f"{error}{said}", 1 if isinstance(error, StageError) else 2)
+        message, status = f"{error}{said}", 1 if isinstance(error, StageError) else 2
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        return _fail(stage, _disk_full(str(error)), 1)
+        message, status = _disk_full(str(error)), 1
     except KeyboardInterrupt:
-        return _fail(stage, "interrupted; started again, it resumes.", 130)
-    return 0
-
-
-def _fail(stage: str, message: str, status: int) -> int:
+        message, status = "interrupted; started again, it resumes.", 130
     print(f"\n{stage}: {message}" if stage else message, file=sys.stderr)
     return status
 
@@ -128,16 +125,13 @@ def parameters_for(stage: str, training: str, params: Params, source: Path) -> d
 
 def run_notebook(stage: str, training: str, params: Params) -> None:
     """Execute a stage's notebook; its report replaces the earlier one only if it succeeds."""
-    root, started = Path.cwd(), time.monotonic()
-    source = SOURCES / f"{NOTEBOOKS[stage]}.ipynb"
-    name = label(NOTEBOOKS[stage], training)
+    started, source, name = time.monotonic(), SOURCES / f"{NOTEBOOKS[stage]}.ipynb", label(NOTEBOOKS[stage], training)
     site, reports = Path("site", params.profile), Path("reports", params.profile)
     values = parameters_for(stage, training, params, source)
     _forget_other_code(Path(available(stage, training, params)["folder"]))
     for folder in site, reports / "metrics":
         folder.mkdir(parents=True, exist_ok=True)
-    executed = _execute(source, site / f"{name}.ipynb", values)
-    report = notebooks.normalise(executed, root)
+    report = notebooks.normalise(_execute(source, site / f"{name}.ipynb", values), Path.cwd())
     seconds = time.monotonic() - started
     notebooks.write(report, reports / f"{name}.ipynb")
     links = {path.stem: path.name for path in sorted(site.glob("*.html"))}  # all of a run: ``make report``

@@ -32,8 +32,7 @@ def take_back() -> str:
         return ""
     undone, differences = [], list(_differences(before, now))
     for path in differences:
-        other = copy.deepcopy(now)
-        _restore(other, before, path)
+        _restore(other := copy.deepcopy(now), before, path)
         if _faults(other) < _faults(now):
             now, undone = other, [*undone, path]
     if _faults(now):

@@ -61,7 +61,9 @@ class Job(Section):
 
 
 def train_variant(job: Job) -> GHN:
-    """Train one hypernetwork, on every rank; the first writes it to ``job.folder/model``."""
+    """Train one hypernetwork, on every rank; the first writes it to ``job.folder/model``. One thread: the order of sums
+    does not depend on the machine."""
+    torch.set_num_threads(1)
     images = images_of(job.data, job.seed).to(device_of(job.device))
     if job.classes is not None:
         images = images.subset(job.classes)
@@ -145,11 +147,11 @@ def validation_accuracy(ghn: GHN, architectures: Sequence[Architecture], images:
     return sum_over_ranks(total, images.device) / len(architectures)
 
 
-def train_in_processes(job: Job, devices: int) -> pd.DataFrame:
-    """Run ``train_variant`` in a process of its own, or in one for each core (or GPU), which share every meta-batch.
+def run_job(job: Job, devices: int) -> pd.DataFrame:
+    """Run ``train_variant`` here, or in a process for each of several cores (or GPUs), which share every meta-batch.
 
-    The training survives the caller: its checkpoints stay in ``job.folder``, and the same call resumes it. It writes
-    ``job.json`` there; with that file, several nodes that share the folder train together by
+    Checkpoints stay in ``job.folder``, and the same call resumes a training that was killed. It writes ``job.json``
+    there; with that file, several nodes that share the folder train together by
     ``torchrun --nnodes=N --nproc-per-node=GPUS --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT -m ghnlib.training.jobs
     FOLDER/job.json`` on each.
 
@@ -157,12 +159,22 @@ def train_in_processes(job: Job, devices: int) -> pd.DataFrame:
         The history of ``train_ghn``.
 
     Raises:
-        TrainingError: a process failed; the message is the last error of its output.
+        TrainingError: see ``train_ghn``, or one of several processes failed; the message is the last error of its
+            output.
     """
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.json").write_text(job.model_dump_json(indent=1))
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"] if devices > 1 else []
+    if devices > 1:
+        _share(folder, devices)
+    else:
+        train_variant(job)
+    return pd.read_csv(folder / "history.csv")
+
+
+def _share(folder: Path, devices: int) -> None:
+    """Run the job of a folder in several processes of this node, whose output is passed on."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
     command = [sys.executable, "-u", *launcher, "-m", "ghnlib.training.jobs", str(folder / "job.json")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GHNLIB_PARENT": str(os.getpid())}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -178,14 +190,12 @@ def train_in_processes(job: Job, devices: int) -> pd.DataFrame:
     if process.returncode:
         reason = next((line for line in lines if re.match(r"\S*(\[rank\d\]: )?[\w.]*Error\b", line)), "see above")
         raise TrainingError(f"training in {folder} stopped: {reason.strip()}")
-    return pd.read_csv(folder / "history.csv")
 
 
 def _main(path: str) -> None:
     if parent := os.environ.get("GHNLIB_PARENT"):
         stop_with(int(parent))
     job = Job.model_validate_json(Path(path).read_text())
-    torch.set_num_threads(1)
     try:
         if (device := device_of(job.device)).type == "cuda":
             torch.cuda.set_device(device)

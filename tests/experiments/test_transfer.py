@@ -104,7 +104,7 @@ def test_the_hypernetwork_is_trained_on_the_source_classes_once_for_each_seed_th
         tiny(num_classes=6, hid=16 * len(jobs)).save_pretrained(tmp_path / f"ghn3-{job.training_seed}" / "model")
         return pd.DataFrame({"validation_accuracy": [nan, 10.0 * len(jobs)]})
 
-    monkeypatch.setattr(pretraining, "train_in_processes", train)
+    monkeypatch.setattr(pretraining, "run_job", train)
     setup = replace(setup, train=setup.train.model_copy(update={"seeds": (3, 5, 8)}))
     source = train_on_source(setup)
     (job, _), recipe = jobs, params("tiny").train.recipe_of("ghn3")

@@ -42,8 +42,8 @@ def locks(number, path="a.out"):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(lambda: locks(ended()), "have ended"), (lambda: locks(os.getpid()), "have ended"), (lambda: locks(1)[:40], "damaged"),
-     (lambda: "", "damaged"), (lambda: "[]", "damaged"), (lambda: '{"read": {"a": [{}]}}', "damaged"), (lambda: "{}", None)],
+    [(lambda: locks(ended()), "have ended"), (lambda: locks(os.getpid()), "have ended"), (lambda: locks(1)[:40], "have ended"),
+     (lambda: "", None), (lambda: "[]", None), (lambda: '{"read": {"a": [{}]}}', None), (lambda: "{}", None)],
     ids=["ended", "another's number", "cut", "empty", "list", "without number", "unheld"],
 )  # fmt: skip
 def test_locks_that_nobody_holds_are_removed(folder, capfd, content, said):

@@ -30,7 +30,7 @@ from ghnlib.data.images import Augment
 from ghnlib.training import checkpointing, jobs, loop, step
 from ghnlib.training.checkpointing import TrainingError
 from ghnlib.training.devices import device_of
-from ghnlib.training.jobs import Job, train_in_processes, train_variant
+from ghnlib.training.jobs import Job, run_job, train_variant
 from ghnlib.training.loop import sample_meta_batch, train_ghn
 from ghnlib.training.ranks import share_of_rank
 from ghnlib.training.step import MetaTrainer
@@ -271,7 +271,7 @@ def forked(function, *arguments):
 
 def train_in_own_session(of):
     os.setsid()
-    train_in_processes(of, 1)
+    run_job(of, 1)
 
 
 def test_a_killed_training_resumes_with_the_same_result(tmp_path):
@@ -285,7 +285,7 @@ def test_a_killed_training_resumes_with_the_same_result(tmp_path):
     os.killpg(caller.pid, signal.SIGKILL)
     caller.join()
     assert torch.load(tmp_path / "killed" / "checkpoint.pt")["progress"]["step"] < 40
-    resumed = train_in_processes(killed, 1)
+    resumed = run_job(killed, 1)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "whole" / "history.csv"), resumed, check_exact=True)
 
 
@@ -303,7 +303,7 @@ def test_resumed_on_another_number_of_processes(tmp_path, monkeypatch):
         with pytest.raises(Interrupted):
             train_variant(part)
     assert torch.load(tmp_path / "part" / "checkpoint.pt")["progress"]["step"] == 2
-    resumed = train_in_processes(part, 2)
+    resumed = run_job(part, 2)
     # The same networks and images in the same order; sums over networks are taken in another one.
     pd.testing.assert_frame_equal(whole[["loss", "parameter_norm"]], resumed[["loss", "parameter_norm"]], rtol=1e-3)
 
@@ -404,7 +404,7 @@ def ranks_that_save(caller):
 
 def test_processes_save_when_their_caller_is_killed(tmp_path):
     """No log line is due before the end: the checkpoint is the one that SIGTERM asked for."""
-    caller = forked(train_in_processes, job(tmp_path, {"steps": 10_000, "log_every": 10_000}), 2)
+    caller = forked(run_job, job(tmp_path, {"steps": 10_000, "log_every": 10_000}), 2)
     deadline = time.monotonic() + 120
     try:
         while ranks_that_save(caller.pid) < 2:

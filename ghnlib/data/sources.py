@@ -3,14 +3,13 @@
 Shapes: n images, s pixels a side.
 """
 
-# torchvision is imported where it is used: it takes seconds, and few stages need it.
+# torchvision and scikit-learn are imported where they are used: they take seconds, and few stages need them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -124,16 +123,16 @@ def stratified_split(labels: np.ndarray, shares: Sequence[float], seed: int) -> 
 def _digits(
     root: Path, seed: int, size: int | None, val: float, test: float, download: bool, resident: float
 ) -> ImageSplits:
-    # the file of scikit-learn's load_digits, whose import takes two seconds in every process
-    data = Path(find_spec("sklearn").origin).parent / "datasets" / "data"
-    table = np.loadtxt(data / "digits.csv.gz", delimiter=",")
-    values, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
-    grey = torch.from_numpy(values).float()[:, None] * (255 / values.max())
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    grey = torch.from_numpy(bunch.images).float()[:, None] * (255 / bunch.images.max())
     grey = F.interpolate(grey, (size or 16,) * 2, mode="bilinear", align_corners=False)
     pixels = grey.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
     # val_share is of what test leaves
-    parts = stratified_split(labels, (val * (1 - test), test), seed)
-    return _resident([(pixels[part], labels[part]) for part in parts], tuple("0123456789"))
+    parts = stratified_split(bunch.target, (val * (1 - test), test), seed)
+    classes = tuple(str(name) for name in bunch.target_names)
+    return _resident([(pixels[part], bunch.target[part]) for part in parts], classes)
 
 
 def _resident(parts: list[tuple[Tensor, np.ndarray]], classes: tuple[str, ...], statistics=None) -> ImageSplits:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.vision import NamedNetwork
@@ -21,9 +21,8 @@ from ghnlib.data.sources import ImageSplits
 from ghnlib.experiments.families import DEEPNETS, class_layers, family_networks
 from ghnlib.experiments.setup import Setup, training_name
 from ghnlib.hypernetwork.ghn import GHN
-from ghnlib.training.initialization import Sources, add_noise, orthogonalize
 from ghnlib.training.jobs import train_in_processes
-from ghnlib.training.networks import Run, TrainingRecipe, initial_network, initial_runs, on_cpu, run_all
+from ghnlib.training.networks import Run, TrainingRecipe, initial_runs, on_cpu, run_all
 
 Start = dict[str, Tensor] | None
 """Parameters by name that a network starts with; None if they could not be made."""
@@ -219,25 +218,12 @@ def runs_from(
         for run in [run for run in own if run.labels["initialisation"] in (source.name, "trained")]:
             name = "{initialisation}-orth".format(**run.labels)
             settings = replace(run.recipe, **tuned[name]) if tuned else run.recipe
-            how = processing[name] if processing else processings(setup)[0]
-            own.append(
-                replace(post_processed(run, **how), recipe=settings, labels={**run.labels, "initialisation": name})
-            )
+            sources = replace(run.sources, **(processing[name] if processing else processings(setup)[0]))
+            labels = {**run.labels, "initialisation": name}
+            own.append(Run(run.architecture, settings, seed, "ghn-orth", sources, labels))
         if target:
             head = {f"{source.name}-head": predicting[source.name]}
             whole = initial_runs(networks, recipe, [seed], head, tuned, class_layers="resize")
             own += [run for run in whole if run.labels["initialisation"] in head]
         runs += [replace(run, labels={**run.labels, "training": training}) for run in own]
     return runs
-
-
-def post_processed(run: Run, orth_from: float, noise: float) -> Run:
-    """A run from given parameters, if there are any, with GHN-orth post-processing of them: noise of scale beta (eq. 1
-    and 2), then the orthogonal factor, both as in the released code of every weight from a layer on."""
-    if run.sources.parameters is None:
-        return run
-    net = initial_network(replace(run, initialisation="ghn"))
-    add_noise(net, noise, Generator().manual_seed(run.seed), orth_from)
-    orthogonalize(net, orth_from)
-    values = {name: value.detach() for name, value in net.named_parameters()}
-    return replace(run, initialisation="ghn", sources=Sources(parameters=values))

@@ -18,7 +18,6 @@ from ghnlib.experiments.pretraining import (
     Family,
     Learnt,
     Source,
-    post_processed,
     processings,
     runs_from,
     source_and_targets,
@@ -128,7 +127,7 @@ def test_what_the_source_teaches_is_carried_over_but_for_the_classes(tmp_path):
     assert not set(class_layers(networks[0].graph)) & set(learnt)
     fitted = [network.adapted(4) for network in networks]
     runs = initial_runs(fitted, TrainingRecipe(1, 0.1), [0], {}, given={"trained": starts["trained"]})
-    runs.append(post_processed(runs[-1], 0.0, 3e-5))
+    runs.append(replace(runs[-1], initialisation="ghn-orth"))
     assert [run.labels["initialisation"] for run in runs] == ["random"] * 2 + ["orthogonal"] * 2 + ["trained"] * 2
     random, carried, processed = (dict(initial_network(runs[i]).named_parameters()) for i in (0, 4, 5))
     weight = next(name for name, value in learnt.items() if value.ndim == 4)
@@ -173,7 +172,7 @@ def test_what_diverged_on_the_source_is_named_and_does_not_go_on(tmp_path, capsy
     assert "diverged on the source, counted as 0%: trained, network 0" in capsys.readouterr().out
     target = source.targets["other classes"]
     runs = initial_runs([networks[0].adapted(4)], TrainingRecipe(1, 0.1), [0], {}, given=starts)
-    runs.append(replace(post_processed(runs[-1], 0.667, 3e-5), labels={"initialisation": "trained-orth"}))
+    runs.append(replace(runs[-1], initialisation="ghn-orth", labels={"initialisation": "trained-orth"}))
     results = run_all(runs, target.train.few_shot(2, 0), lambda net: {"accuracy": 50.0})
     assert results.groupby("initialisation")["accuracy"].apply(lambda part: part.isna().all()).to_dict() == {
         "random": False, "orthogonal": False, "trained": True, "trained-orth": True,

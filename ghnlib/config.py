@@ -132,10 +132,9 @@ def _ghn3(hid: int, layers: int, heads: int) -> dict:
 
 
 _PLAIN = {"weight_norm": False, "virtual_edges": False, "layernorm": False}
+_VANILLA = {"max_shape": (64, 64, 7, 7), "shape_encoding": False, "decoder": "mlp", "layers": 5, "stacked": True}
 PRESETS: dict[str, dict] = {
-    "ghn": _GHN2
-    | _PLAIN
-    | {"max_shape": (64, 64, 7, 7), "shape_encoding": False, "decoder": "mlp", "layers": 5, "stacked": True},
+    "ghn": _GHN2 | _PLAIN | _VANILLA,
     "mlp": _GHN2 | {"encoder": "mlp"},
     "ghn1": _GHN2 | _PLAIN,
     "ghn2": _GHN2,

@@ -274,11 +274,8 @@ def search_table(setup: Setup, found: Search) -> pd.DataFrame:
     trainings mean ± deviation, of random ones mean ± standard error over networks; TFLOPs that the choice takes."""
     settings, networks, tested = setup.anytime, found.networks, found.tested
     search, name = settings.search, next(iter(settings.variants))
-    recipe, pool = (
-        settings.recipe_of(name),
-        networks_of(setup, block_space(setup, settings.train_nodes(name)), "train", 5),
-    )
-    image = step_flops(networks[:5]) / 3
+    recipe, space = settings.recipe_of(name), block_space(setup, settings.train_nodes(name))
+    pool, image = networks_of(setup, space, "train", 5), step_flops(networks[:5]) / 3
     training = recipe.steps * recipe.meta_batch * recipe.batch_size * step_flops(list(pool))
     top = training + search.candidates * len(setup.images.val) * image
     top_best = top + search.chosen * search.steps * settings.sgd.batch_size * 3 * image
@@ -318,8 +315,7 @@ def transfer_blocks(setup: Setup, found: Search) -> Transferred | None:
     search = setup.anytime.search
     if search.second is None:
         return None
-    images = setup.other_images(search.second)
-    todo = {}
+    images, todo = setup.other_images(search.second), {}
     for i in sorted({*found.top_best, *found.drawn}):
         todo[i] = widest(found.networks[i].adapted(len(images.classes), images.side), 1e6 * search.mflops)
     rows = _train_each(setup, todo, search.steps, runs=(0,), images=images).set_index("network")

@@ -28,13 +28,7 @@ from ghnlib.experiments.setup import Setup
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.kept import rows_kept
 from ghnlib.params import Detection
-from ghnlib.reporting.statistics import (
-    Measured,
-    claims_over_trainings,
-    counted,
-    paired_interval,
-    with_deviation,
-)
+from ghnlib.reporting.statistics import Measured, claims_over_trainings, counted, paired_interval, with_deviation
 from ghnlib.training.initialization import NOISE, add_noise, orthogonalize
 from ghnlib.training.networks import best_settings
 
@@ -285,6 +279,5 @@ def detect(setup: Setup, source: Source) -> Detected:
     }  # fmt: skip
     scenes = scenes_of(settings, setup.seed).to(setup.device)
     statistics = images.train.mean, images.train.std
-    options = setup.processes, setup.folder
-    rows = detect_from_each(backbones, {source.name: source.trainings}, scenes, statistics, settings, *options)
+    rows = detect_from_each(backbones, {source.name: source.trainings}, scenes, statistics, settings, **setup.kept)
     return Detected(rows, scenes, source.name)

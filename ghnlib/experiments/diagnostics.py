@@ -16,7 +16,6 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.vision import NamedNetwork
 from ghnlib.experiments.properties import Trained
 from ghnlib.experiments.setup import Setup
@@ -130,7 +129,9 @@ def compare_activations(setup: Setup, recipe: TrainingRecipe) -> dict[str, list[
 
 @torch.no_grad()
 def _activations(setup: Setup, name: str, recipe: TrainingRecipe, batch: Tensor) -> list[Activations]:
-    architecture, steps = _network(setup, name), setup.analysis.activation_steps
+    train, steps = setup.images.train, setup.analysis.activation_steps
+    is_vit = name == "vit"  # of DeepNets-1M; others are torchvision's
+    architecture = setup.split("predefined")[1] if is_vit else NamedNetwork(len(train.classes), train.side, name)
     torch.manual_seed(setup.seed)  # of what He initialisation leaves as it is built
     graph, net = architecture.graph, architecture.build(device="cpu").to(batch.device).eval()
     initialize("he", net, Sources(seed=setup.seed))
@@ -139,7 +140,7 @@ def _activations(setup: Setup, name: str, recipe: TrainingRecipe, batch: Tensor)
         run = Run(architecture, replace(recipe, steps=steps), setup.seed)
         with torch.enable_grad():
             own = initial_network(run, batch.device)
-            train_network(own, setup.images.train, run.recipe, run.seed, lambda net: None)
+            train_network(own, train, run.recipe, run.seed, lambda net: None)
         shared[TRAINED] = activation_variances(net, batch, dict(own.named_parameters()))
     found = []
     for seed, ghns in zip(setup.train.seeds, setup.trainings):
@@ -157,12 +158,6 @@ def _activations(setup: Setup, name: str, recipe: TrainingRecipe, batch: Tensor)
                 variances[f"{source}, start, to scale, shuffled"] = activation_variances(net, batch, shuffled)
         found.append(Activations(variances, scales))
     return found
-
-
-def _network(setup: Setup, name: str) -> Architecture | NamedNetwork:
-    """ "vit": of the split "predefined"; others: torchvision's."""
-    images = setup.images.train
-    return setup.split("predefined")[1] if name == "vit" else NamedNetwork(len(images.classes), images.side, name)
 
 
 def scale_from_he(parameters: Mapping[str, Tensor]) -> float:
@@ -248,5 +243,5 @@ def activation_variances(net: nn.Module, images: Tensor, parameters: dict[str, T
             variances.append(float(output.var()))
 
     with register_module_forward_hook(measure):
-        net(images) if parameters is None else torch.func.functional_call(net, parameters, (images,))
+        torch.func.functional_call(net, parameters or {}, (images,))
     return variances

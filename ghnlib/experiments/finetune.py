@@ -26,14 +26,7 @@ from ghnlib.reporting.statistics import (
     share_above_half,
     tables_over_trainings,
 )
-from ghnlib.training.networks import (
-    Accuracy,
-    TrainingRecipe,
-    grid_of,
-    initial_runs,
-    run_all,
-    tune,
-)
+from ghnlib.training.networks import Accuracy, TrainingRecipe, grid_of, initial_runs, run_all, tune
 
 EARLY = (0, 4)
 """Steps of the shortest training at which networks are compared, beside the end of each."""
@@ -118,9 +111,7 @@ def tune_settings(setup: Setup, networks: Networks) -> dict[tuple[str, int], Set
     for family, members in networks.tuning.items():
         for steps in budgets.steps:
             runs = initial_runs(members, _recipe(setup, steps), [setup.seed], first)
-            tuned[family, steps] = tune(
-                runs, grid, setup.images.train, setup.images.val, "initialisation", setup.processes, setup.folder
-            )
+            tuned[family, steps] = tune(runs, grid, setup.images.train, setup.images.val, **setup.kept)
             print(f"{family}, {steps} steps: {len(runs)} runs tuned", flush=True)
     return tuned
 
@@ -226,12 +217,10 @@ def train_networks(setup: Setup, networks: Networks, tuned: Mapping[tuple[str, i
     seed from the predictions of one training of the hypernetworks."""
     settings, budgets, images, parts = setup.finetune, Budgets.of(setup), setup.images, []
     trainings = dict(zip(settings.seeds, cycle(range(len(setup.train.seeds)))))
+    hypernetworks = setup.trainings_of(settings.variants)
     for family, members in networks.chosen.items():
         for budget in budgets.steps:
-            runs = initial_runs(
-                members, _recipe(setup, budget), settings.seeds, setup.trainings_of(settings.variants),
-                tuned[family, budget],
-            )  # fmt: skip
+            runs = initial_runs(members, _recipe(setup, budget), settings.seeds, hypernetworks, tuned[family, budget])
             part = run_all(
                 runs, images.train, Accuracy(images.test, metrics=setup.metrics[1:]), budgets.checkpoints(budget),
                 loss_every=max(1, budget // 10), **setup.kept,

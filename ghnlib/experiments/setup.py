@@ -86,7 +86,7 @@ class Setup:
         read = validate(read_yaml("params.yaml"))
         own = _placed({name: getattr(read, name) for name in values if hasattr(read, name)})
         variant, seed = values.get("variant") or "", values.get("training_seed")
-        folder = kept_folder(read.profile, stage, training_name(variant, seed))
+        folder = Path(".training", read.profile, _stage_name(stage, variant, seed))
         print(f"Run by hand with the values of {root / 'params.yaml'}: results are shown, files stay as they are.")
         return cls(stage, read.profile, folder=folder, variant=variant, training_seed=seed, by_hand=True, **own)
 
@@ -176,11 +176,6 @@ class Setup:
         logs = {seed: pd.read_csv(f"models/{training_name(variant, seed)}/history.csv") for seed in self.train.seeds}
         return pd.concat([log.assign(seed=seed) for seed, log in logs.items()], ignore_index=True)
 
-    @property
-    def name(self) -> str:
-        """Of the metrics and of the folder of what is kept: "evaluate", "train-ghn3-0"."""
-        return "-".join(filter(None, (self.stage, training_name(self.variant, self.training_seed))))
-
     def publish(
         self,
         metrics: Mapping[str, Any],
@@ -194,7 +189,8 @@ class Setup:
         """
         if self.by_hand:
             return
-        path = Path("reports", self.profile, "metrics", f"{self.name}.json")
+        name = _stage_name(self.stage, self.variant, self.training_seed)
+        path = Path("reports", self.profile, "metrics", f"{name}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         found = {"claims": {name: measured._asdict() for name, measured in claims.items()}} if claims else {}
         path.write_text(json.dumps(_without_nan({**metrics, **found}), indent=1, allow_nan=False) + "\n")
@@ -211,14 +207,14 @@ class Setup:
         figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
 
 
-def kept_folder(profile: str, stage: str, training: str = "") -> Path:
-    """Where a stage keeps what it has computed; ``training``: name of a training."""
-    return Path(".training", profile, "-".join(filter(None, (stage, training))))
-
-
 def training_name(variant: str, seed: int | None) -> str:
     """As in ``Train.trainings``; empty where there is no variant."""
     return f"{variant}-{seed}" if variant else ""
+
+
+def _stage_name(stage: str, variant: str, seed: int | None) -> str:
+    """Of the metrics and of the folder of what is kept: "evaluate", "train-ghn3-0"."""
+    return "-".join(filter(None, (stage, training_name(variant, seed))))
 
 
 def _placed(values: dict[str, Any]) -> dict[str, Any]:

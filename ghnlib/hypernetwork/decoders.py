@@ -211,10 +211,8 @@ def _token_positions(shape: tuple[int, ...], grid: Tensor) -> Tensor:
     grid = grid.flatten(3).transpose(2, 3)  # (n, 1, h * w, in)
     generator = torch.Generator().manual_seed(POSITION_SEED)
     extra = torch.randn(len(grid), 1, tokens - grid.shape[2], grid.shape[3], generator=generator) * 0.02
-    positions = torch.cat([extra.to(grid, non_blocking=True), grid], 2).transpose(
-        1, 3
-    )  # channels where ``tile`` repeats
-    return tile(positions, (width, tokens, 1)).transpose(1, 3)
+    positions = torch.cat([extra.to(grid, non_blocking=True), grid], 2)
+    return tile(positions.transpose(1, 3), (width, tokens, 1)).transpose(1, 3)  # ``tile`` repeats the first axes
 
 
 def positions(size: int, side: int, window: str) -> slice:

@@ -14,14 +14,6 @@ from ghnlib.graphs.nodes import PRIMITIVES, Node, as_planes
 NO_SHAPE = -1
 
 
-def _channel_values(num_classes: int) -> np.ndarray:
-    return np.unique([1, 3, num_classes, *range(8, 64, 8), *range(64, 4096, 16), *range(4096, 8193, 32)])
-
-
-def _spatial_values(max_side: int) -> np.ndarray:
-    return np.unique([*range(1, max(12, max_side), 2), 14, 16])
-
-
 def _nearest(values: np.ndarray, largest: int) -> np.ndarray:
     """Index of the nearest value for 0..largest; ties go to the smaller value."""
     return np.abs(np.arange(largest + 1)[:, None] - values[None]).argmin(1)
@@ -40,8 +32,9 @@ class NodeEmbedding(nn.Module):
         primitives: Sequence[str] = (),
     ):  # fmt: skip
         super().__init__()
-        self.channels = channels = _channel_values(num_classes)
-        sides = _spatial_values(max_side)
+        wide = *range(64, 4096, 16), *range(4096, 8193, 32)
+        self.channels = channels = np.unique([1, 3, num_classes, *range(8, 64, 8), *wide])
+        sides = np.unique([*range(1, max(12, max_side), 2), 14, 16])
         self.primitives = (*PRIMITIVES, *primitives)
         self.op = nn.Embedding(len(self.primitives), hid)
         self.shapes, self.anytime = shapes, anytime
@@ -80,19 +73,12 @@ class NodeEmbedding(nn.Module):
             ops = ops + self.exit(rows([int(node.exit) for node in nodes]))
         if not self.shapes:
             return ops
-        shapes = np.array([_four_dimensional(node) for node in nodes])
-        channel, spatial = self._rows(shapes)
-        channel = self.channel(rows(channel)).flatten(1)
-        spatial = self.spatial(rows(spatial)).flatten(1)
-        return ops + torch.cat([channel, spatial], 1)
-
-    def _rows(self, shapes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        channel = self._channel_row[shapes[:, :2].clip(0, 8192)]
-        spatial = self._spatial_row[shapes[:, 2:].clip(0, 16)]
-        missing = shapes[:, :2] == NO_SHAPE
-        channel[missing] = self.channel.num_embeddings - 1
-        spatial[missing] = self.spatial.num_embeddings - 1
-        return channel, spatial
+        shapes, features = np.array([_four_dimensional(node) for node in nodes]), []
+        tables = (self.channel, self._channel_row, shapes[:, :2]), (self.spatial, self._spatial_row, shapes[:, 2:])
+        for table, row_of, sizes in tables:
+            own = np.where(sizes == NO_SHAPE, table.num_embeddings - 1, row_of[sizes.clip(0, len(row_of) - 1)])
+            features.append(table(rows(own)).flatten(1))
+        return ops + torch.cat(features, 1)
 
 
 def _four_dimensional(node: Node) -> tuple[int, int, int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from html import escape
 from math import isnan
@@ -105,7 +105,7 @@ def show(table: pd.DataFrame, *columns: str) -> None:
         KeyError: nothing of this name is published.
         ValueError: the table has a column of the same title.
     """
-    rows = [_row_name(key) for key in table.index]
+    rows = [", ".join(map(str, key)) if isinstance(key, tuple) else key for key in table.index]
     for column in map(published, columns):
         if column.name in table.columns:
             raise ValueError(f"the table has two columns {column.name!r}: give one another title")
@@ -113,25 +113,18 @@ def show(table: pd.DataFrame, *columns: str) -> None:
     display(table.astype(object).where(table.notna(), ""))
 
 
-def _row_name(key: Hashable) -> Hashable:
-    return ", ".join(map(str, key)) if isinstance(key, tuple) else key
-
-
 def look_of(verdict: str) -> Look:
     """Sign and colours of a verdict."""
     return next(look for start, look in LOOKS.items() if verdict.startswith(start))
-
-
-def colour_of(verdict: str) -> str:
-    """The background of a verdict."""
-    return look_of(verdict).background
 
 
 def coloured(table: pd.DataFrame, caption: str = "") -> Styler:
     """A table with its column ``verdict`` first and coloured, numbers with three digits, blank where there is none."""
     table = table[["verdict", *table.columns.drop("verdict")]]
     numbers = list(table.select_dtypes("number"))
-    styler = table.style.map(lambda verdict: f"background-color: {colour_of(verdict)}; color: #222", subset=["verdict"])
+    styler = table.style.map(
+        lambda verdict: f"background-color: {look_of(verdict).background}; color: #222", subset=["verdict"]
+    )
     styler = styler.set_properties(subset=list(table.columns.difference(numbers)), **{"text-align": "left"})
     return styler.format("{:.3g}", subset=numbers, na_rep="").hide().set_caption(caption)
 

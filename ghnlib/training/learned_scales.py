@@ -36,10 +36,23 @@ def learn_scales(
     """
     initial = {name: p.detach().clone() for name, p in net.named_parameters()}
     scales = {name: torch.ones((), device=p.device, requires_grad=True) for name, p in initial.items()}
-    optimizer, loss, lowest, steps = torch.optim.Adam(scales.values(), lr), loss_of(net), _Lowest(scales), 0
+    optimizer, loss, steps = torch.optim.Adam(scales.values(), lr), loss_of(net), 0
     value_on = lambda batch: objective(loss, {name: scales[name] * p for name, p in initial.items()}, *batch)
+    copied = lambda: {name: scale.detach().clone() for name, scale in scales.items()}
+    best, lowest, waited = copied(), (True, math.inf), 0
+
+    def converged() -> bool:
+        nonlocal best, lowest, waited
+        constrained, value = value_on(held_out)
+        # one that respects the bound of the norm is lower than any other
+        if value.isfinite() and (constrained, value.item() + GAIN) < lowest:
+            best, lowest, waited = copied(), (constrained, value.item()), 0
+        else:
+            waited += 1
+        return waited >= PATIENCE
+
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-        lowest.look(*value_on(held_out))
+        converged()
         for steps, batch in enumerate(batches, start=1):
             _, value = value_on(batch)
             if not value.isfinite():
@@ -49,33 +62,13 @@ def learn_scales(
             optimizer.step()
             with torch.no_grad():
                 torch._foreach_clamp_min_(list(scales.values()), SMALLEST)
-            if steps % EVERY == 0 and lowest.look(*value_on(held_out)):
+            if steps % EVERY == 0 and converged():
                 break
-        lowest.look(*value_on(held_out))
+        converged()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
-            parameter.mul_(lowest.scales[name])
+            parameter.mul_(best[name])
     return steps
-
-
-class _Lowest:
-    """The scales with the lowest objective so far; one that respects the bound of the norm is lower than any other."""
-
-    def __init__(self, scales: dict[str, Tensor]):
-        self.now, self.value, self.waited = scales, (True, math.inf), 0
-        self._keep()
-
-    def _keep(self) -> None:
-        self.scales = {name: scale.detach().clone() for name, scale in self.now.items()}
-
-    def look(self, constrained: bool, value: Tensor) -> bool:
-        """At the objective with the scales of now. Returns whether it has converged."""
-        if value.isfinite() and (constrained, value.item() + GAIN) < self.value:
-            self.value, self.waited = (constrained, value.item()), 0
-            self._keep()
-        else:
-            self.waited += 1
-        return self.waited >= PATIENCE
 
 
 def loss_of(net: nn.Module) -> Callable[..., Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle, pairwise, product
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -116,9 +117,8 @@ def train_network(
     Returns:
         Step -> what ``measure`` returned. After a loss or gradient that is not finite, the remaining values are None.
     """
-    own = {"momentum": recipe.momentum} if recipe.optimizer == "sgd" else {}
-    make = torch.optim.SGD if recipe.optimizer == "sgd" else OPTIMIZERS[recipe.optimizer]
-    optimizer = make(net.train().parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True, **own)
+    make = {"sgd": partial(torch.optim.SGD, momentum=recipe.momentum), **OPTIMIZERS}[recipe.optimizer]
+    optimizer = make(net.train().parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     factor = SCHEDULES[recipe.schedule]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step / max(1, recipe.steps)))
     wanted = sorted({*(c for c in checkpoints if c <= recipe.steps), recipe.steps})
@@ -241,21 +241,20 @@ def grid_of(lrs: Mapping[str, Sequence[float]], weight_decays: Sequence[float]) 
 
 
 def tune(
-    runs: Sequence[Run], grid: Sequence[Mapping[str, object]], train: ImageSet, val: ImageSet, group: str,
-    processes: int = 1, folder: str | Path | None = None,
-) -> dict[object, dict[str, object]]:  # fmt: skip
-    """For each value of label ``group`` the setting with the best mean accuracy on validation images.
+    runs: Sequence[Run], grid: Sequence[Mapping[str, object]], train: ImageSet, val: ImageSet, **kept: Any
+) -> dict[object, dict[str, object]]:
+    """For each label ``initialisation`` the setting with the best mean accuracy on validation images.
 
-    Every group tries the same settings, so that each side has the same tuning budget. A run that diverges counts as 0.
+    All try the same settings, so that each side has the same tuning budget. A run that diverges counts as 0.
 
     Args:
-        grid: fields of the recipe that differ, see ``grid_of``.
+        grid: fields of the recipe that differ, see ``grid_of``. kept: ``processes`` and ``folder`` of ``run_all``.
     """
     tried = [replace(run, recipe=replace(run.recipe, **setting)) for run in runs for setting in grid]
-    results = run_all(tried, train, Accuracy(val), processes=processes, folder=folder)
+    results = run_all(tried, train, Accuracy(val), **kept)
     for name in diverged(results):
         print(f"diverged, counted as 0%: {name}", flush=True)
-    return best_settings(results, group, list(grid[0]))
+    return best_settings(results, "initialisation", list(grid[0]))
 
 
 def best_settings(

@@ -58,12 +58,8 @@ def area_under(curve: pd.DataFrame, low: float, high: float, before: float) -> f
 
 
 class Candidates(NamedTuple):
-    """Anytime networks with predicted parameters.
-
-    Attributes:
-        curves: ``FLOPs`` and ``accuracy`` (%) on validation images of each ``training``, ``network`` and ``exit``.
-        chance: accuracy (%) below the first exit's FLOPs.
-    """
+    """Anytime networks with predicted parameters. ``curves``: ``FLOPs`` and ``accuracy`` (%) on validation images of
+    each ``training``, ``network`` and ``exit``; ``chance``: accuracy (%) below the first exit's FLOPs."""
 
     networks: Sequence[AnytimeArchitecture]
     curves: pd.DataFrame

@@ -39,11 +39,8 @@ SIDE = ["backbone", "initialisation"]
 
 
 def feature_layers(net: nn.Module) -> nn.Module:
-    """A network's layers before global pooling and classifier: (B, 3, h, w) -> (B, C, h', w').
-
-    Raises:
-        DataError: neither a network of DeepNets (``global_pooling``, ``classifier``) nor a ResNet (``layer4``).
-    """
+    """A network's layers before global pooling and classifier: (B, 3, h, w) -> (B, C, h', w'). Raises DataError for
+    neither a network of DeepNets (``global_pooling``, ``classifier``) nor a ResNet (``layer4``)."""
     children = dict(net.named_children())
     if {"global_pooling", "classifier"} <= set(children):
         net.global_pooling, net.classifier = nn.Identity(), nn.Identity()
@@ -59,11 +56,8 @@ def feature_layers(net: nn.Module) -> nn.Module:
 
 def faster_rcnn(net: nn.Module, statistics: tuple, settings: Detection) -> nn.Module:
     """Faster R-CNN of torchvision on the single feature map of a classification network (PPUDA); nothing is frozen.
-
-    Args:
-        statistics: mean and standard deviation of the images that the network's parameters are made for.
-        settings: anchors are 32 to 512 pixels where images have the paper's 800.
-    """
+    ``statistics``: mean and deviation of the images that its parameters are made for. Anchors are 32 to 512 pixels
+    where images have the paper's 800."""
     from torchvision.models import detection  # here, because it takes a second and few stages need it
     from torchvision.ops import MultiScaleRoIAlign
 
@@ -104,11 +98,8 @@ def train_detector(detector: nn.Module, scenes: Sequence[Scene], settings: Detec
 
 
 def average_precision(found: Sequence[Mapping[str, Tensor]], scenes: Sequence[Scene]) -> float:
-    """Average precision in percent at IoU 0.50 as COCO defines it.
-
-    Args:
-        found: ``boxes``, ``labels`` and ``scores`` of each scene.
-    """
+    """Average precision in percent at IoU 0.50 as COCO defines it. ``found``: ``boxes``, ``labels`` and ``scores`` of
+    each scene."""
     from pycocotools.coco import COCO  # only this needs it
     from pycocotools.cocoeval import COCOeval
 
@@ -209,12 +200,8 @@ def _initialised(network: Architecture, start: Start, seed: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class Detected:
-    """Detectors on backbones from each initialisation.
-
-    Attributes:
-        rows: of ``detect_from_each``, for the ``scenes``.
-        name: the hypernetwork's variant.
-    """
+    """Detectors on backbones from each initialisation. ``rows``: of ``detect_from_each``, for the ``scenes``; ``name``:
+    the hypernetwork's variant."""
 
     rows: pd.DataFrame
     scenes: Scenes

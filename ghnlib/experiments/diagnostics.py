@@ -230,12 +230,8 @@ def tensors_of(networks: Sequence[dict[str, Tensor]], shape: tuple[int, ...]) ->
 
 @torch.no_grad()
 def activation_variances(net: nn.Module, images: Tensor, parameters: dict[str, Tensor] | None = None) -> list[float]:
-    """Variance over all elements of each convolution's and linear layer's output, in order of execution.
-
-    Args:
-        net: the network; with ``parameters`` it may be on the meta device.
-        images: one batch (b, 3, s, s).
-    """
+    """Variance over all elements of each convolution's and linear layer's output for images (b, 3, s, s), in order of
+    execution. With ``parameters`` the network may be on the meta device."""
     variances: list[float] = []
 
     def measure(module: nn.Module, inputs: tuple, output: Tensor) -> None:

@@ -25,12 +25,8 @@ DEEPNETS = "DeepNets"
 
 @dataclass(frozen=True)
 class TrainedFamilies:
-    """Networks trained from several initialisations.
-
-    Attributes:
-        rows: of ``run_all``, with ``initialisation``, ``network``, ``family`` and ``training``: which training of the
-            hypernetworks a run's seed stands for, on every side.
-    """
+    """Networks trained from several initialisations. ``rows``: of ``run_all``, with ``initialisation``, ``network``,
+    ``family`` and ``training``: which training of the hypernetworks a run's seed stands for, on every side."""
 
     rows: pd.DataFrame
 

@@ -127,13 +127,9 @@ def _recipe(setup: Setup, steps: int) -> TrainingRecipe:
 
 @dataclass(frozen=True)
 class FineTuned(TrainedFamilies):
-    """Networks trained from each initialisation, by family and budget.
-
-    Attributes:
-        rows: also ``moment``, a name, see ``Budgets``; on test images.
-        variants: hypernetworks whose predictions are compared; the last one's are looked at most closely.
-        top: how many of its own best networks each side has in ``top_table`` (GHN-3 Table 2: ten).
-    """
+    """Networks trained from each initialisation, by family and budget. ``rows``: also ``moment``, a name, see
+    ``Budgets``; on test images. ``variants``: hypernetworks whose predictions are compared, the last one's most
+    closely; ``top``: how many of its own best networks each side has in some tables (GHN-3 Table 2: ten)."""
 
     budgets: Budgets
     variants: tuple[str, ...]

@@ -105,16 +105,9 @@ class Comparison:
 def compare_initialisations(
     setup: Setup, variant: str, architectures: Sequence[Architecture], names: Iterable[str] = INITIALIZATIONS
 ) -> Comparison:
-    """Train architectures for few steps from each initialisation, keys of ``INITIALIZATIONS`` (GHN-3 Table 6).
-
-    Each takes the learning rate with the best accuracy on validation images for the first validation architecture.
-
-    Args:
-        variant: the hypernetwork that predicts, with each of its trainings.
-
-    Raises:
-        DataError: no training could be run.
-    """
+    """Train architectures for few steps from each initialisation, keys of ``INITIALIZATIONS`` (GHN-3 Table 6), with
+    each training of the hypernetwork ``variant``. Each takes the learning rate with the best accuracy on validation
+    images for the first validation architecture. Raises DataError if no training could be run."""
     names, section, images = list(names), setup.evaluate, setup.images
     tuning, *others = islice(setup.split("val"), PEERS)
     peers, batch_size = [a.graph for a in (tuning, *others)], section.sgd.batch_size

@@ -76,11 +76,8 @@ def training_seeds(setup: Setup) -> tuple[int, ...]:
 
 def source_and_targets(setup: Setup) -> tuple[ImageSplits, dict[str, ImageSplits]]:
     """What the hypernetwork is trained on, and by name what networks are transferred to: the datasets of
-    ``setup.transfer.targets``, without any the classes that are not the source's.
-
-    Raises:
-        DataError: there are fewer classes than the source should have, or none is left to transfer to.
-    """
+    ``setup.transfer.targets``, without any the classes that are not the source's. Raises DataError if there are fewer
+    classes than the source should have, or none is left to transfer to."""
     images, count, targets = setup.images, setup.transfer.source_classes, setup.transfer.targets
     classes = len(images.classes)
     if count > classes or (count == classes and not targets):

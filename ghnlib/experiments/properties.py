@@ -195,11 +195,8 @@ def embed(ghn: GHN, graphs: Sequence[Graph]) -> np.ndarray:
 
 def regression(grid: Regression, seed: int = 0) -> TransformedTargetRegressor:
     """An SVR of a property on graph embeddings, both scaled by the networks that it learns from (PPUDA section 5.2).
-
-    Args:
-        grid: values of SVR's ``C``, ``gamma`` and ``epsilon``; 5-fold cross-validation on those networks chooses.
-        seed: of the folds.
-    """
+    ``grid``: values of its ``C``, ``gamma`` and ``epsilon``; 5-fold cross-validation on those networks chooses, with
+    folds by ``seed``."""
     svr, values = make_pipeline(StandardScaler(), SVR()), grid.model_dump()
     folds = KFold(5, shuffle=True, random_state=seed)
     options = {f"svr__{name}": list(chosen) for name, chosen in values.items()}

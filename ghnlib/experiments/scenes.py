@@ -92,12 +92,9 @@ def _box_of(mask: Tensor) -> Tensor:
 
 
 def penn_fudan(root: str | Path) -> list[Scene]:
-    """Penn-Fudan's images with boxes around the pedestrians of their masks, in the order of their names.
-
-    Args:
-        root: folder with images/NAME.jpg and masks/NAME_mask.png (0: background, 1, 2, ...: pedestrians); DataError if
-            there are no such images or one has no mask.
-    """
+    """Penn-Fudan's images with boxes around the pedestrians of their masks, in the order of their names: in a folder
+    with images/NAME.jpg and masks/NAME_mask.png (0: background, 1, 2, ...: pedestrians). Raises DataError if there are
+    no such images or one has no mask."""
     paths = sorted(Path(root, "images").glob("*.jpg"))
     if not paths:
         raise DataError(f"Penn-Fudan is not in {root}: expected images/NAME.jpg and masks/NAME_mask.png in it.")

@@ -122,12 +122,9 @@ def rankings(setup: Setup, trained: Trained, scores: pd.DataFrame) -> dict[str, 
 def claims_of_ranking(
     found: Sequence[Mapping[str, pd.DataFrame]], properties: Sequence[Mapping[str, Mapping]], few: int
 ) -> dict[str, Measured]:
-    """Of GHN-3 Table 13 and PPUDA section 5.2 (tau), of GHN Table 3 (R); what was not ranked is left out.
-
-    Args:
-        found: ``rankings`` of each training. properties: ``predict_properties``. few: SGD steps that GHN-1 is compared
-            with.
-    """
+    """Of GHN-3 Table 13 and PPUDA section 5.2 (tau), of GHN Table 3 (R); what was not ranked is left out. ``found``:
+    ``rankings`` of each training; ``properties``: ``predict_properties``; ``few``: SGD steps that GHN-1 is compared
+    with."""
     return claims_over_trainings([_ranking_claims(*each, few) for each in zip(found, properties)])
 
 
@@ -211,10 +208,7 @@ def random_search(
     setup: Setup, scores: pd.DataFrame, among: pd.Series, test_accuracy: pd.Series
 ) -> dict[str, dict[str, float]]:
     """``top_against_random`` of each hypernetwork's score on validation images, in accuracy on test ones (GHN Table 1).
-
-    Args:
-        among: which of the architectures (networks,) may be chosen.
-    """
+    ``among``: which of the architectures (networks,) may be chosen."""
     top, seed = setup.analysis.top, setup.seed
     chosen = {name: among & scores[name].notna() for name in setup.analysed}
     return {n: top_against_random(scores.loc[rows, n], test_accuracy[rows], top, seed) for n, rows in chosen.items()}

@@ -68,10 +68,7 @@ class Setup:
         """From the plain values of a notebook's parameters cell.
 
         Without a profile the notebook is run by hand: the working folder becomes the one above that holds params.yaml,
-        and the values are those of this file.
-
-        Raises:
-            ParamsError: no folder above holds params.yaml, or the file may not be read.
+        and the values are those of this file. Raises ParamsError if there is none, or it may not be read.
         """
         if profile is None:
             return cls._by_hand(stage, values)
@@ -183,10 +180,7 @@ class Setup:
         tables: Mapping[str, pd.DataFrame] | None = None,
     ) -> None:
         """Write the stage's metrics and claims (reports/PROFILE/metrics) and its tidy tables (results/NAME.csv).
-
-        Args:
-            claims: id of a claim (a key of claims.yaml, or "key/what it is of") -> what was measured.
-        """
+        ``claims``: id of a claim (a key of claims.yaml, or "key/what it is of") -> what was measured."""
         if self.by_hand:
             return
         name = _stage_name(self.stage, self.variant, self.training_seed)

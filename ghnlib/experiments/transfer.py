@@ -37,13 +37,9 @@ KINDS = {"convnext": "new-classes-convnext", "swin": "new-classes-swin"}
 
 @dataclass(frozen=True)
 class Transferred(TrainedFamilies):
-    """Networks after training on few images of each target.
-
-    Attributes:
-        rows: also ``dataset``, the target.
-        tuned: (target, family) -> initialisation -> its setting, see ``tune``, and its ``Processing``.
-        name: the hypernetwork's variant.
-    """
+    """Networks after training on few images of each target. ``rows``: also ``dataset``, the target; ``tuned``: (target,
+    family) -> initialisation -> its setting, see ``tune``, and its ``Processing``; ``name``: the hypernetwork's
+    variant."""
 
     tuned: Mapping[tuple[str, str], Mapping[str, Mapping[str, object]]]
     name: str
@@ -234,12 +230,8 @@ BINS = np.linspace(-1, 1, 41)
 def correlations_by_start(setup: Setup, source: Source, learnt: Learnt) -> pd.DataFrame:
     """``channel_correlations`` of each network from each start before it is fine-tuned (GHN-orth Fig. 2),
     post-processed by the first of ``processings``: what is tuned may be another on another machine. Predicted
-    classification layers change none.
-
-    Returns:
-        Rows ``initialisation``, ``training``, ``network``, ``layer``, ``mean`` (of absolute values), ``deviation``,
-        ``counts`` (in ``BINS``).
-    """
+    classification layers change none. Rows ``initialisation``, ``training``, ``network``, ``layer``, ``mean`` (of
+    absolute values), ``deviation``, ``counts`` (in ``BINS``)."""
     runs = runs_from(setup, source, learnt, setup.transfer.seeds[: len(source.trainings)])
     tasks = [(run.labels, (run,)) for run in runs]
     return rows_kept(_correlations, tasks, (), **setup.kept).dropna(subset="layer")

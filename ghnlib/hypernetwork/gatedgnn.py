@@ -150,13 +150,8 @@ def cells_of(graph: Graph) -> list[tuple[np.ndarray, Graph]]:
 
 
 class _Sweep:
-    """What one direction needs: nodes sorted by level and the weights of messages between them.
-
-    Args:
-        distances: (N, N), sender x receiver.
-        levels: (N,) of each node.
-        virtual: whether there are messages along virtual edges, weighted by 1 / distance.
-    """
+    """What one direction needs: nodes sorted by their ``levels`` (N,) and the weights of messages between them, by
+    ``distances`` (N, N), sender x receiver; those along virtual edges by 1 / distance."""
 
     def __init__(self, distances: Tensor, levels: np.ndarray, virtual: bool):
         self.sizes = np.bincount(levels).tolist()

@@ -9,11 +9,8 @@ from matplotlib.figure import Figure
 
 
 class Figures:
-    """Figures of a report, numbered in the order in which they are shown ("Figure 3.2"); it sets their look.
-
-    Args:
-        report: number of the notebook.
-    """
+    """Figures of the report of this number, numbered in the order in which they are shown ("Figure 3.2"); it sets their
+    look."""
 
     def __init__(self, report: int):
         self.report, self.count = report, 0

@@ -97,14 +97,9 @@ def _read(name: str) -> dict:
 
 
 def show(table: pd.DataFrame, *columns: str) -> None:
-    """Display a table, blank where there is nothing, with columns of ``published`` behind ours.
-
-    A row of several keys, ("ghn2", "test"), is published as "ghn2, test".
-
-    Raises:
-        KeyError: nothing of this name is published.
-        ValueError: the table has a column of the same title.
-    """
+    """Display a table, blank where there is nothing, with columns of ``published`` behind ours. A row of several keys,
+    ("ghn2", "test"), is published as "ghn2, test". Raises KeyError if nothing of this name is published, ValueError if
+    the table has a column of the same title."""
     rows = [", ".join(map(str, key)) if isinstance(key, tuple) else key for key in table.index]
     for column in map(published, columns):
         if column.name in table.columns:
@@ -130,11 +125,8 @@ def coloured(table: pd.DataFrame, caption: str = "") -> Styler:
 
 
 def show_claims(claims: Mapping[str, Measured]) -> None:
-    """Display claims as cards: the sentence, the paper's number, ours with its interval and n, the verdict.
-
-    Args:
-        claims: id of a claim (a key of claims.yaml, or "key/what it is of") -> what was measured.
-    """
+    """Display claims as cards: the sentence, the paper's number, ours with its interval and n, the verdict. ``claims``:
+    id of a claim (a key of claims.yaml, or "key/what it is of") -> what was measured."""
     display(Cards(claims))
 
 

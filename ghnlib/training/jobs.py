@@ -88,11 +88,8 @@ def train_variant(job: Job) -> GHN:
 
 
 def architecture_of(start_from: str, stated: Mapping[str, object]) -> GHNConfig:
-    """The architecture of a hypernetwork to start from. ``stated``: fields of ``GHNConfig`` that it should have.
-
-    Raises:
-        TrainingError: it has others. CheckpointError: it cannot be read.
-    """
+    """The architecture of a hypernetwork to start from. ``stated``: fields of ``GHNConfig`` that it should have. Raises
+    TrainingError if it has others, CheckpointError if it cannot be read."""
     config = GHNConfig(**read_checkpoint(locate(start_from))[0])
     if wrong := [key for key, value in stated.items() if getattr(config, key) != value]:
         theirs, ours = (", ".join(f"{key}={of(key)}" for key in wrong) for of in (config.__getattribute__, stated.get))

@@ -29,11 +29,8 @@ def learn_scales(
 ) -> int:
     """Multiply every parameter tensor, in place, by a scale that lowers ``objective`` (GradInit algorithm 1, NIO
     algorithm 2): one step of Adam with rate ``lr`` for each batch, until the objective converges on a batch of held-out
-    images, is not finite, or batches end. The scales are those with the lowest objective there.
-
-    Returns:
-        How many steps were taken.
-    """
+    images, is not finite, or batches end. The scales are those with the lowest objective there. Returns how many steps
+    were taken."""
     initial = {name: p.detach().clone() for name, p in net.named_parameters()}
     scales = {name: torch.ones((), device=p.device, requires_grad=True) for name, p in initial.items()}
     optimizer, loss, steps = torch.optim.Adam(scales.values(), lr), loss_of(net), 0

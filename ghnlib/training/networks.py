@@ -109,14 +109,9 @@ def train_network(
     checkpoints: Sequence[int] = (),
     log: Callable[[float], object] = lambda loss: None,
 ) -> dict[int, object]:
-    """Train a network and measure it at ``checkpoints`` (numbers of steps, 0 = untrained) and at the end.
-
-    Args:
-        log: called with the training loss of each step.
-
-    Returns:
-        Step -> what ``measure`` returned. After a loss or gradient that is not finite, the remaining values are None.
-    """
+    """Train a network and measure it at ``checkpoints`` (numbers of steps, 0 = untrained) and at the end. ``log`` is
+    called with the training loss of each step. Returns step -> what ``measure`` returned: None after a loss or gradient
+    that is not finite."""
     make = {"sgd": partial(torch.optim.SGD, momentum=recipe.momentum), **OPTIMIZERS}[recipe.optimizer]
     optimizer = make(net.train().parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     factor = SCHEDULES[recipe.schedule]
@@ -243,13 +238,9 @@ def grid_of(lrs: Mapping[str, Sequence[float]], weight_decays: Sequence[float]) 
 def tune(
     runs: Sequence[Run], grid: Sequence[Mapping[str, object]], train: ImageSet, val: ImageSet, **kept: Any
 ) -> dict[object, dict[str, object]]:
-    """For each label ``initialisation`` the setting with the best mean accuracy on validation images.
-
-    All try the same settings, so that each side has the same tuning budget. A run that diverges counts as 0.
-
-    Args:
-        grid: fields of the recipe that differ, see ``grid_of``. kept: ``processes`` and ``folder`` of ``run_all``.
-    """
+    """For each label ``initialisation`` the setting of the ``grid`` (see ``grid_of``) with the best mean accuracy on
+    validation images. All try the same settings, so that each side has the same tuning budget; a run that diverges
+    counts as 0. ``kept``: ``processes`` and ``folder`` of ``run_all``."""
     tried = [replace(run, recipe=replace(run.recipe, **setting)) for run in runs for setting in grid]
     results = run_all(tried, train, Accuracy(val), **kept)
     for name in diverged(results):

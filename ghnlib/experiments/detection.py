@@ -137,22 +137,17 @@ def detect_from_each(
     processes: int = 1,
     folder: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Train detectors on backbones with random, orthogonal and predicted parameters, in processes of one core each.
+    """Train detectors on backbones (classification networks by name) with random, orthogonal and predicted parameters,
+    in processes of one core each; finished ones' precision is kept in the folder, see ``map_kept``.
 
     If ``settings.lrs`` leaves a choice, each backbone and initialisation takes the peak learning rate that finds most
-    in the last quarter of the training scenes after training on the others.
+    in the last quarter of the training scenes after training on the others, with the first training of a hypernetwork.
+    The i-th seed's runs start from what the i-th predicts, or in turn if there are more seeds. ``statistics``: see
+    ``faster_rcnn``.
 
-    Args:
-        backbones: classification networks by name.
-        hypernetworks: by name the trainings of each: the i-th seed's runs start from what the i-th predicts, or in turn
-            if there are more seeds. Rates are tuned with the first.
-        statistics: see ``faster_rcnn``.
-        folder: where finished detectors' precision is kept, see ``map_kept``.
-
-    Returns:
-        One row a backbone, initialisation and seed: ``backbone``, ``initialisation``, ``lr``, ``seed``, ``training``
-        (that the seed stands for), ``ap`` (percent; NaN if the loss was not finite or there was an error), ``error``
-        ("" if none): what is wrong with a backbone ends only its own rows.
+    Returns one row a backbone, initialisation and seed: ``backbone``, ``initialisation``, ``lr``, ``seed``,
+    ``training`` (that the seed stands for), ``ap`` (percent; NaN if the loss was not finite or there was an error),
+    ``error`` ("" if none): what is wrong with a backbone ends only its own rows.
     """
     starts: dict[str, Sequence[Start]] = {"random": [None], "orthogonal": [orthogonalize], **hypernetworks}
     sides, lrs, seeds = list(product(backbones, starts)), settings.lrs, settings.seeds

@@ -139,12 +139,8 @@ def two_components(
     ``split``, ``nodes``; and the share of the variance that they hold."""
     parts = (*EVALUATED, "predefined")
     pca = PCA(2, svd_solver="full").fit(np.concatenate([states[part] for part in parts]))
-    rows = [
-        pd.DataFrame(pca.transform(states[part]), columns=["first", "second"]).assign(
-            split=part, nodes=[len(graph) for graph in members[part]]
-        )
-        for part in parts
-    ]
+    rows = [pd.DataFrame(pca.transform(states[part]), columns=["first", "second"])
+            .assign(split=part, nodes=[len(graph) for graph in members[part]]) for part in parts]  # fmt: skip
     return pd.concat(rows), float(pca.explained_variance_ratio_.sum())
 
 

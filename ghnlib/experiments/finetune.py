@@ -228,15 +228,12 @@ def train_networks(setup: Setup, networks: Networks, tuned: Mapping[tuple[str, i
 
 
 def wins(results: pd.DataFrame, name: str, against: str | None = None) -> pd.DataFrame:
-    """For how many networks an initialisation wins against "random", and by how much (GHN-3 Table 4).
+    """For how many networks an initialisation wins against "random", and by how much (GHN-3 Table 4), from rows with
+    ``initialisation``, ``moment``, ``network``, ``accuracy``; seeds are averaged. ``against``: moment at which "random"
+    is taken; None: the same.
 
-    Args:
-        results: rows with ``initialisation``, ``moment``, ``network``, ``accuracy``; seeds are averaged.
-        against: moment at which "random" is taken; None: the same as that of ``name``.
-
-    Returns:
-        One row a moment: ``networks``, ``wins``, ``mean gain`` (of the networks that win), ``mean loss`` and ``largest
-        loss`` (of those that lose), in points of accuracy; NaN where there is none.
+    One row a moment: ``networks``, ``wins``, ``mean gain`` (of the networks that win), ``mean loss`` and ``largest
+    loss`` (of those that lose), in points of accuracy; NaN where there is none.
     """
     means = results.groupby(["initialisation", "moment", "network"], sort=False)["accuracy"].mean().unstack()
     reference = means.loc["random"]
@@ -294,11 +291,9 @@ def wins_by_kind(trained: FineTuned, networks: Sequence[Architecture], name: str
     """How many networks are ahead at the same budget, mean ± deviation over trainings: rows are what networks are made
     of and how many are, columns moments."""
     traits = pd.DataFrame([graph_statistics(network.graph) for network in networks])
-    kinds = {
-        "attention": traits["attention"], "squeeze-and-excitation": traits["squeeze_excitation"],
-        "no batch norm": traits["bn_free"],
-    }  # fmt: skip
-    kinds["none of these"] = ~pd.DataFrame(kinds).any(axis=1)
+    names = {"attention": "attention", "squeeze_excitation": "squeeze-and-excitation", "bn_free": "no batch norm"}
+    kinds = traits[list(names)].rename(columns=names)
+    kinds = kinds.assign(**{"none of these": ~kinds.any(axis=1)})
     kinds = {f"{kind} (of {members.sum()})": traits.index[members] for kind, members in kinds.items() if members.any()}
     tables = [
         pd.DataFrame({kind: wins(rows[rows["network"].isin(members)], name)["wins"] for kind, members in kinds.items()})

@@ -110,19 +110,9 @@ def compare_initialisations(
     images for the first validation architecture. Raises DataError if no training could be run."""
     names, section, images = list(names), setup.evaluate, setup.images
     tuning, *others = islice(setup.split("val"), PEERS)
-    peers, batch_size = [a.graph for a in (tuning, *others)], section.sgd.batch_size
-    trainings = {
-        seed: Sources(
-            setup.seed,
-            ghn,
-            peers=peers,
-            images=images.train,
-            held_out=images.val,
-            steps=section.learned_steps,
-            batch_size=batch_size,
-        )  # fmt: skip
-        for seed, ghn in setup.hypernetworks[variant].items()
-    }
+    learning = {"held_out": images.val, "steps": section.learned_steps, "batch_size": section.sgd.batch_size}
+    common = Sources(setup.seed, peers=[a.graph for a in (tuning, *others)], images=images.train, **learning)
+    trainings = {seed: replace(common, ghn=ghn) for seed, ghn in setup.hypernetworks[variant].items()}
     cases = [(name, seed) for name in names for seed in list(trainings)[: None if _predicts(name) else 1]]
     recipe = setup.recipe(section.sgd, section.initialised_steps)
     at_rate = [replace(recipe, lr=lr) for lr in section.initialised_lrs]
@@ -132,9 +122,9 @@ def compare_initialisations(
             for name, seed in cases for i, architecture in enumerate(architectures)]  # fmt: skip
     rows = run_all(runs, images.train, Accuracy(images.test), (0,), **setup.kept)
     counted = min(architectures, key=lambda a: len(a.graph))
-    common = (_run("random", 0, 0, counted, recipe, next(iter(trainings.values()))),)
+    run = _run("random", 0, 0, counted, recipe, next(iter(trainings.values())))
     tasks = [({"initialisation": name}, (name,)) for name in names]
-    costs = rows_kept(initialisation_cost, tasks, common, **setup.kept).set_index("initialisation")
+    costs = rows_kept(initialisation_cost, tasks, (run,), **setup.kept).set_index("initialisation")
     return Comparison(rows, costs["cost"])
 
 

@@ -106,14 +106,10 @@ class MSDNetArchitecture:
     input_size: int = 32
 
     @classmethod
-    def of_flops(
-        cls, target: float, scales: int, layers: int, exits: int, num_classes: int, input_size: int
-    ) -> MSDNetArchitecture:
-        """The one whose FLOPs up to its last exit are nearest."""
-        of_growth = lambda growth: cls(growth, scales, layers, exits, num_classes, input_size)
-        away = lambda growth: abs(exit_flops(of_growth(growth))[-1] - target)
-        growth = next(growth for growth in count(1) if away(growth) <= away(growth + 1))
-        return of_growth(growth)
+    def of_flops(cls, target: float, **others: int) -> MSDNetArchitecture:
+        """The one whose FLOPs up to its last exit are nearest. ``others``: all fields but ``growth``."""
+        away = lambda growth: abs(exit_flops(cls(growth, **others))[-1] - target)
+        return cls(next(growth for growth in count(1) if away(growth) <= away(growth + 1)), **others)
 
     def build(self, device="meta", track_running_stats: bool = False) -> MSDNet:
         """The network as a plain module, see ``Architecture.build``."""

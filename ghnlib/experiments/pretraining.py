@@ -130,13 +130,11 @@ def starts_from_source(
 ) -> dict[str, list[Start]]:
     """Parameters of networks that have learnt from the source, without classification layers (``given`` of
     ``initial_runs``): from what a training of the hypernetwork predicts, the others with the seed of that training.
+    "NAME, 1 epoch" of each initialisation, if ``source_epoch``; "trained" of the first ``oracle_networks``
+    architectures, from random initialisation for ``oracle_epochs``.
 
     All are trained by SGD with ``source_lr``. One that diverges is named, and its parameters are NaN, so that what
     starts from them diverges too; one that fails is named, and None.
-
-    Returns:
-        "NAME, 1 epoch" of each initialisation, if ``source_epoch``; "trained" of the first ``oracle_networks``
-        architectures, from random initialisation for ``oracle_epochs``.
     """
     transfer, images, seed = setup.transfer, source.images.train, setup.train.seeds[training]
     epoch = max(1, len(images) // transfer.batch_size)

@@ -177,17 +177,12 @@ def costs_of_search(setup: Setup, trained: Trained) -> pd.DataFrame:
 def search_costs(
     training: pd.DataFrame, image: float, analysis: Analysis, batch_size: int, validation: int
 ) -> pd.DataFrame:
-    """What ranking architectures takes (GHN Table 3, in hours there).
+    """What ranking architectures takes (GHN Table 3, in hours there). ``training``: of the hypernetworks, as of
+    ``training_costs``; ``image``: FLOPs of a forward pass with one image, of the average architecture; ``batch_size``:
+    images of a training step; ``validation``: images that accuracy is measured on.
 
-    Args:
-        training: of the hypernetworks, as of ``training_costs``.
-        image: FLOPs of a forward pass with one image, of the average architecture.
-        batch_size: images of a training step.
-        validation: images that accuracy is measured on.
-
-    Returns:
-        One row a method. Before the ranking: ``steps``, training steps of networks, and ``TFLOPs``; for each
-        architecture ranked: ``steps each`` and ``GFLOPs each``, accuracy included (prediction is not counted).
+    Returns one row a method. Before the ranking: ``steps``, training steps of networks, and ``TFLOPs``; for each
+    architecture ranked: ``steps each`` and ``GFLOPs each``, accuracy included (prediction is not counted).
     """
     step, score = 3 * image * batch_size, image * validation
     rows = {name: (row["steps"] * row["meta_batch"], row["flops"], 0, score) for name, row in training.iterrows()}

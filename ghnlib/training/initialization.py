@@ -52,12 +52,9 @@ class Sources:
 
 @torch.no_grad()
 def initialize(name: str, net: nn.Module, sources: Sources) -> None:
-    """Initialise a network, fresh from its constructor, in place. ``name``: a key of ``INITIALIZATIONS``.
-
-    Raises:
-        ValueError: an unknown name, or ``sources`` lack what the initialisation needs.
-        DataError: given parameters do not fit the network.
-    """
+    """Initialise a network, fresh from its constructor, in place. ``name``: a key of ``INITIALIZATIONS``. Raises
+    ValueError for an unknown name, or if ``sources`` lack what it needs, DataError if given parameters do not fit the
+    network."""
     if name not in INITIALIZATIONS:
         raise ValueError(f"unknown initialisation {name!r}; known: {', '.join(INITIALIZATIONS)}")
     apply, needs = INITIALIZATIONS[name]

@@ -68,12 +68,8 @@ def train_variant(job: Job) -> GHN:
     splits = [architectures_of(job.deepnets, split, images.side, len(images.classes), job.seed,
                                widths=job.recipe.widths if split == "train" else None)
               for split in ("train", "val")]  # fmt: skip
-    about = {
-        "seed": job.seed,
-        "classes": job.classes,
-        "data": job.data.learnt_from,
-        "deepnets": job.deepnets.model_dump(include={"scale", "path", "train_pool"}),
-    }
+    about = {"seed": job.seed, "classes": job.classes, "data": job.data.learnt_from}
+    about["deepnets"] = job.deepnets.model_dump(include={"scale", "path", "train_pool"})
     if job.start_from is not None:
         with locate(job.start_from).open("rb") as file:
             about["start"] = hashlib.file_digest(file, "blake2b").hexdigest()

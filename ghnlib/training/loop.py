@@ -96,11 +96,9 @@ def meta_batches(
     ahead: int = 0,
     extra: Sequence[Architecture] = (),
 ) -> Iterator[tuple[list[Architecture], int]]:
-    """What ``sample_meta_batch`` returns, one after the other from a position on.
-
-    With ``ahead`` > 0 a thread samples so many beforehand and prepares their architectures, in the same order. Its
-    errors are raised in their turn; it ends when the iterator is closed.
-    """
+    """What ``sample_meta_batch`` returns, one after the other from a position on. With ``ahead`` > 0 a thread samples
+    so many beforehand and prepares their architectures, in the same order. Its errors are raised in their turn; it ends
+    when the iterator is closed."""
 
     def following() -> tuple[list[Architecture], int]:
         nonlocal position

@@ -34,13 +34,10 @@ def saved_bytes(function: Callable[[], object]) -> int:
 
 
 def training_bytes(ghn: GHN, recipe: Recipe, architectures: Sequence[Architecture], data: Tensor) -> dict[str, int]:
-    """What training steps with these architectures and data (of any batch size) need, by part; kernels' workspaces and
-    what the allocator holds in reserve come on top, half precision saves up to half of the activations.
-
-    Returns:
-        ``hypernetwork`` (parameters, gradients, Adam's states), ``predictions`` (of the networks predicted together:
-        what the backward pass reads, the parameters and their gradients), ``network`` (activations of the largest).
-    """
+    """What training steps with these architectures and data (of any batch size) need, by part: ``hypernetwork``
+    (parameters, gradients, Adam's states), ``predictions`` (of the networks predicted together: what the backward pass
+    reads, the parameters and their gradients), ``network`` (activations of the largest). Kernels' workspaces and what
+    the allocator holds in reserve come on top, half precision saves up to half of the activations."""
     with torch.device("meta"):
         shadow = GHN(ghn.config)
     together = PREDICTED_TOGETHER if ghn.config.batching == "aligned" else recipe.meta_batch

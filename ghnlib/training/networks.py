@@ -268,21 +268,14 @@ def initial_runs(
     class_layers: ClassLayers = True,
     given: Mapping[str, Sequence[dict[str, Tensor]]] | None = None,
 ) -> list[Run]:
-    """Runs of each architecture and seed from random, orthogonal and predicted parameters, these with GHN-3's noise.
+    """Runs of each architecture and seed from random, orthogonal and predicted parameters, these with GHN-3's noise,
+    labelled ``initialisation`` ("random", "orthogonal", a name) and ``network`` (index).
 
-    Args:
-        hypernetworks: by name, of each its trainings: the i-th seed's runs start from what the i-th predicts, or in
-            turn if there are more seeds.
-        tuned: fields of the recipe that differ, by initialisation, as ``tune`` finds them.
-        class_layers: whether classification layers are predicted, "resize": of other classes too; if not, they are
-            random.
-        given: further initialisations by name: parameters of the first architectures, by name.
-
-    Returns:
-        Runs labelled ``initialisation`` ("random", "orthogonal", a name) and ``network`` (index).
-
-    Raises:
-        DataError: classification layers are to be predicted for another number of classes than a hypernetwork's.
+    Of each hypernetwork the i-th seed's runs start from what its i-th training predicts, or in turn if there are more
+    seeds. ``tuned``: fields of the recipe that differ, by initialisation, as ``tune`` finds them; ``class_layers``:
+    whether classification layers are predicted, "resize": of other classes too, or random; ``given``: further
+    initialisations by name, parameters of the first architectures. Raises DataError if classification layers are to be
+    predicted for another number of classes than a hypernetwork's.
     """
     predicted = {name: [_predict(name, ghn, architectures, class_layers) for ghn in trainings]
                  for name, trainings in hypernetworks.items()}  # fmt: skip

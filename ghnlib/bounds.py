@@ -54,7 +54,6 @@ Width = Annotated[int, Field(gt=0, le=2**14)]
 """Channels, or features of a layer."""
 Depth = Annotated[int, Field(gt=0, le=200)]
 Kernel = Annotated[int, Field(gt=0, le=256)]
-Rank = Annotated[int, Field(ge=2, le=1024)]
 Classes = Annotated[int, Field(gt=0, le=10**6)]
 """Sizes of a hypernetwork, as the width far above those of the papers: a file that asks for more is damaged or
 hostile."""

@@ -8,20 +8,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from ghnlib.bounds import (
-    Batch,
-    BelowOne,
-    Bits,
-    Classes,
-    Depth,
-    FromList,
-    Kernel,
-    NonNegative,
-    Positive,
-    Rank,
-    Share,
-    Width,
-)
+from ghnlib.bounds import Batch, BelowOne, Bits, Classes, Depth, FromList, Kernel, NonNegative, Positive, Share, Width
 
 CHECKED = ConfigDict(strict=True)
 
@@ -72,7 +59,7 @@ class GHNConfig:
     heads: Width = 8
     max_shape: Annotated[tuple[Width, Width, Kernel, Kernel], FromList] = (64, 64, 11, 11)
     decoder: Literal["conv", "mlp", "lowrank"] = "conv"
-    rank: Rank = 32
+    rank: Annotated[int, Field(ge=2, le=1024)] = 32
     weight_norm: bool = True
     fan: Literal["in", "out"] = "in"
     shape_encoding: bool = True

@@ -12,13 +12,7 @@ from ghnlib.reporting import publish
 from ghnlib.reporting.publish import Cards, claim_of, known_claims, published
 from ghnlib.reporting.statistics import Measured
 
-VERDICTS = [
-    Measured(1.0, 0.5, 2.0),
-    Measured(-1.0, -2.0, -0.5),
-    Measured(0.0, -1.0, 1.0),
-    Measured(1.0),
-    Measured(math.nan),
-]
+VERDICTS = [Measured(*of) for of in ((1.0, 0.5, 2.0), (-1.0, -2.0, -0.5), (0.0, -1.0, 1.0), (1.0,), (math.nan,))]
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 ``ghnlib coverage --ghn SOURCE --csv FILE``, a table of all torchvision classifiers.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io

@@ -1,7 +1,5 @@
 """Values that params.yaml and the file of a hypernetwork may hold, each kind with its bounds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 

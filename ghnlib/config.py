@@ -1,7 +1,5 @@
 """What is chosen about a hypernetwork and its training. Free of torch: parameters are checked before anything heavy."""
 
-from __future__ import annotations
-
 import math
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """What params.yaml may hold: typed sections, each the argument of what it describes."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator

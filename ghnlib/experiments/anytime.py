@@ -3,8 +3,6 @@
 Networks with exits map images to a list of logits, one an exit in order of cost: ``AnytimeNetwork`` and ``MSDNet``.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

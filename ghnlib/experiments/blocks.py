@@ -5,8 +5,6 @@ Hypernetworks are trained once a seed, and lists of what they say have one entry
 random initialisation, the ground truth, are the same for all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial

@@ -1,8 +1,6 @@
 """What a regression on embeddings chooses, trained beside published cells (PPUDA Table 9), a part of the report on
 analysis."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple

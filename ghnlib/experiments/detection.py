@@ -3,8 +3,6 @@
 Shapes: images (3, h, w) with values 0 to 1; boxes (n, 4) as left, top, right, bottom in pixels. There is one class, 1.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections import OrderedDict

@@ -1,8 +1,6 @@
 """What predicted parameters look like: diversity, copies, sparsity, activations (PPUDA appendix C, GHN-3 section 5), a
 part of the report on analysis."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace

@@ -1,8 +1,6 @@
 """Distances between architectures, as hypernetworks see them (PPUDA Tables 10 and 11, Fig. 12; GHN-orth Fig. 4), a part
 of the report on analysis."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Networks of torchvision's families, trained beside those of DeepNets: fine-tuned, and transferred."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -1,7 +1,5 @@
 """The report on fine-tuning: training from random, orthogonal and predicted parameters (GHN-3 Tables 2 and 4)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

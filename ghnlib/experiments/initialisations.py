@@ -1,7 +1,5 @@
 """What initialisations cost and give (GHN-3 Table 6), a part of the report on accuracy without training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

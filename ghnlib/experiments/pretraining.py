@@ -1,8 +1,6 @@
 """What networks know before they are transferred: a hypernetwork, and networks, trained on source images; the runs that
 start from it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, product

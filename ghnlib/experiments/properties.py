@@ -1,7 +1,5 @@
 """Properties of trained networks and their prediction from graph embeddings (PPUDA section 5.2)."""
 
-from __future__ import annotations
-
 import timeit
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

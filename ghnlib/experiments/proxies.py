@@ -1,7 +1,5 @@
 """Zero-cost proxies: scores of networks that are not trained, a part of the report on search (GHN-3 Table 13)."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 

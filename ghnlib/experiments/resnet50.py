@@ -1,7 +1,5 @@
 """ResNet-50 from He initialisation and from predictions (PPUDA Fig. 13), and until when a prediction is ahead."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -3,11 +3,9 @@
 Shapes: images (3, h, w) with values 0 to 1; boxes (n, 4) as left, top, right, bottom in pixels. There is one class, 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -33,7 +31,7 @@ class Scene(NamedTuple):
         """As torchvision's detectors expect it."""
         return {"boxes": self.boxes, "labels": torch.ones(len(self.boxes), dtype=torch.int64, device=self.boxes.device)}
 
-    def flipped(self) -> Scene:
+    def flipped(self) -> Self:
         """Its mirror image."""
         mirrored = self.boxes.clone()
         mirrored[:, [0, 2]] = self.image.shape[-1] - self.boxes[:, [2, 0]]
@@ -51,7 +49,7 @@ class Scenes(NamedTuple):
         """Of all of them."""
         return self.train[0].image.device
 
-    def to(self, device: torch.device) -> Scenes:
+    def to(self, device: torch.device) -> Self:
         """The same scenes on the device."""
         return Scenes(*([Scene(s.image.to(device), s.boxes.to(device)) for s in part] for part in self))
 

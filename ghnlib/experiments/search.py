@@ -1,8 +1,6 @@
 """Ranking architectures without training them, a part of the report on analysis: accuracy with predicted parameters
 beside few SGD steps, a one-shot model and zero-cost proxies; what random search chooses so."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple

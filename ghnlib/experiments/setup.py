@@ -1,7 +1,5 @@
 """What every report begins with: its parameters, typed; images, architectures and hypernetworks that they name."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The report on transfer of networks to other classes or another dataset with few images (GHN-orth, GHN-3 Table 7)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property

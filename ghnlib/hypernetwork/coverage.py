@@ -1,7 +1,5 @@
 """What a hypernetwork predicts of a network, what not and why, in what time and with what norm."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Shapes: n nodes decoded together, d hidden size, (M_o, M_i, S, S) the largest tensor decoded, C classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from math import ceil, prod
 from typing import NamedTuple

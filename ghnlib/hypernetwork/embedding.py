@@ -1,8 +1,7 @@
 """From nodes to their first states. Shapes: N nodes of all graphs of a meta-batch, d hidden size."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -50,7 +49,7 @@ class NodeEmbedding(nn.Module):
         self._spatial_row[2] = np.searchsorted(sides, 3)
 
     @torch.no_grad()
-    def take_channels(self, other: NodeEmbedding) -> None:
+    def take_channels(self, other: Self) -> None:
         """Take over the rows of another's channel table by the number of channels that they stand for: a number of
         classes that one of the two tables has alone moves the rows above it."""
         rows = {value: row for row, value in enumerate([*other.channels, NO_SHAPE])}

@@ -1,7 +1,5 @@
 """Hypernetworks from files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Writing predicted parameters into a network: which may be written, all or none, and what is reported."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager

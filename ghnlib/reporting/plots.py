@@ -1,7 +1,5 @@
 """Figures of reports: one look, numbers, captions."""
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 import seaborn as sns
 from IPython.display import Markdown, display

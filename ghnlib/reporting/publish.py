@@ -1,7 +1,5 @@
 """What reports show: tables with the papers' numbers beside ours, claims as cards."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from html import escape

@@ -1,10 +1,8 @@
 """Numbers with their 95 % intervals, and the verdict on the claim that such a number is above 0."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from math import hypot, isnan, nan
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -25,7 +23,7 @@ class Measured(NamedTuple):
     n: int | None = None
     trainings: int | None = None
 
-    def over(self, other: Measured) -> Measured:
+    def over(self, other: Self) -> Self:
         """The difference, its interval that of independent estimates (MOVER, Zou 2007): wide if they share networks."""
         value = self.value - other.value
         low = value - hypot(self.value - self.low, other.high - other.value)

@@ -1,7 +1,5 @@
 """Where computations run: on a GPU or on cores."""
 
-from __future__ import annotations
-
 import os
 
 import torch

@@ -1,7 +1,5 @@
 """The history of a training as events for TensorBoard."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """Initial parameters of a network before it is trained, by name: random, orthogonal, predicted and post-processed,
 baselines that show what a prediction owes to its graph, and learned scales."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial

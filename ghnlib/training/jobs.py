@@ -1,7 +1,5 @@
 """Trainings of hypernetworks as params.yaml describes them, in one or more processes."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -4,8 +4,6 @@ Their objectives map a loss (a function of parameters, images and labels), param
 labels (B,) to whether a gradient of the loss is larger than ``GAMMA``, and what is to be minimised: then its norm.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 

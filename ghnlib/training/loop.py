@@ -4,8 +4,6 @@ Every random choice is a function of the seed and the step, so a checkpoint hold
 continues exactly from any step, and on any number of processes up to the order of sums.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import random

@@ -1,7 +1,5 @@
 """Memory that a training needs on its device, told beforehand: shapes alone are computed, nothing is allocated."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

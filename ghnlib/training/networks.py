@@ -1,7 +1,5 @@
 """Ordinary training of single networks, from random, orthogonal or predicted parameters."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

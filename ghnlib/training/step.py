@@ -7,8 +7,6 @@ Under torch.distributed every rank takes its share of each meta-batch, all with 
 averaged (GHN-3 appendix).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import lru_cache

@@ -52,9 +52,8 @@ def training_bytes(ghn: GHN, recipe: Recipe, architectures: Sequence[Architectur
 
 def describe(parts: dict[str, int]) -> str:
     """In one line, in GiB."""
-    gib = {name: f"{size / 2**30:.2f}" for name, size in parts.items()}
-    total = f"{sum(parts.values()) / 2**30:.2f}"
-    return f"memory: about {total} GiB ({', '.join(f'{name} {size}' for name, size in gib.items())})"
+    by_part = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
+    return f"memory: about {sum(parts.values()) / 2**30:.2f} GiB ({by_part})"
 
 
 def _prediction_bytes(ghn: GHN, architectures: Sequence[Architecture]) -> int:

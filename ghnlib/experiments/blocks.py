@@ -91,14 +91,10 @@ def blocks_of(setup: Setup, split: str, size: int) -> list[BlockArchitecture]:
 
 
 class Ranking(NamedTuple):
-    """How well blocks are ranked without training them.
-
-    Attributes:
-        scores: of each training, rows are architectures, columns accuracy (%) with the parameters of each variant, on
-            validation images.
-        baselines: the same after few SGD steps and of a one-shot model, and the number of ``parameters``.
-        trained: rows of ``run_all`` of the same architectures from random initialisation, twice, on the same images.
-    """
+    """How well blocks are ranked without training them. ``scores``: of each training, rows are architectures, columns
+    accuracy (%) with the parameters of each variant, on validation images; ``baselines``: the same after few SGD steps
+    and of a one-shot model, and the number of ``parameters``; ``trained``: rows of ``run_all`` of the same
+    architectures from random initialisation, twice, on the same images."""
 
     scores: Sequence[pd.DataFrame]
     baselines: pd.DataFrame
@@ -224,13 +220,9 @@ def lines_of_design(setup: Setup, ranking: Ranking) -> list[tuple[str, pd.DataFr
 
 
 class Search(NamedTuple):
-    """Blocks that GHN 2018 chooses among random ones, trained (Tables 1 and 2).
-
-    Attributes:
-        networks: those searched. best: of each training the indices of those with the highest accuracy with predicted
-            parameters. drawn: as many at random.
-        trained: rows of ``run_all``, of each of them.
-    """
+    """Blocks that GHN 2018 chooses among random ones, trained (Tables 1 and 2). ``networks``: those searched; ``best``:
+    of each training the indices of those with the highest accuracy with predicted parameters; ``drawn``: as many at
+    random; ``trained``: rows of ``run_all``, of each of them."""
 
     networks: Sequence[BlockArchitecture]
     best: Sequence[list[int]]

@@ -33,13 +33,10 @@ BASELINES = ("ghn-perturbed", "ghn-mean", "ghn-shuffled")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Networks trained from each initialisation, at the rate that is best for it.
-
-    Attributes:
-        rows: of ``run_all``, with ``initialisation``, ``training`` (seed of the hypernetwork that predicts; of others
-            the first), ``network``, ``lr``, ``step`` (0 and the last), ``accuracy`` (percent, test images), ``error``.
-        costs: by initialisation, in training steps.
-    """
+    """Networks trained from each initialisation, at the rate that is best for it. ``rows``: of ``run_all``, with
+    ``initialisation``, ``training`` (seed of the hypernetwork that predicts; of others the first), ``network``, ``lr``,
+    ``step`` (0 and the last), ``accuracy`` (percent, test images), ``error``; ``costs``: by initialisation, in training
+    steps."""
 
     rows: pd.DataFrame
     costs: pd.Series

@@ -28,13 +28,9 @@ Start = dict[str, Tensor] | None
 
 @dataclass(frozen=True)
 class Source:
-    """What networks are transferred from, and to.
-
-    Attributes:
-        images: that the hypernetwork has seen. targets: that it has not, by name.
-        name: its variant. trainings: it, trained on the images once for each of ``training_seeds``.
-        accuracies: percent, of unseen architectures with the predictions of each on validation images of the source.
-    """
+    """What networks are transferred from, and to. ``images``: that the hypernetwork has seen; ``targets``: that it has
+    not, by name; ``name``: its variant; ``trainings``: it, trained on the images once for each of ``training_seeds``;
+    ``accuracies``: percent, of unseen architectures with the predictions of each on validation images of the source."""
 
     images: ImageSplits
     targets: dict[str, ImageSplits]

@@ -161,7 +161,9 @@ def test_the_runs_of_a_seed_start_from_the_training_of_it(monkeypatch):
 
 def test_backbones_are_test_architectures_by_index_and_networks_of_torchvision_by_name(monkeypatch, tmp_path):
     given = {}
-    monkeypatch.setattr(detection, "detect_from_each", lambda backbones, *rest: given.update(backbones, rest=rest))
+    monkeypatch.setattr(
+        detection, "detect_from_each", lambda backbones, *rest, **kept: given.update(backbones, rest=rest)
+    )
     own = params("tiny")
     transfer = own.transfer.model_copy(update={"detection": few(backbones=(1, "resnet18"))})
     setup = Setup("transfer", "tiny", 0, tmp_path, data=own.data, deepnets=own.deepnets, transfer=transfer)

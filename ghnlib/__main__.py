@@ -3,8 +3,6 @@
 ``ghnlib coverage --ghn SOURCE --csv FILE``, a table of all torchvision classifiers.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io
@@ -61,14 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     about = "predict the parameters of a network and write them to a file"
     predict = commands.add_parser("predict", parents=[common], help=about)
     predict.add_argument("--model", required=True, help="importable name of a function or class that makes it")
-    predict.add_argument(
-        "--out",
-        dest="file",
-        metavar="FILE",
-        required=True,
-        type=Path,
-        help="safetensors file: parameter name -> tensor",
-    )
+    about = "safetensors file: parameter name -> tensor"
+    predict.add_argument("--out", dest="file", metavar="FILE", required=True, type=Path, help=about)
     about = "of a network with other classes: keep the layer (default), or start with the hypernetwork's rows in turn"
     predict.add_argument("--class-layers", choices=["keep", "resize"], default="keep", help=about)
     predict.set_defaults(run=_predict)

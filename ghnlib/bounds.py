@@ -1,8 +1,7 @@
 """Values that params.yaml and the file of a hypernetwork may hold, each kind with its bounds."""
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -13,13 +12,18 @@ FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list)
 """Tuples that may be given as lists, as JSON does."""
 
 
-def different(values: tuple) -> tuple:
-    """The values, of which none may stand there twice."""
-    if len({*values}) < len(values):
-        raise PydanticCustomError("repeated", "each may be named only once")
-    return values
+def unless(wrong: Callable[[Any], bool], kind: str, message: str) -> AfterValidator:
+    """Refuses values that are wrong, with an error of this kind and message."""
+
+    def check(value: Any) -> Any:
+        if wrong(value):
+            raise PydanticCustomError(kind, message)
+        return value
+
+    return AfterValidator(check)
 
 
+DIFFERENT = unless(lambda values: len({*values}) < len(values), "repeated", "each may be named only once")
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 """Lower case, digits, dots and dashes: it becomes part of file names."""
 TAKEN = {
@@ -30,13 +34,11 @@ TAKEN = {
 """Stages, rows and columns of the reports' tables, words of YAML: a variant of this name would be mistaken for them."""
 
 
-def _free(name: str) -> str:
-    if name in TAKEN:
-        raise PydanticCustomError("taken", "this name stands for something else, choose another")
-    return name
-
-
-VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64), AfterValidator(_free)]
+VariantName = Annotated[
+    str,
+    Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64),
+    unless(TAKEN.__contains__, "taken", "this name stands for something else, choose another"),
+]
 """No dots either: DVC reads them as the keys of mappings."""
 Folder = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", max_length=4096)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
@@ -50,7 +52,6 @@ Width = Annotated[int, Field(gt=0, le=2**14)]
 """Channels, or features of a layer."""
 Depth = Annotated[int, Field(gt=0, le=200)]
 Kernel = Annotated[int, Field(gt=0, le=256)]
-Rank = Annotated[int, Field(ge=2, le=1024)]
 Classes = Annotated[int, Field(gt=0, le=10**6)]
 """Sizes of a hypernetwork, as the width far above those of the papers: a file that asks for more is damaged or
 hostile."""
@@ -67,41 +68,28 @@ NonNegative = Annotated[float, Field(ge=0, le=1e6)]
 Device = Literal["auto", "cpu", "cuda"]
 Logger = Literal["csv", "tensorboard"]
 Source = Literal["digits", "cifar10", "cifar100", "imagenet", "folder"]
-Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=100), AfterValidator(different)]
-Names = Annotated[tuple[Name, ...], Field(min_length=1, max_length=100), AfterValidator(different)]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=100), DIFFERENT]
+Names = Annotated[tuple[Name, ...], Field(min_length=1, max_length=100), DIFFERENT]
 Rates = Annotated[tuple[Rate, ...], Field(min_length=1, max_length=100)]
 NonNegatives = Annotated[tuple[NonNegative, ...], Field(min_length=1, max_length=100)]
-
-
-def _accuracy_first(metrics: tuple[str, ...]) -> tuple[str, ...]:
-    if metrics[0] != "accuracy":
-        raise PydanticCustomError("first", "accuracy comes first: settings are chosen and claims decided by it")
-    return metrics
 
 
 Metrics = Annotated[
     tuple[Literal["accuracy", "balanced_accuracy", "macro_f1", "auc"], ...],
     Field(min_length=1),
-    AfterValidator(different),
-    AfterValidator(_accuracy_first),
-]
-Networks = Annotated[tuple[Name, ...], Field(max_length=100), AfterValidator(different)]
+    DIFFERENT,
+    unless(lambda metrics: metrics[0] != "accuracy", "first",
+           "accuracy comes first: settings are chosen and claims decided by it"),
+]  # fmt: skip
+Networks = Annotated[tuple[Name, ...], Field(max_length=100), DIFFERENT]
 """Of torchvision, by name."""
-
-
 OwnNetwork = Annotated[str, Field(pattern=r"^([a-z0-9._-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$", max_length=256)]
-OwnNetworks = Annotated[tuple[OwnNetwork, ...], Field(max_length=100), AfterValidator(different)]
+OwnNetworks = Annotated[tuple[OwnNetwork, ...], Field(max_length=100), DIFFERENT]
 """Of torchvision, by name, or "module:function"."""
-
-
-def _not_empty(lrs: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
-    if not any(lrs.values()):
-        raise PydanticCustomError("too_short", "at least 1 rate of one optimizer is needed")
-    return lrs
 
 
 RatesByOptimizer = Annotated[
     dict[Literal["sgd", "adam", "adamw"], Annotated[tuple[Rate, ...], Field(max_length=100)]],
-    AfterValidator(_not_empty),
+    unless(lambda lrs: not any(lrs.values()), "too_short", "at least 1 rate of one optimizer is needed"),
 ]
 """Learning rates to choose from; an empty list leaves an optimiser out."""

@@ -1,27 +1,12 @@
 """What is chosen about a hypernetwork and its training. Free of torch: parameters are checked before anything heavy."""
 
-from __future__ import annotations
-
 import math
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from ghnlib.bounds import (
-    Batch,
-    BelowOne,
-    Bits,
-    Classes,
-    Depth,
-    FromList,
-    Kernel,
-    NonNegative,
-    Positive,
-    Rank,
-    Share,
-    Width,
-)
+from ghnlib.bounds import Batch, BelowOne, Bits, Classes, Depth, FromList, Kernel, NonNegative, Positive, Share, Width
 
 CHECKED = ConfigDict(strict=True)
 
@@ -72,7 +57,7 @@ class GHNConfig:
     heads: Width = 8
     max_shape: Annotated[tuple[Width, Width, Kernel, Kernel], FromList] = (64, 64, 11, 11)
     decoder: Literal["conv", "mlp", "lowrank"] = "conv"
-    rank: Rank = 32
+    rank: Annotated[int, Field(ge=2, le=1024)] = 32
     weight_norm: bool = True
     fan: Literal["in", "out"] = "in"
     shape_encoding: bool = True
@@ -132,10 +117,9 @@ def _ghn3(hid: int, layers: int, heads: int) -> dict:
 
 
 _PLAIN = {"weight_norm": False, "virtual_edges": False, "layernorm": False}
+_VANILLA = {"max_shape": (64, 64, 7, 7), "shape_encoding": False, "decoder": "mlp", "layers": 5, "stacked": True}
 PRESETS: dict[str, dict] = {
-    "ghn": _GHN2
-    | _PLAIN
-    | {"max_shape": (64, 64, 7, 7), "shape_encoding": False, "decoder": "mlp", "layers": 5, "stacked": True},
+    "ghn": _GHN2 | _PLAIN | _VANILLA,
     "mlp": _GHN2 | {"encoder": "mlp"},
     "ghn1": _GHN2 | _PLAIN,
     "ghn2": _GHN2,

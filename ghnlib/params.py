@@ -1,13 +1,12 @@
 """What params.yaml may hold: typed sections, each the argument of what it describes."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ghnlib.bounds import (
+    DIFFERENT,
     MOST,
     Amount,
     Batch,
@@ -35,7 +34,6 @@ from ghnlib.bounds import (
     Source,
     VariantName,
     Width,
-    different,
 )
 from ghnlib.variants import Hypernetworks, Section, Train, Variant
 
@@ -109,7 +107,7 @@ class Evaluate(Section):
     initialised_steps: Positive
     initialised_lrs: Rates
     learned_steps: Positive
-    bits: Annotated[tuple[Bits, ...], Field(max_length=15), AfterValidator(different)]
+    bits: Annotated[tuple[Bits, ...], Field(max_length=15), DIFFERENT]
     quantised_networks: Positive
     seconds: bool
     unseen: OwnNetworks = ()
@@ -152,7 +150,7 @@ class Detection(Section):
     image_size: Annotated[int, Field(ge=64, le=4096)]
     train_scenes: Positive
     test_scenes: Positive
-    backbones: Annotated[tuple[Count | Name, ...], Field(min_length=1, max_length=100), AfterValidator(different)]
+    backbones: Annotated[tuple[Count | Name, ...], Field(min_length=1, max_length=100), DIFFERENT]
     seeds: Seeds
     epochs: Positive
     batch_size: Few
@@ -214,7 +212,7 @@ class Analysis(Section):
     property_networks: Annotated[int, Field(ge=10, le=MOST)]
     property_steps: Positive
     repeated_networks: Positive
-    checkpoints: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=100), AfterValidator(different)]
+    checkpoints: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=100), DIFFERENT]
     sgd: Sgd
     score: Literal["accuracy", "top5"]
     noise: NonNegative

@@ -1,7 +1,5 @@
 """Reading params.yaml: one clear error for whatever it may not hold, overlays (profiles)."""
 
-from __future__ import annotations
-
 import difflib
 import importlib.util
 import re

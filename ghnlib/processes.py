@@ -1,7 +1,5 @@
 """Processes that end together, and in good order: what a killed run leaves behind must not go on training."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

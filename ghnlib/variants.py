@@ -1,7 +1,5 @@
 """What params.yaml may say of hypernetworks: what they share, and what each variant of them changes."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import fields, replace

@@ -133,12 +133,8 @@ def test_input_shape_is_a_side_or_a_whole_shape(folder, tmp_path, capsys):
     ["coverage", "--models", "mynets.größe", "mynets.Wide", "--csv", "größe.csv"],
 ], ids=lambda a: a[0])  # fmt: skip
 def test_terminals_without_utf_8_show_escapes(folder, tmp_path, arguments):
-    environment = os.environ | {
-        "LC_ALL": "C",
-        "PYTHONIOENCODING": "ascii",
-        "PYTHONUTF8": "0",
-        "PYTHONCOERCECLOCALE": "0",
-    }
+    plain = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment = os.environ | plain
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(tmp_path)])
     command = [sys.executable, "-m", "ghnlib", *arguments, "--ghn", folder]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

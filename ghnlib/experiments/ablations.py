@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import permutations, product
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ghnlib.experiments.setup import Setup, kept_folder
+from ghnlib.experiments.setup import Setup, training_name
 from ghnlib.reporting.statistics import Measured, over_trainings, paired_interval, with_deviation, with_interval
 from ghnlib.variants import Train
 
@@ -65,8 +66,9 @@ def ablation_table(setup: Setup, tests: Sequence[pd.DataFrame], costs: pd.DataFr
 
 def _seconds_a_step(setup: Setup, variant: str) -> float:
     """Of trainings that this folder keeps; NaN: they came from elsewhere."""
-    trainings = (kept_folder(setup.profile, "train", f"{variant}-{seed}") for seed in setup.train.seeds)
-    logs = [pd.read_csv(path) for folder in trainings if (path := folder / "throughput.csv").exists()]
+    kept = Path(".training", setup.profile)
+    folders = [kept / f"train-{training_name(variant, seed)}" for seed in setup.train.seeds]
+    logs = [pd.read_csv(path) for folder in folders if (path := folder / "throughput.csv").exists()]
     networks = pd.concat([log["networks_per_second"] for log in logs]).median() if logs else float("nan")
     return round(setup.train.recipe_of(variant).meta_batch / networks, 3)
 

@@ -3,8 +3,6 @@
 Networks with exits map images to a list of logits, one an exit in order of cost: ``AnytimeNetwork`` and ``MSDNet``.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,12 +56,8 @@ def area_under(curve: pd.DataFrame, low: float, high: float, before: float) -> f
 
 
 class Candidates(NamedTuple):
-    """Anytime networks with predicted parameters.
-
-    Attributes:
-        curves: ``FLOPs`` and ``accuracy`` (%) on validation images of each ``training``, ``network`` and ``exit``.
-        chance: accuracy (%) below the first exit's FLOPs.
-    """
+    """Anytime networks with predicted parameters. ``curves``: ``FLOPs`` and ``accuracy`` (%) on validation images of
+    each ``training``, ``network`` and ``exit``; ``chance``: accuracy (%) below the first exit's FLOPs."""
 
     networks: Sequence[AnytimeArchitecture]
     curves: pd.DataFrame

@@ -5,8 +5,6 @@ Hypernetworks are trained once a seed, and lists of what they say have one entry
 random initialisation, the ground truth, are the same for all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -93,14 +91,10 @@ def blocks_of(setup: Setup, split: str, size: int) -> list[BlockArchitecture]:
 
 
 class Ranking(NamedTuple):
-    """How well blocks are ranked without training them.
-
-    Attributes:
-        scores: of each training, rows are architectures, columns accuracy (%) with the parameters of each variant, on
-            validation images.
-        baselines: the same after few SGD steps and of a one-shot model, and the number of ``parameters``.
-        trained: rows of ``run_all`` of the same architectures from random initialisation, twice, on the same images.
-    """
+    """How well blocks are ranked without training them. ``scores``: of each training, rows are architectures, columns
+    accuracy (%) with the parameters of each variant, on validation images; ``baselines``: the same after few SGD steps
+    and of a one-shot model, and the number of ``parameters``; ``trained``: rows of ``run_all`` of the same
+    architectures from random initialisation, twice, on the same images."""
 
     scores: Sequence[pd.DataFrame]
     baselines: pd.DataFrame
@@ -226,13 +220,9 @@ def lines_of_design(setup: Setup, ranking: Ranking) -> list[tuple[str, pd.DataFr
 
 
 class Search(NamedTuple):
-    """Blocks that GHN 2018 chooses among random ones, trained (Tables 1 and 2).
-
-    Attributes:
-        networks: those searched. best: of each training the indices of those with the highest accuracy with predicted
-            parameters. drawn: as many at random.
-        trained: rows of ``run_all``, of each of them.
-    """
+    """Blocks that GHN 2018 chooses among random ones, trained (Tables 1 and 2). ``networks``: those searched; ``best``:
+    of each training the indices of those with the highest accuracy with predicted parameters; ``drawn``: as many at
+    random; ``trained``: rows of ``run_all``, of each of them."""
 
     networks: Sequence[BlockArchitecture]
     best: Sequence[list[int]]
@@ -274,11 +264,8 @@ def search_table(setup: Setup, found: Search) -> pd.DataFrame:
     trainings mean ± deviation, of random ones mean ± standard error over networks; TFLOPs that the choice takes."""
     settings, networks, tested = setup.anytime, found.networks, found.tested
     search, name = settings.search, next(iter(settings.variants))
-    recipe, pool = (
-        settings.recipe_of(name),
-        networks_of(setup, block_space(setup, settings.train_nodes(name)), "train", 5),
-    )
-    image = step_flops(networks[:5]) / 3
+    recipe, space = settings.recipe_of(name), block_space(setup, settings.train_nodes(name))
+    pool, image = networks_of(setup, space, "train", 5), step_flops(networks[:5]) / 3
     training = recipe.steps * recipe.meta_batch * recipe.batch_size * step_flops(list(pool))
     top = training + search.candidates * len(setup.images.val) * image
     top_best = top + search.chosen * search.steps * settings.sgd.batch_size * 3 * image
@@ -318,8 +305,7 @@ def transfer_blocks(setup: Setup, found: Search) -> Transferred | None:
     search = setup.anytime.search
     if search.second is None:
         return None
-    images = setup.other_images(search.second)
-    todo = {}
+    images, todo = setup.other_images(search.second), {}
     for i in sorted({*found.top_best, *found.drawn}):
         todo[i] = widest(found.networks[i].adapted(len(images.classes), images.side), 1e6 * search.mflops)
     rows = _train_each(setup, todo, search.steps, runs=(0,), images=images).set_index("network")

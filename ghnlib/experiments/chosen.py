@@ -1,8 +1,6 @@
 """What a regression on embeddings chooses, trained beside published cells (PPUDA Table 9), a part of the report on
 analysis."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -31,12 +29,11 @@ class Chosen(NamedTuple):
     @property
     def table(self) -> pd.DataFrame:
         """A row an architecture: thousand parameters, accuracy by training; mean ± deviation over the choices."""
-        means = self.rows.groupby(["architecture", "choice", "training"], sort=False)
-        accuracies = means["accuracy"].mean().unstack("training", sort=False)
-        table = (means["parameters"].first().unstack("training", sort=False).iloc[:, :1] / 1e3).set_axis(
-            ["thousand parameters"], axis=1
-        )
-        return table.join(accuracies).groupby("architecture", sort=False).agg(with_deviation).rename_axis(None)
+        by = ["architecture", "choice"]
+        table = self.rows.groupby([*by, "training"], sort=False)["accuracy"].mean().unstack("training", sort=False)
+        table.insert(0, "thousand parameters", self.rows.groupby(by)["parameters"].first() / 1e3)
+        words = table.groupby("architecture", sort=False).agg(with_deviation)
+        return words.rename_axis(index=None, columns=None)
 
     @property
     def claims(self) -> dict[str, Measured]:

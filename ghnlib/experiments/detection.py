@@ -3,8 +3,6 @@
 Shapes: images (3, h, w) with values 0 to 1; boxes (n, 4) as left, top, right, bottom in pixels. There is one class, 1.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections import OrderedDict
@@ -28,13 +26,7 @@ from ghnlib.experiments.setup import Setup
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.kept import rows_kept
 from ghnlib.params import Detection
-from ghnlib.reporting.statistics import (
-    Measured,
-    claims_over_trainings,
-    counted,
-    paired_interval,
-    with_deviation,
-)
+from ghnlib.reporting.statistics import Measured, claims_over_trainings, counted, paired_interval, with_deviation
 from ghnlib.training.initialization import NOISE, add_noise, orthogonalize
 from ghnlib.training.networks import best_settings
 
@@ -45,11 +37,8 @@ SIDE = ["backbone", "initialisation"]
 
 
 def feature_layers(net: nn.Module) -> nn.Module:
-    """A network's layers before global pooling and classifier: (B, 3, h, w) -> (B, C, h', w').
-
-    Raises:
-        DataError: neither a network of DeepNets (``global_pooling``, ``classifier``) nor a ResNet (``layer4``).
-    """
+    """A network's layers before global pooling and classifier: (B, 3, h, w) -> (B, C, h', w'). Raises DataError for
+    neither a network of DeepNets (``global_pooling``, ``classifier``) nor a ResNet (``layer4``)."""
     children = dict(net.named_children())
     if {"global_pooling", "classifier"} <= set(children):
         net.global_pooling, net.classifier = nn.Identity(), nn.Identity()
@@ -65,11 +54,8 @@ def feature_layers(net: nn.Module) -> nn.Module:
 
 def faster_rcnn(net: nn.Module, statistics: tuple, settings: Detection) -> nn.Module:
     """Faster R-CNN of torchvision on the single feature map of a classification network (PPUDA); nothing is frozen.
-
-    Args:
-        statistics: mean and standard deviation of the images that the network's parameters are made for.
-        settings: anchors are 32 to 512 pixels where images have the paper's 800.
-    """
+    ``statistics``: mean and deviation of the images that its parameters are made for. Anchors are 32 to 512 pixels
+    where images have the paper's 800."""
     from torchvision.models import detection  # here, because it takes a second and few stages need it
     from torchvision.ops import MultiScaleRoIAlign
 
@@ -110,11 +96,8 @@ def train_detector(detector: nn.Module, scenes: Sequence[Scene], settings: Detec
 
 
 def average_precision(found: Sequence[Mapping[str, Tensor]], scenes: Sequence[Scene]) -> float:
-    """Average precision in percent at IoU 0.50 as COCO defines it.
-
-    Args:
-        found: ``boxes``, ``labels`` and ``scores`` of each scene.
-    """
+    """Average precision in percent at IoU 0.50 as COCO defines it. ``found``: ``boxes``, ``labels`` and ``scores`` of
+    each scene."""
     from pycocotools.coco import COCO  # only this needs it
     from pycocotools.cocoeval import COCOeval
 
@@ -152,22 +135,17 @@ def detect_from_each(
     processes: int = 1,
     folder: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Train detectors on backbones with random, orthogonal and predicted parameters, in processes of one core each.
+    """Train detectors on backbones (classification networks by name) with random, orthogonal and predicted parameters,
+    in processes of one core each; finished ones' precision is kept in the folder, see ``map_kept``.
 
     If ``settings.lrs`` leaves a choice, each backbone and initialisation takes the peak learning rate that finds most
-    in the last quarter of the training scenes after training on the others.
+    in the last quarter of the training scenes after training on the others, with the first training of a hypernetwork.
+    The i-th seed's runs start from what the i-th predicts, or in turn if there are more seeds. ``statistics``: see
+    ``faster_rcnn``.
 
-    Args:
-        backbones: classification networks by name.
-        hypernetworks: by name the trainings of each: the i-th seed's runs start from what the i-th predicts, or in turn
-            if there are more seeds. Rates are tuned with the first.
-        statistics: see ``faster_rcnn``.
-        folder: where finished detectors' precision is kept, see ``map_kept``.
-
-    Returns:
-        One row a backbone, initialisation and seed: ``backbone``, ``initialisation``, ``lr``, ``seed``, ``training``
-        (that the seed stands for), ``ap`` (percent; NaN if the loss was not finite or there was an error), ``error``
-        ("" if none): what is wrong with a backbone ends only its own rows.
+    Returns one row a backbone, initialisation and seed: ``backbone``, ``initialisation``, ``lr``, ``seed``,
+    ``training`` (that the seed stands for), ``ap`` (percent; NaN if the loss was not finite or there was an error),
+    ``error`` ("" if none): what is wrong with a backbone ends only its own rows.
     """
     starts: dict[str, Sequence[Start]] = {"random": [None], "orthogonal": [orthogonalize], **hypernetworks}
     sides, lrs, seeds = list(product(backbones, starts)), settings.lrs, settings.seeds
@@ -215,12 +193,8 @@ def _initialised(network: Architecture, start: Start, seed: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class Detected:
-    """Detectors on backbones from each initialisation.
-
-    Attributes:
-        rows: of ``detect_from_each``, for the ``scenes``.
-        name: the hypernetwork's variant.
-    """
+    """Detectors on backbones from each initialisation. ``rows``: of ``detect_from_each``, for the ``scenes``; ``name``:
+    the hypernetwork's variant."""
 
     rows: pd.DataFrame
     scenes: Scenes
@@ -285,6 +259,5 @@ def detect(setup: Setup, source: Source) -> Detected:
     }  # fmt: skip
     scenes = scenes_of(settings, setup.seed).to(setup.device)
     statistics = images.train.mean, images.train.std
-    options = setup.processes, setup.folder
-    rows = detect_from_each(backbones, {source.name: source.trainings}, scenes, statistics, settings, *options)
+    rows = detect_from_each(backbones, {source.name: source.trainings}, scenes, statistics, settings, **setup.kept)
     return Detected(rows, scenes, source.name)

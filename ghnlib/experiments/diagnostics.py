@@ -1,8 +1,6 @@
 """What predicted parameters look like: diversity, copies, sparsity, activations (PPUDA appendix C, GHN-3 section 5), a
 part of the report on analysis."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +14,6 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.vision import NamedNetwork
 from ghnlib.experiments.properties import Trained
 from ghnlib.experiments.setup import Setup
@@ -130,7 +127,9 @@ def compare_activations(setup: Setup, recipe: TrainingRecipe) -> dict[str, list[
 
 @torch.no_grad()
 def _activations(setup: Setup, name: str, recipe: TrainingRecipe, batch: Tensor) -> list[Activations]:
-    architecture, steps = _network(setup, name), setup.analysis.activation_steps
+    train, steps = setup.images.train, setup.analysis.activation_steps
+    is_vit = name == "vit"  # of DeepNets-1M; others are torchvision's
+    architecture = setup.split("predefined")[1] if is_vit else NamedNetwork(len(train.classes), train.side, name)
     torch.manual_seed(setup.seed)  # of what He initialisation leaves as it is built
     graph, net = architecture.graph, architecture.build(device="cpu").to(batch.device).eval()
     initialize("he", net, Sources(seed=setup.seed))
@@ -139,7 +138,7 @@ def _activations(setup: Setup, name: str, recipe: TrainingRecipe, batch: Tensor)
         run = Run(architecture, replace(recipe, steps=steps), setup.seed)
         with torch.enable_grad():
             own = initial_network(run, batch.device)
-            train_network(own, setup.images.train, run.recipe, run.seed, lambda net: None)
+            train_network(own, train, run.recipe, run.seed, lambda net: None)
         shared[TRAINED] = activation_variances(net, batch, dict(own.named_parameters()))
     found = []
     for seed, ghns in zip(setup.train.seeds, setup.trainings):
@@ -157,12 +156,6 @@ def _activations(setup: Setup, name: str, recipe: TrainingRecipe, batch: Tensor)
                 variances[f"{source}, start, to scale, shuffled"] = activation_variances(net, batch, shuffled)
         found.append(Activations(variances, scales))
     return found
-
-
-def _network(setup: Setup, name: str) -> Architecture | NamedNetwork:
-    """ "vit": of the split "predefined"; others: torchvision's."""
-    images = setup.images.train
-    return setup.split("predefined")[1] if name == "vit" else NamedNetwork(len(images.classes), images.side, name)
 
 
 def scale_from_he(parameters: Mapping[str, Tensor]) -> float:
@@ -235,12 +228,8 @@ def tensors_of(networks: Sequence[dict[str, Tensor]], shape: tuple[int, ...]) ->
 
 @torch.no_grad()
 def activation_variances(net: nn.Module, images: Tensor, parameters: dict[str, Tensor] | None = None) -> list[float]:
-    """Variance over all elements of each convolution's and linear layer's output, in order of execution.
-
-    Args:
-        net: the network; with ``parameters`` it may be on the meta device.
-        images: one batch (b, 3, s, s).
-    """
+    """Variance over all elements of each convolution's and linear layer's output for images (b, 3, s, s), in order of
+    execution. With ``parameters`` the network may be on the meta device."""
     variances: list[float] = []
 
     def measure(module: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -248,5 +237,5 @@ def activation_variances(net: nn.Module, images: Tensor, parameters: dict[str, T
             variances.append(float(output.var()))
 
     with register_module_forward_hook(measure):
-        net(images) if parameters is None else torch.func.functional_call(net, parameters, (images,))
+        torch.func.functional_call(net, parameters or {}, (images,))
     return variances

@@ -1,8 +1,6 @@
 """Distances between architectures, as hypernetworks see them (PPUDA Tables 10 and 11, Fig. 12; GHN-orth Fig. 4), a part
 of the report on analysis."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -139,12 +137,8 @@ def two_components(
     ``split``, ``nodes``; and the share of the variance that they hold."""
     parts = (*EVALUATED, "predefined")
     pca = PCA(2, svd_solver="full").fit(np.concatenate([states[part] for part in parts]))
-    rows = [
-        pd.DataFrame(pca.transform(states[part]), columns=["first", "second"]).assign(
-            split=part, nodes=[len(graph) for graph in members[part]]
-        )
-        for part in parts
-    ]
+    rows = [pd.DataFrame(pca.transform(states[part]), columns=["first", "second"])
+            .assign(split=part, nodes=[len(graph) for graph in members[part]]) for part in parts]  # fmt: skip
     return pd.concat(rows), float(pca.explained_variance_ratio_.sum())
 
 

@@ -1,7 +1,5 @@
 """Networks of torchvision's families, trained beside those of DeepNets: fine-tuned, and transferred."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,12 +23,8 @@ DEEPNETS = "DeepNets"
 
 @dataclass(frozen=True)
 class TrainedFamilies:
-    """Networks trained from several initialisations.
-
-    Attributes:
-        rows: of ``run_all``, with ``initialisation``, ``network``, ``family`` and ``training``: which training of the
-            hypernetworks a run's seed stands for, on every side.
-    """
+    """Networks trained from several initialisations. ``rows``: of ``run_all``, with ``initialisation``, ``network``,
+    ``family`` and ``training``: which training of the hypernetworks a run's seed stands for, on every side."""
 
     rows: pd.DataFrame
 

@@ -1,7 +1,5 @@
 """The report on fine-tuning: training from random, orthogonal and predicted parameters (GHN-3 Tables 2 and 4)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,14 +24,7 @@ from ghnlib.reporting.statistics import (
     share_above_half,
     tables_over_trainings,
 )
-from ghnlib.training.networks import (
-    Accuracy,
-    TrainingRecipe,
-    grid_of,
-    initial_runs,
-    run_all,
-    tune,
-)
+from ghnlib.training.networks import Accuracy, TrainingRecipe, grid_of, initial_runs, run_all, tune
 
 EARLY = (0, 4)
 """Steps of the shortest training at which networks are compared, beside the end of each."""
@@ -118,9 +109,7 @@ def tune_settings(setup: Setup, networks: Networks) -> dict[tuple[str, int], Set
     for family, members in networks.tuning.items():
         for steps in budgets.steps:
             runs = initial_runs(members, _recipe(setup, steps), [setup.seed], first)
-            tuned[family, steps] = tune(
-                runs, grid, setup.images.train, setup.images.val, "initialisation", setup.processes, setup.folder
-            )
+            tuned[family, steps] = tune(runs, grid, setup.images.train, setup.images.val, **setup.kept)
             print(f"{family}, {steps} steps: {len(runs)} runs tuned", flush=True)
     return tuned
 
@@ -136,13 +125,9 @@ def _recipe(setup: Setup, steps: int) -> TrainingRecipe:
 
 @dataclass(frozen=True)
 class FineTuned(TrainedFamilies):
-    """Networks trained from each initialisation, by family and budget.
-
-    Attributes:
-        rows: also ``moment``, a name, see ``Budgets``; on test images.
-        variants: hypernetworks whose predictions are compared; the last one's are looked at most closely.
-        top: how many of its own best networks each side has in ``top_table`` (GHN-3 Table 2: ten).
-    """
+    """Networks trained from each initialisation, by family and budget. ``rows``: also ``moment``, a name, see
+    ``Budgets``; on test images. ``variants``: hypernetworks whose predictions are compared, the last one's most
+    closely; ``top``: how many of its own best networks each side has in some tables (GHN-3 Table 2: ten)."""
 
     budgets: Budgets
     variants: tuple[str, ...]
@@ -226,12 +211,10 @@ def train_networks(setup: Setup, networks: Networks, tuned: Mapping[tuple[str, i
     seed from the predictions of one training of the hypernetworks."""
     settings, budgets, images, parts = setup.finetune, Budgets.of(setup), setup.images, []
     trainings = dict(zip(settings.seeds, cycle(range(len(setup.train.seeds)))))
+    hypernetworks = setup.trainings_of(settings.variants)
     for family, members in networks.chosen.items():
         for budget in budgets.steps:
-            runs = initial_runs(
-                members, _recipe(setup, budget), settings.seeds, setup.trainings_of(settings.variants),
-                tuned[family, budget],
-            )  # fmt: skip
+            runs = initial_runs(members, _recipe(setup, budget), settings.seeds, hypernetworks, tuned[family, budget])
             part = run_all(
                 runs, images.train, Accuracy(images.test, metrics=setup.metrics[1:]), budgets.checkpoints(budget),
                 loss_every=max(1, budget // 10), **setup.kept,
@@ -243,15 +226,12 @@ def train_networks(setup: Setup, networks: Networks, tuned: Mapping[tuple[str, i
 
 
 def wins(results: pd.DataFrame, name: str, against: str | None = None) -> pd.DataFrame:
-    """For how many networks an initialisation wins against "random", and by how much (GHN-3 Table 4).
+    """For how many networks an initialisation wins against "random", and by how much (GHN-3 Table 4), from rows with
+    ``initialisation``, ``moment``, ``network``, ``accuracy``; seeds are averaged. ``against``: moment at which "random"
+    is taken; None: the same.
 
-    Args:
-        results: rows with ``initialisation``, ``moment``, ``network``, ``accuracy``; seeds are averaged.
-        against: moment at which "random" is taken; None: the same as that of ``name``.
-
-    Returns:
-        One row a moment: ``networks``, ``wins``, ``mean gain`` (of the networks that win), ``mean loss`` and ``largest
-        loss`` (of those that lose), in points of accuracy; NaN where there is none.
+    One row a moment: ``networks``, ``wins``, ``mean gain`` (of the networks that win), ``mean loss`` and ``largest
+    loss`` (of those that lose), in points of accuracy; NaN where there is none.
     """
     means = results.groupby(["initialisation", "moment", "network"], sort=False)["accuracy"].mean().unstack()
     reference = means.loc["random"]
@@ -309,11 +289,9 @@ def wins_by_kind(trained: FineTuned, networks: Sequence[Architecture], name: str
     """How many networks are ahead at the same budget, mean ± deviation over trainings: rows are what networks are made
     of and how many are, columns moments."""
     traits = pd.DataFrame([graph_statistics(network.graph) for network in networks])
-    kinds = {
-        "attention": traits["attention"], "squeeze-and-excitation": traits["squeeze_excitation"],
-        "no batch norm": traits["bn_free"],
-    }  # fmt: skip
-    kinds["none of these"] = ~pd.DataFrame(kinds).any(axis=1)
+    names = {"attention": "attention", "squeeze_excitation": "squeeze-and-excitation", "bn_free": "no batch norm"}
+    kinds = traits[list(names)].rename(columns=names)
+    kinds = kinds.assign(**{"none of these": ~kinds.any(axis=1)})
     kinds = {f"{kind} (of {members.sum()})": traits.index[members] for kind, members in kinds.items() if members.any()}
     tables = [
         pd.DataFrame({kind: wins(rows[rows["network"].isin(members)], name)["wins"] for kind, members in kinds.items()})

@@ -1,7 +1,5 @@
 """What initialisations cost and give (GHN-3 Table 6), a part of the report on accuracy without training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,13 +33,10 @@ BASELINES = ("ghn-perturbed", "ghn-mean", "ghn-shuffled")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Networks trained from each initialisation, at the rate that is best for it.
-
-    Attributes:
-        rows: of ``run_all``, with ``initialisation``, ``training`` (seed of the hypernetwork that predicts; of others
-            the first), ``network``, ``lr``, ``step`` (0 and the last), ``accuracy`` (percent, test images), ``error``.
-        costs: by initialisation, in training steps.
-    """
+    """Networks trained from each initialisation, at the rate that is best for it. ``rows``: of ``run_all``, with
+    ``initialisation``, ``training`` (seed of the hypernetwork that predicts; of others the first), ``network``, ``lr``,
+    ``step`` (0 and the last), ``accuracy`` (percent, test images), ``error``; ``costs``: by initialisation, in training
+    steps."""
 
     rows: pd.DataFrame
     costs: pd.Series
@@ -105,31 +100,14 @@ class Comparison:
 def compare_initialisations(
     setup: Setup, variant: str, architectures: Sequence[Architecture], names: Iterable[str] = INITIALIZATIONS
 ) -> Comparison:
-    """Train architectures for few steps from each initialisation, keys of ``INITIALIZATIONS`` (GHN-3 Table 6).
-
-    Each takes the learning rate with the best accuracy on validation images for the first validation architecture.
-
-    Args:
-        variant: the hypernetwork that predicts, with each of its trainings.
-
-    Raises:
-        DataError: no training could be run.
-    """
+    """Train architectures for few steps from each initialisation, keys of ``INITIALIZATIONS`` (GHN-3 Table 6), with
+    each training of the hypernetwork ``variant``. Each takes the learning rate with the best accuracy on validation
+    images for the first validation architecture. Raises DataError if no training could be run."""
     names, section, images = list(names), setup.evaluate, setup.images
     tuning, *others = islice(setup.split("val"), PEERS)
-    peers, batch_size = [a.graph for a in (tuning, *others)], section.sgd.batch_size
-    trainings = {
-        seed: Sources(
-            setup.seed,
-            ghn,
-            peers=peers,
-            images=images.train,
-            held_out=images.val,
-            steps=section.learned_steps,
-            batch_size=batch_size,
-        )  # fmt: skip
-        for seed, ghn in setup.hypernetworks[variant].items()
-    }
+    learning = {"held_out": images.val, "steps": section.learned_steps, "batch_size": section.sgd.batch_size}
+    common = Sources(setup.seed, peers=[a.graph for a in (tuning, *others)], images=images.train, **learning)
+    trainings = {seed: replace(common, ghn=ghn) for seed, ghn in setup.hypernetworks[variant].items()}
     cases = [(name, seed) for name in names for seed in list(trainings)[: None if _predicts(name) else 1]]
     recipe = setup.recipe(section.sgd, section.initialised_steps)
     at_rate = [replace(recipe, lr=lr) for lr in section.initialised_lrs]
@@ -139,9 +117,9 @@ def compare_initialisations(
             for name, seed in cases for i, architecture in enumerate(architectures)]  # fmt: skip
     rows = run_all(runs, images.train, Accuracy(images.test), (0,), **setup.kept)
     counted = min(architectures, key=lambda a: len(a.graph))
-    common = (_run("random", 0, 0, counted, recipe, next(iter(trainings.values()))),)
+    run = _run("random", 0, 0, counted, recipe, next(iter(trainings.values())))
     tasks = [({"initialisation": name}, (name,)) for name in names]
-    costs = rows_kept(initialisation_cost, tasks, common, **setup.kept).set_index("initialisation")
+    costs = rows_kept(initialisation_cost, tasks, (run,), **setup.kept).set_index("initialisation")
     return Comparison(rows, costs["cost"])
 
 

@@ -4,11 +4,10 @@ Shapes: images (B, 3, s, s), a list of logits (B, classes), one an exit in order
 no further than the first k, of ``MSDNet`` as of ``AnytimeNetwork``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count, pairwise
+from typing import Self
 
 import numpy as np
 import torch
@@ -106,14 +105,10 @@ class MSDNetArchitecture:
     input_size: int = 32
 
     @classmethod
-    def of_flops(
-        cls, target: float, scales: int, layers: int, exits: int, num_classes: int, input_size: int
-    ) -> MSDNetArchitecture:
-        """The one whose FLOPs up to its last exit are nearest."""
-        of_growth = lambda growth: cls(growth, scales, layers, exits, num_classes, input_size)
-        away = lambda growth: abs(exit_flops(of_growth(growth))[-1] - target)
-        growth = next(growth for growth in count(1) if away(growth) <= away(growth + 1))
-        return of_growth(growth)
+    def of_flops(cls, target: float, **others: int) -> Self:
+        """The one whose FLOPs up to its last exit are nearest. ``others``: all fields but ``growth``."""
+        away = lambda growth: abs(exit_flops(cls(growth, **others))[-1] - target)
+        return cls(next(growth for growth in count(1) if away(growth) <= away(growth + 1)), **others)
 
     def build(self, device="meta", track_running_stats: bool = False) -> MSDNet:
         """The network as a plain module, see ``Architecture.build``."""

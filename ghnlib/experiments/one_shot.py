@@ -1,7 +1,5 @@
 """The one-shot model: parameters that architectures share, which rank them (GHN 2018 Table 3; Bender et al. 2018)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Networks of one's own in the report on accuracy without training: what it brings to train on some of them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import pandas as pd

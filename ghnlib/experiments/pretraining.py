@@ -1,8 +1,6 @@
 """What networks know before they are transferred: a hypernetwork, and networks, trained on source images; the runs that
 start from it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, product
@@ -12,7 +10,7 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.vision import NamedNetwork
@@ -21,9 +19,8 @@ from ghnlib.data.sources import ImageSplits
 from ghnlib.experiments.families import DEEPNETS, class_layers, family_networks
 from ghnlib.experiments.setup import Setup, training_name
 from ghnlib.hypernetwork.ghn import GHN
-from ghnlib.training.initialization import Sources, add_noise, orthogonalize
 from ghnlib.training.jobs import run_job
-from ghnlib.training.networks import Run, TrainingRecipe, initial_network, initial_runs, on_cpu, run_all
+from ghnlib.training.networks import Run, TrainingRecipe, initial_runs, on_cpu, run_all
 
 Start = dict[str, Tensor] | None
 """Parameters by name that a network starts with; None if they could not be made."""
@@ -31,13 +28,9 @@ Start = dict[str, Tensor] | None
 
 @dataclass(frozen=True)
 class Source:
-    """What networks are transferred from, and to.
-
-    Attributes:
-        images: that the hypernetwork has seen. targets: that it has not, by name.
-        name: its variant. trainings: it, trained on the images once for each of ``training_seeds``.
-        accuracies: percent, of unseen architectures with the predictions of each on validation images of the source.
-    """
+    """What networks are transferred from, and to. ``images``: that the hypernetwork has seen; ``targets``: that it has
+    not, by name; ``name``: its variant; ``trainings``: it, trained on the images once for each of ``training_seeds``;
+    ``accuracies``: percent, of unseen architectures with the predictions of each on validation images of the source."""
 
     images: ImageSplits
     targets: dict[str, ImageSplits]
@@ -77,11 +70,8 @@ def training_seeds(setup: Setup) -> tuple[int, ...]:
 
 def source_and_targets(setup: Setup) -> tuple[ImageSplits, dict[str, ImageSplits]]:
     """What the hypernetwork is trained on, and by name what networks are transferred to: the datasets of
-    ``setup.transfer.targets``, without any the classes that are not the source's.
-
-    Raises:
-        DataError: there are fewer classes than the source should have, or none is left to transfer to.
-    """
+    ``setup.transfer.targets``, without any the classes that are not the source's. Raises DataError if there are fewer
+    classes than the source should have, or none is left to transfer to."""
     images, count, targets = setup.images, setup.transfer.source_classes, setup.transfer.targets
     classes = len(images.classes)
     if count > classes or (count == classes and not targets):
@@ -134,13 +124,11 @@ def starts_from_source(
 ) -> dict[str, list[Start]]:
     """Parameters of networks that have learnt from the source, without classification layers (``given`` of
     ``initial_runs``): from what a training of the hypernetwork predicts, the others with the seed of that training.
+    "NAME, 1 epoch" of each initialisation, if ``source_epoch``; "trained" of the first ``oracle_networks``
+    architectures, from random initialisation for ``oracle_epochs``.
 
     All are trained by SGD with ``source_lr``. One that diverges is named, and its parameters are NaN, so that what
     starts from them diverges too; one that fails is named, and None.
-
-    Returns:
-        "NAME, 1 epoch" of each initialisation, if ``source_epoch``; "trained" of the first ``oracle_networks``
-        architectures, from random initialisation for ``oracle_epochs``.
     """
     transfer, images, seed = setup.transfer, source.images.train, setup.train.seeds[training]
     epoch = max(1, len(images) // transfer.batch_size)
@@ -219,25 +207,12 @@ def runs_from(
         for run in [run for run in own if run.labels["initialisation"] in (source.name, "trained")]:
             name = "{initialisation}-orth".format(**run.labels)
             settings = replace(run.recipe, **tuned[name]) if tuned else run.recipe
-            how = processing[name] if processing else processings(setup)[0]
-            own.append(
-                replace(post_processed(run, **how), recipe=settings, labels={**run.labels, "initialisation": name})
-            )
+            sources = replace(run.sources, **(processing[name] if processing else processings(setup)[0]))
+            labels = {**run.labels, "initialisation": name}
+            own.append(Run(run.architecture, settings, seed, "ghn-orth", sources, labels))
         if target:
             head = {f"{source.name}-head": predicting[source.name]}
             whole = initial_runs(networks, recipe, [seed], head, tuned, class_layers="resize")
             own += [run for run in whole if run.labels["initialisation"] in head]
         runs += [replace(run, labels={**run.labels, "training": training}) for run in own]
     return runs
-
-
-def post_processed(run: Run, orth_from: float, noise: float) -> Run:
-    """A run from given parameters, if there are any, with GHN-orth post-processing of them: noise of scale beta (eq. 1
-    and 2), then the orthogonal factor, both as in the released code of every weight from a layer on."""
-    if run.sources.parameters is None:
-        return run
-    net = initial_network(replace(run, initialisation="ghn"))
-    add_noise(net, noise, Generator().manual_seed(run.seed), orth_from)
-    orthogonalize(net, orth_from)
-    values = {name: value.detach() for name, value in net.named_parameters()}
-    return replace(run, initialisation="ghn", sources=Sources(parameters=values))

@@ -1,7 +1,5 @@
 """Properties of trained networks and their prediction from graph embeddings (PPUDA section 5.2)."""
 
-from __future__ import annotations
-
 import timeit
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,19 +109,15 @@ def property_networks(setup: Setup) -> list[Architecture]:
 def train_and_measure(
     setup: Setup, architectures: Sequence[Architecture], images: ImageSplits | None = None, kept: int | None = None
 ) -> Trained:
-    """Train each architecture from random initialisation and measure it, in parallel processes: on validation images
-    where nothing else is said (the section ``analysis`` of params.yaml).
+    """Train each architecture from random initialisation and measure it, in parallel processes: on validation images,
+    of the setup or others, where nothing else is said (the section ``analysis`` of params.yaml). ``kept``: how many
+    networks' parameters are wanted; None: ``analysis.networks``.
 
-    Args:
-        images: other than the setup's.
-        kept: how many networks' parameters are wanted; None: ``analysis.networks``.
-
-    Returns:
-        In ``table`` one row a network: ``index``, ``accuracy`` and ``noisy accuracy`` (percent, top-1 or as
-        ``analysis.score`` says; NaN if the loss was not finite), ``test accuracy`` (of test images), "accuracy, N
-        steps" of each checkpoint, ``FLOPs`` of one image, ``convergence`` (see ``steps_to``; of accuracy on ``LEARNT``
-        training images of each class), ``parameters``, ``path`` (mean shortest path of its graph) and, if wanted,
-        ``seconds`` (see ``inference_seconds``).
+    In ``table`` one row a network: ``index``, ``accuracy`` and ``noisy accuracy`` (percent, top-1 or as
+    ``analysis.score`` says; NaN if the loss was not finite), ``test accuracy`` (of test images), "accuracy, N steps" of
+    each checkpoint, ``FLOPs`` of one image, ``convergence`` (see ``steps_to``; of accuracy on ``LEARNT`` training
+    images of each class), ``parameters``, ``path`` (mean shortest path of its graph) and, if wanted, ``seconds`` (see
+    ``inference_seconds``).
     """
     analysis = setup.analysis
     kept = analysis.networks if kept is None else kept
@@ -195,11 +189,8 @@ def embed(ghn: GHN, graphs: Sequence[Graph]) -> np.ndarray:
 
 def regression(grid: Regression, seed: int = 0) -> TransformedTargetRegressor:
     """An SVR of a property on graph embeddings, both scaled by the networks that it learns from (PPUDA section 5.2).
-
-    Args:
-        grid: values of SVR's ``C``, ``gamma`` and ``epsilon``; 5-fold cross-validation on those networks chooses.
-        seed: of the folds.
-    """
+    ``grid``: values of its ``C``, ``gamma`` and ``epsilon``; 5-fold cross-validation on those networks chooses, with
+    folds by ``seed``."""
     svr, values = make_pipeline(StandardScaler(), SVR()), grid.model_dump()
     folds = KFold(5, shuffle=True, random_state=seed)
     options = {f"svr__{name}": list(chosen) for name, chosen in values.items()}
@@ -208,16 +199,10 @@ def regression(grid: Regression, seed: int = 0) -> TransformedTargetRegressor:
 
 
 def predict_property(features: np.ndarray, target: np.ndarray, fitted: np.ndarray, grid: Regression) -> dict:
-    """Kendall's tau between a property and its prediction by ``regression`` (PPUDA Fig. 4).
-
-    Args:
-        features: (networks, d); target: (networks,). fitted: (networks,) bool, which networks it learns from; it is
-            tested on the others. grid: see ``regression``.
-
-    Returns:
-        ``n`` networks of the test, ``tau`` (mean over five seeds of the folds; a constant prediction counts as 0), its
-        ``deviation`` over them and 95 % interval over networks.
-    """
+    """Kendall's tau between a property (networks,) and its prediction by ``regression`` from features (networks, d),
+    learnt from the networks that are ``fitted`` (networks,), tested on the others (PPUDA Fig. 4): ``n`` networks of the
+    test, ``tau`` (mean over five seeds of the folds; a constant prediction counts as 0), its ``deviation`` over them
+    and 95 % interval over networks."""
     x, y = features.astype(float), target.astype(float)
     with config_context(assume_finite=True, skip_parameter_validation=True):  # the checks take half of the time
         predicted = [regression(grid, seed).fit(x[fitted], y[fitted]).predict(x[~fitted]) for seed in SEEDS]

@@ -1,9 +1,7 @@
 """Zero-cost proxies: scores of networks that are not trained, a part of the report on search (GHN-3 Table 13)."""
 
-from __future__ import annotations
-
+import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -65,10 +63,12 @@ def jacob_cov(net: nn.Module, images: Tensor, labels: Tensor) -> float:
 def synflow_bn(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Sum of w * dR/dw with all parameters replaced by their absolute values and R the sum of outputs for an input of
     ones, in double precision."""
-    with _absolute_doubles(net):
-        ones = torch.ones_like(images[:2], dtype=torch.float64)  # of one image, batch norm refuses maps of 1x1
-        total = net(ones).mean(0).sum()
-        return sum(float((w * g).sum()) for w, g in _gradients(net, total))
+    net = copy.deepcopy(net).double()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.abs_()
+    ones = torch.ones_like(images[:2], dtype=torch.float64)  # of one image, batch norm refuses maps of 1x1
+    return sum(float((w * g).sum()) for w, g in _gradients(net, net(ones).mean(0).sum()))
 
 
 def synflow(net: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -95,18 +95,3 @@ def _gradients(net: nn.Module, value: Tensor) -> Iterator[tuple[Tensor, Tensor]]
 def _weights(net: nn.Module) -> list[Tensor]:
     """Of convolutions and linear layers."""
     return [module.weight for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-
-
-@contextmanager
-def _absolute_doubles(net: nn.Module) -> Iterator[None]:
-    """Within, parameters and buffers are absolute values in double precision."""
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    dtype = next(net.parameters()).dtype
-    try:
-        net.double()
-        with torch.no_grad():
-            for parameter in net.parameters():
-                parameter.abs_()
-        yield
-    finally:
-        net.to(dtype).load_state_dict(before)

@@ -1,8 +1,6 @@
 """Accuracy of predicted weights that are rounded to few bits (GHN-Q, Yun and Wong 2022), a part of the report on
 accuracy without training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """ResNet-50 from He initialisation and from predictions (PPUDA Fig. 13), and until when a prediction is ahead."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,11 +16,9 @@ from ghnlib.training.networks import Accuracy, TrainingRecipe, best_settings, gr
 def compare_on_resnet50(setup: Setup) -> pd.DataFrame:
     """ResNet-50 from He initialisation ("random") and from predicted parameters, by each optimiser (PPUDA Fig. 13).
 
-    Returns:
-        Rows of ``run_all``, loss and accuracy on validation images ten times: of each initialisation and optimiser the
-        runs of the rate (of ``finetune.resnet50_lrs``) and weight decay with which that of the first seed ends with the
-        best accuracy; the i-th seed starts from what the i-th training predicts. Empty without
-        ``finetune.resnet50_steps``.
+    Rows of ``run_all``, loss and accuracy on validation images ten times: of each initialisation and optimiser the runs
+    of the rate (of ``finetune.resnet50_lrs``) and weight decay with which that of the first seed ends with the best
+    accuracy; the i-th seed starts from what the i-th training predicts. Empty without ``finetune.resnet50_steps``.
     """
     settings, images, steps = setup.finetune, setup.images, setup.finetune.resnet50_steps
     if not steps:

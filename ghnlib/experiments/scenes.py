@@ -3,11 +3,9 @@
 Shapes: images (3, h, w) with values 0 to 1; boxes (n, 4) as left, top, right, bottom in pixels. There is one class, 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -33,7 +31,7 @@ class Scene(NamedTuple):
         """As torchvision's detectors expect it."""
         return {"boxes": self.boxes, "labels": torch.ones(len(self.boxes), dtype=torch.int64, device=self.boxes.device)}
 
-    def flipped(self) -> Scene:
+    def flipped(self) -> Self:
         """Its mirror image."""
         mirrored = self.boxes.clone()
         mirrored[:, [0, 2]] = self.image.shape[-1] - self.boxes[:, [2, 0]]
@@ -51,7 +49,7 @@ class Scenes(NamedTuple):
         """Of all of them."""
         return self.train[0].image.device
 
-    def to(self, device: torch.device) -> Scenes:
+    def to(self, device: torch.device) -> Self:
         """The same scenes on the device."""
         return Scenes(*([Scene(s.image.to(device), s.boxes.to(device)) for s in part] for part in self))
 
@@ -92,12 +90,9 @@ def _box_of(mask: Tensor) -> Tensor:
 
 
 def penn_fudan(root: str | Path) -> list[Scene]:
-    """Penn-Fudan's images with boxes around the pedestrians of their masks, in the order of their names.
-
-    Args:
-        root: folder with images/NAME.jpg and masks/NAME_mask.png (0: background, 1, 2, ...: pedestrians); DataError if
-            there are no such images or one has no mask.
-    """
+    """Penn-Fudan's images with boxes around the pedestrians of their masks, in the order of their names: in a folder
+    with images/NAME.jpg and masks/NAME_mask.png (0: background, 1, 2, ...: pedestrians). Raises DataError if there are
+    no such images or one has no mask."""
     paths = sorted(Path(root, "images").glob("*.jpg"))
     if not paths:
         raise DataError(f"Penn-Fudan is not in {root}: expected images/NAME.jpg and masks/NAME_mask.png in it.")

@@ -1,8 +1,6 @@
 """Ranking architectures without training them, a part of the report on analysis: accuracy with predicted parameters
 beside few SGD steps, a one-shot model and zero-cost proxies; what random search chooses so."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -122,12 +120,9 @@ def rankings(setup: Setup, trained: Trained, scores: pd.DataFrame) -> dict[str, 
 def claims_of_ranking(
     found: Sequence[Mapping[str, pd.DataFrame]], properties: Sequence[Mapping[str, Mapping]], few: int
 ) -> dict[str, Measured]:
-    """Of GHN-3 Table 13 and PPUDA section 5.2 (tau), of GHN Table 3 (R); what was not ranked is left out.
-
-    Args:
-        found: ``rankings`` of each training. properties: ``predict_properties``. few: SGD steps that GHN-1 is compared
-            with.
-    """
+    """Of GHN-3 Table 13 and PPUDA section 5.2 (tau), of GHN Table 3 (R); what was not ranked is left out. ``found``:
+    ``rankings`` of each training; ``properties``: ``predict_properties``; ``few``: SGD steps that GHN-1 is compared
+    with."""
     return claims_over_trainings([_ranking_claims(*each, few) for each in zip(found, properties)])
 
 
@@ -180,17 +175,12 @@ def costs_of_search(setup: Setup, trained: Trained) -> pd.DataFrame:
 def search_costs(
     training: pd.DataFrame, image: float, analysis: Analysis, batch_size: int, validation: int
 ) -> pd.DataFrame:
-    """What ranking architectures takes (GHN Table 3, in hours there).
+    """What ranking architectures takes (GHN Table 3, in hours there). ``training``: of the hypernetworks, as of
+    ``training_costs``; ``image``: FLOPs of a forward pass with one image, of the average architecture; ``batch_size``:
+    images of a training step; ``validation``: images that accuracy is measured on.
 
-    Args:
-        training: of the hypernetworks, as of ``training_costs``.
-        image: FLOPs of a forward pass with one image, of the average architecture.
-        batch_size: images of a training step.
-        validation: images that accuracy is measured on.
-
-    Returns:
-        One row a method. Before the ranking: ``steps``, training steps of networks, and ``TFLOPs``; for each
-        architecture ranked: ``steps each`` and ``GFLOPs each``, accuracy included (prediction is not counted).
+    Returns one row a method. Before the ranking: ``steps``, training steps of networks, and ``TFLOPs``; for each
+    architecture ranked: ``steps each`` and ``GFLOPs each``, accuracy included (prediction is not counted).
     """
     step, score = 3 * image * batch_size, image * validation
     rows = {name: (row["steps"] * row["meta_batch"], row["flops"], 0, score) for name, row in training.iterrows()}
@@ -211,10 +201,7 @@ def random_search(
     setup: Setup, scores: pd.DataFrame, among: pd.Series, test_accuracy: pd.Series
 ) -> dict[str, dict[str, float]]:
     """``top_against_random`` of each hypernetwork's score on validation images, in accuracy on test ones (GHN Table 1).
-
-    Args:
-        among: which of the architectures (networks,) may be chosen.
-    """
+    ``among``: which of the architectures (networks,) may be chosen."""
     top, seed = setup.analysis.top, setup.seed
     chosen = {name: among & scores[name].notna() for name in setup.analysed}
     return {n: top_against_random(scores.loc[rows, n], test_accuracy[rows], top, seed) for n, rows in chosen.items()}

@@ -1,7 +1,5 @@
 """What every report begins with: its parameters, typed; images, architectures and hypernetworks that they name."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -70,10 +68,7 @@ class Setup:
         """From the plain values of a notebook's parameters cell.
 
         Without a profile the notebook is run by hand: the working folder becomes the one above that holds params.yaml,
-        and the values are those of this file.
-
-        Raises:
-            ParamsError: no folder above holds params.yaml, or the file may not be read.
+        and the values are those of this file. Raises ParamsError if there is none, or it may not be read.
         """
         if profile is None:
             return cls._by_hand(stage, values)
@@ -88,7 +83,7 @@ class Setup:
         read = validate(read_yaml("params.yaml"))
         own = _placed({name: getattr(read, name) for name in values if hasattr(read, name)})
         variant, seed = values.get("variant") or "", values.get("training_seed")
-        folder = kept_folder(read.profile, stage, training_name(variant, seed))
+        folder = Path(".training", read.profile, _stage_name(stage, variant, seed))
         print(f"Run by hand with the values of {root / 'params.yaml'}: results are shown, files stay as they are.")
         return cls(stage, read.profile, folder=folder, variant=variant, training_seed=seed, by_hand=True, **own)
 
@@ -178,25 +173,18 @@ class Setup:
         logs = {seed: pd.read_csv(f"models/{training_name(variant, seed)}/history.csv") for seed in self.train.seeds}
         return pd.concat([log.assign(seed=seed) for seed, log in logs.items()], ignore_index=True)
 
-    @property
-    def name(self) -> str:
-        """Of the metrics and of the folder of what is kept: "evaluate", "train-ghn3-0"."""
-        return "-".join(filter(None, (self.stage, training_name(self.variant, self.training_seed))))
-
     def publish(
         self,
         metrics: Mapping[str, Any],
-        claims: Mapping[str, Measured] | None = None,
+        claims: "Mapping[str, Measured] | None" = None,
         tables: Mapping[str, pd.DataFrame] | None = None,
     ) -> None:
         """Write the stage's metrics and claims (reports/PROFILE/metrics) and its tidy tables (results/NAME.csv).
-
-        Args:
-            claims: id of a claim (a key of claims.yaml, or "key/what it is of") -> what was measured.
-        """
+        ``claims``: id of a claim (a key of claims.yaml, or "key/what it is of") -> what was measured."""
         if self.by_hand:
             return
-        path = Path("reports", self.profile, "metrics", f"{self.name}.json")
+        name = _stage_name(self.stage, self.variant, self.training_seed)
+        path = Path("reports", self.profile, "metrics", f"{name}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         found = {"claims": {name: measured._asdict() for name, measured in claims.items()}} if claims else {}
         path.write_text(json.dumps(_without_nan({**metrics, **found}), indent=1, allow_nan=False) + "\n")
@@ -213,14 +201,14 @@ class Setup:
         figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
 
 
-def kept_folder(profile: str, stage: str, training: str = "") -> Path:
-    """Where a stage keeps what it has computed; ``training``: name of a training."""
-    return Path(".training", profile, "-".join(filter(None, (stage, training))))
-
-
 def training_name(variant: str, seed: int | None) -> str:
     """As in ``Train.trainings``; empty where there is no variant."""
     return f"{variant}-{seed}" if variant else ""
+
+
+def _stage_name(stage: str, variant: str, seed: int | None) -> str:
+    """Of the metrics and of the folder of what is kept: "evaluate", "train-ghn3-0"."""
+    return "-".join(filter(None, (stage, training_name(variant, seed))))
 
 
 def _placed(values: dict[str, Any]) -> dict[str, Any]:

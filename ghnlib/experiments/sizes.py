@@ -1,7 +1,5 @@
 """Accuracy without training against the size of networks (PPUDA Fig. 10), a part of the report on it."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """The report on architectures: statistics of the splits and of torchvision's networks, distances between splits."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """The report on the training of one hypernetwork."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import NamedTuple

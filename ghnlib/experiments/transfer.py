@@ -1,7 +1,5 @@
 """The report on transfer of networks to other classes or another dataset with few images (GHN-orth, GHN-3 Table 7)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,13 +14,7 @@ from ghnlib.architectures.architecture import Architecture
 from ghnlib.data.images import ImageSet
 from ghnlib.data.sources import ImageSplits
 from ghnlib.experiments.families import DEEPNETS, TrainedFamilies
-from ghnlib.experiments.pretraining import (
-    Family,
-    Learnt,
-    Source,
-    processings,
-    runs_from,
-)
+from ghnlib.experiments.pretraining import Family, Learnt, Source, processings, runs_from
 from ghnlib.experiments.setup import Setup
 from ghnlib.measuring.costs import flops, step_flops
 from ghnlib.measuring.kept import rows_kept
@@ -35,15 +27,7 @@ from ghnlib.reporting.statistics import (
     paired_interval,
     tables_over_trainings,
 )
-from ghnlib.training.networks import (
-    Accuracy,
-    Run,
-    best_settings,
-    grid_of,
-    initial_network,
-    run_all,
-    tune,
-)
+from ghnlib.training.networks import Accuracy, Run, best_settings, grid_of, initial_network, run_all, tune
 
 KINDS = {"convnext": "new-classes-convnext", "swin": "new-classes-swin"}
 """Part of the name of torchvision's networks -> the claim that predictions help them (GHN-3 Table 7)."""
@@ -51,13 +35,9 @@ KINDS = {"convnext": "new-classes-convnext", "swin": "new-classes-swin"}
 
 @dataclass(frozen=True)
 class Transferred(TrainedFamilies):
-    """Networks after training on few images of each target.
-
-    Attributes:
-        rows: also ``dataset``, the target.
-        tuned: (target, family) -> initialisation -> its setting, see ``tune``, and its ``Processing``.
-        name: the hypernetwork's variant.
-    """
+    """Networks after training on few images of each target. ``rows``: also ``dataset``, the target; ``tuned``: (target,
+    family) -> initialisation -> its setting, see ``tune``, and its ``Processing``; ``name``: the hypernetwork's
+    variant."""
 
     tuned: Mapping[tuple[str, str], Mapping[str, Mapping[str, object]]]
     name: str
@@ -119,8 +99,7 @@ class Transferred(TrainedFamilies):
         return self._each(_oracle_lead) if "trained" in self.at_end else {}
 
     def _each(self, measure: Callable[[pd.DataFrame], object]) -> dict[str, object]:
-        targets = self.at_end.groupby(level="dataset", sort=False)
-        return {dataset: measure(rows) for dataset, rows in targets}
+        return {dataset: measure(rows) for dataset, rows in self.at_end.groupby(level="dataset", sort=False)}
 
     @property
     def points(self) -> pd.DataFrame:
@@ -227,18 +206,18 @@ def transfer_networks(setup: Setup, source: Source, families: Mapping[str, Famil
 def _transfer_family(
     setup: Setup, source: Source, family: Family, target: ImageSplits, few: ImageSet
 ) -> tuple[pd.DataFrame, dict[str, dict[str, object]]]:
-    transfer, processes, folder = setup.transfer, setup.processes, setup.folder
+    transfer, kept = setup.transfer, setup.kept
     grid = grid_of(transfer.lrs, transfer.weight_decays)
     from_first = lambda *tuned: runs_from(setup, source, family.tuning, [setup.seed], target, *tuned)
-    tuned = tune(from_first(), grid, few, target.val, "initialisation", processes, folder)
+    tuned = tune(from_first(), grid, few, target.val, **kept)
     ways = [(how, from_first(tuned, dict.fromkeys(tuned, how))) for how in processings(setup)]
     tried = [replace(run, labels={**run.labels, **how})
              for how, runs in ways for run in runs if run.labels["initialisation"].endswith("-orth")]  # fmt: skip
-    scores = run_all(tried, few, Accuracy(target.val), (), processes, folder)
+    scores = run_all(tried, few, Accuracy(target.val), **kept)
     processing = best_settings(scores, "initialisation", ["orth_from", "noise"])
     runs = runs_from(setup, source, family.test, transfer.seeds, target, tuned, processing)
     measure, checkpoints = Accuracy(target.test, metrics=setup.metrics[1:]), (transfer.steps // 10, transfer.steps // 2)
-    rows = run_all(runs, few, measure, checkpoints, processes, folder)
+    rows = run_all(runs, few, measure, checkpoints, **kept)
     return rows, {name: {**setting, **processing.get(name, {})} for name, setting in tuned.items()}
 
 
@@ -249,12 +228,8 @@ BINS = np.linspace(-1, 1, 41)
 def correlations_by_start(setup: Setup, source: Source, learnt: Learnt) -> pd.DataFrame:
     """``channel_correlations`` of each network from each start before it is fine-tuned (GHN-orth Fig. 2),
     post-processed by the first of ``processings``: what is tuned may be another on another machine. Predicted
-    classification layers change none.
-
-    Returns:
-        Rows ``initialisation``, ``training``, ``network``, ``layer``, ``mean`` (of absolute values), ``deviation``,
-        ``counts`` (in ``BINS``).
-    """
+    classification layers change none. Rows ``initialisation``, ``training``, ``network``, ``layer``, ``mean`` (of
+    absolute values), ``deviation``, ``counts`` (in ``BINS``)."""
     runs = runs_from(setup, source, learnt, setup.transfer.seeds[: len(source.trainings)])
     tasks = [(run.labels, (run,)) for run in runs]
     return rows_kept(_correlations, tasks, (), **setup.kept).dropna(subset="layer")

@@ -1,7 +1,5 @@
 """What a hypernetwork predicts of a network, what not and why, in what time and with what norm."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -55,13 +53,7 @@ class Coverage:
 @torch.no_grad()
 def coverage(ghn: GHN, net: nn.Module, input_shape: tuple[int, ...] | None = None, *, example: Any = None) -> Coverage:
     """Predict a network's parameters and report on them. The network is not touched; it may be on the meta device.
-
-    Args:
-        input_shape, example: of the network's input; see ``Graph.from_module``.
-
-    Raises:
-        TraceError: the network cannot be traced.
-    """
+    ``input_shape``, ``example``: see ``Graph.from_module``. Raises TraceError if the network cannot be traced."""
     start = time.perf_counter()
     graph = ghn.graph_of(net, input_shape, example)
     traced = time.perf_counter()

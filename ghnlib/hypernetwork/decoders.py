@@ -3,8 +3,6 @@
 Shapes: n nodes decoded together, d hidden size, (M_o, M_i, S, S) the largest tensor decoded, C classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from math import ceil, prod
 from typing import NamedTuple
@@ -30,12 +28,9 @@ class Slice(NamedTuple):
 
 
 class ConvDecoder(nn.Module):
-    """Tensors with two or more axes (PPUDA appendix B.2): a linear layer makes a (4d, S, S) map, 1x1 convolutions
-    widen every position to M_o * M_i values. Only the channels and positions asked for are computed.
-
-    Args:
-        window: where a kernel smaller than S is read: "centre" (GHN-3) or "corner" (GHN-1, GHN-2).
-    """
+    """Tensors with two or more axes (PPUDA appendix B.2): a linear layer makes a (4d, S, S) map, 1x1 convolutions widen
+    every position to M_o * M_i values. Only the channels and positions asked for are computed. ``window``: where a
+    kernel smaller than S is read, "centre" (GHN-3) or "corner" (GHN-1, GHN-2)."""
 
     def __init__(self, hid: int, max_shape: tuple[int, int, int, int], num_classes: int, window: str):
         super().__init__()
@@ -211,10 +206,8 @@ def _token_positions(shape: tuple[int, ...], grid: Tensor) -> Tensor:
     grid = grid.flatten(3).transpose(2, 3)  # (n, 1, h * w, in)
     generator = torch.Generator().manual_seed(POSITION_SEED)
     extra = torch.randn(len(grid), 1, tokens - grid.shape[2], grid.shape[3], generator=generator) * 0.02
-    positions = torch.cat([extra.to(grid, non_blocking=True), grid], 2).transpose(
-        1, 3
-    )  # channels where ``tile`` repeats
-    return tile(positions, (width, tokens, 1)).transpose(1, 3)
+    positions = torch.cat([extra.to(grid, non_blocking=True), grid], 2)
+    return tile(positions.transpose(1, 3), (width, tokens, 1)).transpose(1, 3)  # ``tile`` repeats the first axes
 
 
 def positions(size: int, side: int, window: str) -> slice:
@@ -235,12 +228,8 @@ def resize(x: Tensor, kernel: tuple[int, int], side: int) -> Tensor:
 
 
 def tile(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Repeat whole blocks along the channel axes 1 and 2, then truncate: ``out[:, r] = x[:, r mod x.shape[1]]``.
-
-    Args:
-        x: (n, out, in, ...) or (n, out).
-        shape: the target (out, in, ...) or (out,); other axes must agree.
-    """
+    """Repeat whole blocks of (n, out, in, ...) or (n, out) along the channel axes 1 and 2 up to ``shape``, (out, in,
+    ...) or (out,), then truncate: ``out[:, r] = x[:, r mod x.shape[1]]``. Other axes must agree."""
     tiled = [axis for axis in range(len(x.shape[1:3])) if shape[axis] > x.shape[axis + 1]]
     for axis in reversed(tiled):
         copies = -(-shape[axis] // x.shape[axis + 1])

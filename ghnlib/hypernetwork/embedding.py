@@ -1,8 +1,7 @@
 """From nodes to their first states. Shapes: N nodes of all graphs of a meta-batch, d hidden size."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -12,14 +11,6 @@ from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import PRIMITIVES, Node, as_planes
 
 NO_SHAPE = -1
-
-
-def _channel_values(num_classes: int) -> np.ndarray:
-    return np.unique([1, 3, num_classes, *range(8, 64, 8), *range(64, 4096, 16), *range(4096, 8193, 32)])
-
-
-def _spatial_values(max_side: int) -> np.ndarray:
-    return np.unique([*range(1, max(12, max_side), 2), 14, 16])
 
 
 def _nearest(values: np.ndarray, largest: int) -> np.ndarray:
@@ -40,8 +31,9 @@ class NodeEmbedding(nn.Module):
         primitives: Sequence[str] = (),
     ):  # fmt: skip
         super().__init__()
-        self.channels = channels = _channel_values(num_classes)
-        sides = _spatial_values(max_side)
+        wide = *range(64, 4096, 16), *range(4096, 8193, 32)
+        self.channels = channels = np.unique([1, 3, num_classes, *range(8, 64, 8), *wide])
+        sides = np.unique([*range(1, max(12, max_side), 2), 14, 16])
         self.primitives = (*PRIMITIVES, *primitives)
         self.op = nn.Embedding(len(self.primitives), hid)
         self.shapes, self.anytime = shapes, anytime
@@ -57,7 +49,7 @@ class NodeEmbedding(nn.Module):
         self._spatial_row[2] = np.searchsorted(sides, 3)
 
     @torch.no_grad()
-    def take_channels(self, other: NodeEmbedding) -> None:
+    def take_channels(self, other: Self) -> None:
         """Take over the rows of another's channel table by the number of channels that they stand for: a number of
         classes that one of the two tables has alone moves the rows above it."""
         rows = {value: row for row, value in enumerate([*other.channels, NO_SHAPE])}
@@ -80,19 +72,12 @@ class NodeEmbedding(nn.Module):
             ops = ops + self.exit(rows([int(node.exit) for node in nodes]))
         if not self.shapes:
             return ops
-        shapes = np.array([_four_dimensional(node) for node in nodes])
-        channel, spatial = self._rows(shapes)
-        channel = self.channel(rows(channel)).flatten(1)
-        spatial = self.spatial(rows(spatial)).flatten(1)
-        return ops + torch.cat([channel, spatial], 1)
-
-    def _rows(self, shapes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        channel = self._channel_row[shapes[:, :2].clip(0, 8192)]
-        spatial = self._spatial_row[shapes[:, 2:].clip(0, 16)]
-        missing = shapes[:, :2] == NO_SHAPE
-        channel[missing] = self.channel.num_embeddings - 1
-        spatial[missing] = self.spatial.num_embeddings - 1
-        return channel, spatial
+        shapes, features = np.array([_four_dimensional(node) for node in nodes]), []
+        tables = (self.channel, self._channel_row, shapes[:, :2]), (self.spatial, self._spatial_row, shapes[:, 2:])
+        for table, row_of, sizes in tables:
+            own = np.where(sizes == NO_SHAPE, table.num_embeddings - 1, row_of[sizes.clip(0, len(row_of) - 1)])
+            features.append(table(rows(own)).flatten(1))
+        return ops + torch.cat(features, 1)
 
 
 def _four_dimensional(node: Node) -> tuple[int, int, int, int]:

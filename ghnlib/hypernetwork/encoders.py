@@ -3,8 +3,6 @@
 Shapes: B graphs, n nodes of one graph, N = sum of n, d hidden size, k heads, P = largest n.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

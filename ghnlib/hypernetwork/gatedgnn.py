@@ -82,9 +82,8 @@ class GatedGNN(nn.Module):
 
     def _together(self, x: Tensor, distances: Tensor, message: Tensor | None) -> Tensor:
         """All steps in which every node of (N, d) is updated at once."""
-        weights = _Sweep(distances + distances.T, np.zeros(len(x), int), self.config.virtual_edges).weights.to(
-            x, non_blocking=True
-        )
+        sweep = _Sweep(distances + distances.T, np.zeros(len(x), int), self.config.virtual_edges)
+        weights = sweep.weights.to(x, non_blocking=True)
         received = torch.zeros_like(x)
         if message is not None:
             received[~(distances == 1).any(0)] = message
@@ -102,16 +101,8 @@ class GatedGNN(nn.Module):
         received = torch.zeros_like(x)
         if message is not None:
             received = torch.cat([message.expand(sweep.sizes[0], -1), received[sweep.sizes[0] :]])
-        states = _Levels.apply(
-            x,
-            bias,
-            new,
-            received,
-            gru.weight_ih,
-            *self._message_layers(),
-            sweep.weights.to(x, non_blocking=True),
-            sweep.sizes,
-        )
+        weights = sweep.weights.to(x, non_blocking=True)
+        states = _Levels.apply(x, bias, new, received, gru.weight_ih, *self._message_layers(), weights, sweep.sizes)
         return states[sweep.inverse.to(x.device, non_blocking=True)]
 
     def _message_layers(self) -> list[Tensor]:
@@ -159,13 +150,8 @@ def cells_of(graph: Graph) -> list[tuple[np.ndarray, Graph]]:
 
 
 class _Sweep:
-    """What one direction needs: nodes sorted by level and the weights of messages between them.
-
-    Args:
-        distances: (N, N), sender x receiver.
-        levels: (N,) of each node.
-        virtual: whether there are messages along virtual edges, weighted by 1 / distance.
-    """
+    """What one direction needs: nodes sorted by their ``levels`` (N,) and the weights of messages between them, by
+    ``distances`` (N, N), sender x receiver; those along virtual edges by 1 / distance."""
 
     def __init__(self, distances: Tensor, levels: np.ndarray, virtual: bool):
         self.sizes = np.bincount(levels).tolist()

@@ -3,8 +3,6 @@
 Shapes: n nodes decoded together, d hidden size, r rank, (M_o, M_i, S, S) the largest tensor, K = max(M_o, M_i) * S.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import pi

@@ -1,7 +1,5 @@
 """Hypernetworks from files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
@@ -18,12 +16,8 @@ Net = TypeVar("Net", bound=nn.Module)
 def load_pretrained(
     build: Callable[[GHNConfig], Net], source: str | Path, overrides: Mapping[str, Any], hub: Mapping[str, Any]
 ) -> Net:
-    """A hypernetwork in evaluation mode, see ``GHN.from_pretrained``.
-
-    Args:
-        build: from a configuration to a hypernetwork.
-        overrides: fields of the configuration. hub: arguments of ``hf_hub_download``.
-    """
+    """A hypernetwork in evaluation mode, see ``GHN.from_pretrained``. ``build``: from a configuration to a
+    hypernetwork; ``overrides``: fields of the configuration; ``hub``: arguments of ``hf_hub_download``."""
     path = locate(source, **hub)
     stored, state = read_checkpoint(path)
     config = GHNConfig(**{**stored, **overrides})

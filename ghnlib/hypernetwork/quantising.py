@@ -1,7 +1,5 @@
 """Predicted weights rounded to few bits, as networks on small devices store them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Writing predicted parameters into a network: which may be written, all or none, and what is reported."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -57,11 +55,8 @@ class Prediction(NamedTuple):
 
 
 def write(predictions: Sequence[Prediction], batch_norm: Tensor | Iterable | None = None) -> list[InitializationReport]:
-    """Write into all networks, or into none if anything is wrong. ``batch_norm``: see ``GHN.initialize``.
-
-    Raises:
-        ValueError: a value does not fit its parameter, or all that could be written is frozen.
-    """
+    """Write into all networks, or into none if anything is wrong. ``batch_norm``: see ``GHN.initialize``. Raises
+    ValueError if a value does not fit its parameter, or all that could be written is frozen."""
     chosen = [_chosen(prediction) for prediction in predictions]
     with ExitStack() as stack:
         for net, _, _ in predictions if batch_norm is not None else ():
@@ -88,12 +83,8 @@ def names_of(net: nn.Module) -> dict[nn.Parameter, list[str]]:
 
 def protected(net: nn.Module, only: Patterns = None, exclude: Patterns = None) -> dict[str, str]:
     """Names of the parameters that are not to be written -> why. A parameter goes by any of its names, and by that of
-    the weight that is computed from it, which is not written unless all of its parts may be.
-
-    Raises:
-        TypeError: not a network.
-        ValueError: a pattern that no name matches, or a network on the meta device.
-    """
+    the weight that is computed from it, which is not written unless all of its parts may be. Raises TypeError for what
+    is no network, ValueError for a pattern that no name matches or a network on the meta device."""
     if not isinstance(net, nn.Module):
         raise TypeError(f"initialize writes into networks, not into {type(net).__name__}: predict returns parameters")
     if any(parameter.is_meta for parameter in net.parameters()):

@@ -1,7 +1,5 @@
 """Figures of reports: one look, numbers, captions."""
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 import seaborn as sns
 from IPython.display import Markdown, display
@@ -9,11 +7,8 @@ from matplotlib.figure import Figure
 
 
 class Figures:
-    """Figures of a report, numbered in the order in which they are shown ("Figure 3.2"); it sets their look.
-
-    Args:
-        report: number of the notebook.
-    """
+    """Figures of the report of this number, numbered in the order in which they are shown ("Figure 3.2"); it sets their
+    look."""
 
     def __init__(self, report: int):
         self.report, self.count = report, 0

@@ -1,8 +1,6 @@
 """What reports show: tables with the papers' numbers beside ours, claims as cards."""
 
-from __future__ import annotations
-
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from html import escape
 from math import isnan
@@ -99,15 +97,10 @@ def _read(name: str) -> dict:
 
 
 def show(table: pd.DataFrame, *columns: str) -> None:
-    """Display a table, blank where there is nothing, with columns of ``published`` behind ours.
-
-    A row of several keys, ("ghn2", "test"), is published as "ghn2, test".
-
-    Raises:
-        KeyError: nothing of this name is published.
-        ValueError: the table has a column of the same title.
-    """
-    rows = [_row_name(key) for key in table.index]
+    """Display a table, blank where there is nothing, with columns of ``published`` behind ours. A row of several keys,
+    ("ghn2", "test"), is published as "ghn2, test". Raises KeyError if nothing of this name is published, ValueError if
+    the table has a column of the same title."""
+    rows = [", ".join(map(str, key)) if isinstance(key, tuple) else key for key in table.index]
     for column in map(published, columns):
         if column.name in table.columns:
             raise ValueError(f"the table has two columns {column.name!r}: give one another title")
@@ -125,35 +118,25 @@ def _readable(column: pd.Series) -> pd.Series:
     return column.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}", regex=True)
 
 
-def _row_name(key: Hashable) -> Hashable:
-    return ", ".join(map(str, key)) if isinstance(key, tuple) else key
-
-
 def look_of(verdict: str) -> Look:
     """Sign and colours of a verdict."""
     return next(look for start, look in LOOKS.items() if verdict.startswith(start))
-
-
-def colour_of(verdict: str) -> str:
-    """The background of a verdict."""
-    return look_of(verdict).background
 
 
 def coloured(table: pd.DataFrame, caption: str = "") -> Styler:
     """A table with its column ``verdict`` first and coloured, numbers with three digits, blank where there is none."""
     table = table[["verdict", *table.columns.drop("verdict")]]
     numbers = list(table.select_dtypes("number"))
-    styler = table.style.map(lambda verdict: f"background-color: {colour_of(verdict)}; color: #222", subset=["verdict"])
+    styler = table.style.map(
+        lambda verdict: f"background-color: {look_of(verdict).background}; color: #222", subset=["verdict"]
+    )
     styler = styler.set_properties(subset=list(table.columns.difference(numbers)), **{"text-align": "left"})
     return styler.format("{:.3g}", subset=numbers, na_rep="").hide().set_caption(caption)
 
 
 def show_claims(claims: Mapping[str, Measured]) -> None:
-    """Display claims as cards: the sentence, the paper's number, ours with its interval and n, the verdict.
-
-    Args:
-        claims: id of a claim (a key of claims.yaml, or "key/what it is of") -> what was measured.
-    """
+    """Display claims as cards: the sentence, the paper's number, ours with its interval and n, the verdict. ``claims``:
+    id of a claim (a key of claims.yaml, or "key/what it is of") -> what was measured."""
     display(Cards(claims))
 
 

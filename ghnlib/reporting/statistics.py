@@ -1,10 +1,8 @@
 """Numbers with their 95 % intervals, and the verdict on the claim that such a number is above 0."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from math import hypot, isnan, nan
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -25,7 +23,7 @@ class Measured(NamedTuple):
     n: int | None = None
     trainings: int | None = None
 
-    def over(self, other: Measured) -> Measured:
+    def over(self, other: Self) -> Self:
         """The difference, its interval that of independent estimates (MOVER, Zou 2007): wide if they share networks."""
         value = self.value - other.value
         low = value - hypot(self.value - self.low, other.high - other.value)
@@ -145,16 +143,12 @@ def tau_of(tau: float, n: int) -> Measured:
 
 
 def rank_correlations(scores: pd.DataFrame, accuracy: Sequence[float], top: int | None = None) -> pd.DataFrame:
-    """Agreement of scores with accuracies after training (GHN-3 Table 13, GHN 2018 Table 3).
+    """Agreement of scores, one row an architecture, one column a method, with accuracies of the same architectures
+    after training (GHN-3 Table 13, GHN 2018 Table 3). Missing values are left out. ``top``: only among so many
+    architectures with the highest accuracy.
 
-    Args:
-        scores: one row an architecture, one column a method; missing values are left out.
-        accuracy: of the same architectures, trained.
-        top: only among so many architectures with the highest accuracy.
-
-    Returns:
-        One row a method: ``n``, Kendall's ``tau`` with the bounds of its interval, ``low`` and ``high``, and Pearson's
-        ``r``; not a number for fewer than 3 architectures, the bounds for fewer than 5.
+    One row a method: ``n``, Kendall's ``tau`` with the bounds of its interval, ``low`` and ``high``, and Pearson's
+    ``r``; not a number for fewer than 3 architectures, the bounds for fewer than 5.
     """
     table = scores.assign(accuracy=list(accuracy))
     if top is not None:
@@ -171,11 +165,8 @@ def rank_correlations(scores: pd.DataFrame, accuracy: Sequence[float], top: int 
 
 def top_against_random(score: Sequence[float], accuracy: Sequence[float], k: int, seed: int) -> dict[str, float]:
     """Random search with a surrogate: trained accuracy of the k highest scores against k architectures at random.
-
-    Returns:
-        ``n``: k; ``top``, mean accuracy of the k best by score; ``random``, of all; ``lead`` of the top, with bounds
-        ``low`` and ``high``: what remains of it against 95 % of 10,000 random choices of k (GHN 2018 Table 1).
-    """
+    ``n``: k; ``top``, mean accuracy of the k best by score; ``random``, of all; ``lead`` of the top, with bounds
+    ``low`` and ``high``: what remains of it against 95 % of 10,000 random choices of k (GHN 2018 Table 1)."""
     accuracy = np.asarray(accuracy, dtype=float)
     top = accuracy[np.argsort(np.asarray(score), kind="stable")[::-1][:k]].mean()
     rng = np.random.default_rng(seed)

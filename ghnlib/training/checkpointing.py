@@ -1,7 +1,5 @@
 """Files of a training that survive a kill: checkpoints, history."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import zipfile

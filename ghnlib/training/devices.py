@@ -1,7 +1,5 @@
 """Where computations run: on a GPU or on cores."""
 
-from __future__ import annotations
-
 import os
 
 import torch
@@ -11,11 +9,8 @@ from ghnlib.training.checkpointing import TrainingError
 
 def device_of(choice: str) -> torch.device:
     """Where images, networks and hypernetworks are. ``choice``: the key ``device`` of params.yaml; auto is a GPU where
-    torch finds one. Processes that torchrun has started on one node have a GPU each.
-
-    Raises:
-        TrainingError: there is no GPU, or a node has more processes than GPUs.
-    """
+    torch finds one. Processes that torchrun has started on one node have a GPU each. Raises TrainingError if there is
+    no GPU, or a node has more processes than GPUs."""
     if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -1,7 +1,5 @@
 """The history of a training as events for TensorBoard."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +9,8 @@ from ghnlib.training.checkpointing import TrainingError
 
 def event_log(folder: Path) -> Callable[[dict[str, float]], None]:
     """A ``log`` for ``train_ghn`` that writes each number of a row as a scalar. Resumed, a training goes on with its
-    first row: what a process that was killed has written from that step on no longer counts.
-
-    Raises:
-        TrainingError: tensorboard is not installed.
-    """
+    first row: what a process that was killed has written from that step on no longer counts. Raises TrainingError if
+    tensorboard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter  # an optional dependency
     except ImportError as error:

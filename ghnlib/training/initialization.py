@@ -1,8 +1,6 @@
 """Initial parameters of a network before it is trained, by name: random, orthogonal, predicted and post-processed,
 baselines that show what a prediction owes to its graph, and learned scales."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,23 +18,22 @@ from ghnlib.training.learned_scales import gradinit, learn_scales, nio
 
 NOISE = 1e-5
 """Scale of the noise on predicted parameters (GHN-3 appendix)."""
-NOISE_BEFORE_ORTH = 3e-5
-"""The same before orthogonal post-processing (GHN-orth section 4)."""
 
 
 @dataclass(frozen=True)
 class Sources:
     """What initialisations draw on. ``seed``: of noise, shuffling, He's numbers and the order of images; ``ghn``,
     ``graph``: the hypernetwork and the network's graph; ``parameters``: values by name, instead of their prediction;
-    ``peers``: graphs whose predictions are averaged; ``orth_from``: of GHN-orth, see ``orthogonalize``; ``images``,
-    ``held_out``, ``steps``, ``batch_size``: training and validation images of GradInit and NIO, and how many steps they
-    take at most."""
+    ``peers``: graphs whose predictions are averaged; ``orth_from``, ``noise``: of GHN-orth, see ``orthogonalize`` and
+    ``add_noise``; ``images``, ``held_out``, ``steps``, ``batch_size``: training and validation images of GradInit and
+    NIO, and how many steps they take at most."""
 
     seed: int = 0
     ghn: GHN | None = None
     graph: Graph | None = None
     peers: Sequence[Graph] = ()
     orth_from: float = 0.0
+    noise: float = 3e-5
     images: ImageSet | None = None
     held_out: ImageSet | None = None
     steps: int = 100
@@ -53,12 +50,9 @@ class Sources:
 
 @torch.no_grad()
 def initialize(name: str, net: nn.Module, sources: Sources) -> None:
-    """Initialise a network, fresh from its constructor, in place. ``name``: a key of ``INITIALIZATIONS``.
-
-    Raises:
-        ValueError: an unknown name, or ``sources`` lack what the initialisation needs.
-        DataError: given parameters do not fit the network.
-    """
+    """Initialise a network, fresh from its constructor, in place. ``name``: a key of ``INITIALIZATIONS``. Raises
+    ValueError for an unknown name, or if ``sources`` lack what it needs, DataError if given parameters do not fit the
+    network."""
     if name not in INITIALIZATIONS:
         raise ValueError(f"unknown initialisation {name!r}; known: {', '.join(INITIALIZATIONS)}")
     apply, needs = INITIALIZATIONS[name]
@@ -79,21 +73,24 @@ def he(net: nn.Module, sources: Sources) -> None:
                 layer.bias.zero_()
 
 
-def predicted(net: nn.Module, sources: Sources, noise: float = 0.0, orthogonal: bool = False) -> None:
-    """Predicted parameters, with noise (GHN-3 appendix) and orthogonal post-processing (GHN-orth section 3)."""
-    _write(dict(net.named_parameters()), sources.prediction)
-    start = sources.orth_from if orthogonal else 0.0
-    if noise:
-        add_noise(net, noise, torch.Generator().manual_seed(sources.seed), start)
-    if orthogonal:
-        orthogonalize(net, start)
+def predicted_noisy(net: nn.Module, sources: Sources) -> None:
+    """Predicted parameters with noise (GHN-3 appendix)."""
+    _write(net, sources.prediction)
+    add_noise(net, NOISE, torch.Generator().manual_seed(sources.seed))
+
+
+def predicted_orthogonal(net: nn.Module, sources: Sources) -> None:
+    """Predicted parameters with noise and orthogonal post-processing, both from a layer on (GHN-orth eq. 1 and 2)."""
+    _write(net, sources.prediction)
+    add_noise(net, sources.noise, torch.Generator().manual_seed(sources.seed), sources.orth_from)
+    orthogonalize(net, sources.orth_from)
 
 
 def predicted_perturbed(net: nn.Module, sources: Sources) -> None:
     """Predicted parameters with N(0, (half of the tensor's deviation)^2) added: as good if spread alone counts."""
     generator = torch.Generator().manual_seed(sources.seed)
     noise = lambda value: 0.5 * value.std(correction=0) * torch.randn(value.shape, generator=generator).to(value)
-    _write(dict(net.named_parameters()), {name: value + noise(value) for name, value in sources.prediction.items()})
+    _write(net, {name: value + noise(value) for name, value in sources.prediction.items()})
 
 
 def predicted_mean(net: nn.Module, sources: Sources) -> None:
@@ -103,14 +100,15 @@ def predicted_mean(net: nn.Module, sources: Sources) -> None:
     for peer in sources.peers:
         values = sources.ghn.predict(peer)
         for key, name in _tensors(peer):
-            found.setdefault(key, []).extend([values[name]] if name in values else [])
-    means = {name: torch.stack(found[key]).mean(0) for key, name in _tensors(sources.graph) if found.get(key)}
-    _write(dict(net.named_parameters()), means)
+            if name in values:
+                found.setdefault(key, []).append(values[name])
+    means = {name: torch.stack(found[key]).mean(0) for key, name in _tensors(sources.graph) if key in found}
+    _write(net, means)
 
 
 def predicted_shuffled(net: nn.Module, sources: Sources) -> None:
     """Predictions for a graph that is not the network's, see ``shuffle``."""
-    _write(dict(net.named_parameters()), sources.ghn.predict(shuffle(sources.graph, sources.seed)))
+    _write(net, sources.ghn.predict(shuffle(sources.graph, sources.seed)))
 
 
 def shuffle(graph: Graph, seed: int) -> Graph:
@@ -128,7 +126,8 @@ def _learned(net: nn.Module, sources: Sources, objective: Callable) -> None:
     learn_scales(net, objective, islice(batches, sources.steps), next(held_out))
 
 
-def _write(own: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+def _write(net: nn.Module, values: dict[str, Tensor]) -> None:
+    own = dict(net.named_parameters())
     for name, value in values.items():
         if name not in own or own[name].shape != value.shape:
             there = tuple(own[name].shape) if name in own else "no such parameter"
@@ -204,9 +203,9 @@ INITIALIZATIONS: dict[str, tuple[Callable[[nn.Module, Sources], None], tuple[str
     "orthogonal": (lambda net, sources: orthogonalize(net), ()),
     "gradinit": (partial(_learned, objective=gradinit), ("images", "held_out")),
     "nio": (partial(_learned, objective=nio), ("images", "held_out")),
-    "ghn": (predicted, _PREDICTED),
-    "ghn-noise": (partial(predicted, noise=NOISE), _PREDICTED),
-    "ghn-orth": (partial(predicted, noise=NOISE_BEFORE_ORTH, orthogonal=True), _PREDICTED),
+    "ghn": (lambda net, sources: _write(net, sources.prediction), _PREDICTED),
+    "ghn-noise": (predicted_noisy, _PREDICTED),
+    "ghn-orth": (predicted_orthogonal, _PREDICTED),
     "ghn-perturbed": (predicted_perturbed, _PREDICTED),
     "ghn-mean": (predicted_mean, (*_GHN, "peers")),
     "ghn-shuffled": (predicted_shuffled, _GHN),

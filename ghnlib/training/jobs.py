@@ -1,7 +1,5 @@
 """Trainings of hypernetworks as params.yaml describes them, in one or more processes."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -70,12 +68,8 @@ def train_variant(job: Job) -> GHN:
     splits = [architectures_of(job.deepnets, split, images.side, len(images.classes), job.seed,
                                widths=job.recipe.widths if split == "train" else None)
               for split in ("train", "val")]  # fmt: skip
-    about = {
-        "seed": job.seed,
-        "classes": job.classes,
-        "data": job.data.learnt_from,
-        "deepnets": job.deepnets.model_dump(include={"scale", "path", "train_pool"}),
-    }
+    about = {"seed": job.seed, "classes": job.classes, "data": job.data.learnt_from}
+    about["deepnets"] = job.deepnets.model_dump(include={"scale", "path", "train_pool"})
     if job.start_from is not None:
         with locate(job.start_from).open("rb") as file:
             about["start"] = hashlib.file_digest(file, "blake2b").hexdigest()
@@ -90,11 +84,8 @@ def train_variant(job: Job) -> GHN:
 
 
 def architecture_of(start_from: str, stated: Mapping[str, object]) -> GHNConfig:
-    """The architecture of a hypernetwork to start from. ``stated``: fields of ``GHNConfig`` that it should have.
-
-    Raises:
-        TrainingError: it has others. CheckpointError: it cannot be read.
-    """
+    """The architecture of a hypernetwork to start from. ``stated``: fields of ``GHNConfig`` that it should have. Raises
+    TrainingError if it has others, CheckpointError if it cannot be read."""
     config = GHNConfig(**read_checkpoint(locate(start_from))[0])
     if wrong := [key for key, value in stated.items() if getattr(config, key) != value]:
         theirs, ours = (", ".join(f"{key}={of(key)}" for key in wrong) for of in (config.__getattribute__, stated.get))

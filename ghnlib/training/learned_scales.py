@@ -4,8 +4,6 @@ Their objectives map a loss (a function of parameters, images and labels), param
 labels (B,) to whether a gradient of the loss is larger than ``GAMMA``, and what is to be minimised: then its norm.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 
@@ -29,17 +27,27 @@ def learn_scales(
 ) -> int:
     """Multiply every parameter tensor, in place, by a scale that lowers ``objective`` (GradInit algorithm 1, NIO
     algorithm 2): one step of Adam with rate ``lr`` for each batch, until the objective converges on a batch of held-out
-    images, is not finite, or batches end. The scales are those with the lowest objective there.
-
-    Returns:
-        How many steps were taken.
-    """
+    images, is not finite, or batches end. The scales are those with the lowest objective there. Returns how many steps
+    were taken."""
     initial = {name: p.detach().clone() for name, p in net.named_parameters()}
     scales = {name: torch.ones((), device=p.device, requires_grad=True) for name, p in initial.items()}
-    optimizer, loss, lowest, steps = torch.optim.Adam(scales.values(), lr), loss_of(net), _Lowest(scales), 0
+    optimizer, loss, steps = torch.optim.Adam(scales.values(), lr), loss_of(net), 0
     value_on = lambda batch: objective(loss, {name: scales[name] * p for name, p in initial.items()}, *batch)
+    copied = lambda: {name: scale.detach().clone() for name, scale in scales.items()}
+    best, lowest, waited = copied(), (True, math.inf), 0
+
+    def converged() -> bool:
+        nonlocal best, lowest, waited
+        constrained, value = value_on(held_out)
+        # one that respects the bound of the norm is lower than any other
+        if value.isfinite() and (constrained, value.item() + GAIN) < lowest:
+            best, lowest, waited = copied(), (constrained, value.item()), 0
+        else:
+            waited += 1
+        return waited >= PATIENCE
+
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-        lowest.look(*value_on(held_out))
+        converged()
         for steps, batch in enumerate(batches, start=1):
             _, value = value_on(batch)
             if not value.isfinite():
@@ -49,33 +57,13 @@ def learn_scales(
             optimizer.step()
             with torch.no_grad():
                 torch._foreach_clamp_min_(list(scales.values()), SMALLEST)
-            if steps % EVERY == 0 and lowest.look(*value_on(held_out)):
+            if steps % EVERY == 0 and converged():
                 break
-        lowest.look(*value_on(held_out))
+        converged()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
-            parameter.mul_(lowest.scales[name])
+            parameter.mul_(best[name])
     return steps
-
-
-class _Lowest:
-    """The scales with the lowest objective so far; one that respects the bound of the norm is lower than any other."""
-
-    def __init__(self, scales: dict[str, Tensor]):
-        self.now, self.value, self.waited = scales, (True, math.inf), 0
-        self._keep()
-
-    def _keep(self) -> None:
-        self.scales = {name: scale.detach().clone() for name, scale in self.now.items()}
-
-    def look(self, constrained: bool, value: Tensor) -> bool:
-        """At the objective with the scales of now. Returns whether it has converged."""
-        if value.isfinite() and (constrained, value.item() + GAIN) < self.value:
-            self.value, self.waited = (constrained, value.item()), 0
-            self._keep()
-        else:
-            self.waited += 1
-        return self.waited >= PATIENCE
 
 
 def loss_of(net: nn.Module) -> Callable[..., Tensor]:

@@ -4,8 +4,6 @@ Every random choice is a function of the seed and the step, so a checkpoint hold
 continues exactly from any step, and on any number of processes up to the order of sums.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import random
@@ -96,11 +94,9 @@ def meta_batches(
     ahead: int = 0,
     extra: Sequence[Architecture] = (),
 ) -> Iterator[tuple[list[Architecture], int]]:
-    """What ``sample_meta_batch`` returns, one after the other from a position on.
-
-    With ``ahead`` > 0 a thread samples so many beforehand and prepares their architectures, in the same order. Its
-    errors are raised in their turn; it ends when the iterator is closed.
-    """
+    """What ``sample_meta_batch`` returns, one after the other from a position on. With ``ahead`` > 0 a thread samples
+    so many beforehand and prepares their architectures, in the same order. Its errors are raised in their turn; it ends
+    when the iterator is closed."""
 
     def following() -> tuple[list[Architecture], int]:
         nonlocal position

@@ -1,7 +1,5 @@
 """Memory that a training needs on its device, told beforehand: shapes alone are computed, nothing is allocated."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch
@@ -34,13 +32,10 @@ def saved_bytes(function: Callable[[], object]) -> int:
 
 
 def training_bytes(ghn: GHN, recipe: Recipe, architectures: Sequence[Architecture], data: Tensor) -> dict[str, int]:
-    """What training steps with these architectures and data (of any batch size) need, by part; kernels' workspaces and
-    what the allocator holds in reserve come on top, half precision saves up to half of the activations.
-
-    Returns:
-        ``hypernetwork`` (parameters, gradients, Adam's states), ``predictions`` (of the networks predicted together:
-        what the backward pass reads, the parameters and their gradients), ``network`` (activations of the largest).
-    """
+    """What training steps with these architectures and data (of any batch size) need, by part: ``hypernetwork``
+    (parameters, gradients, Adam's states), ``predictions`` (of the networks predicted together: what the backward pass
+    reads, the parameters and their gradients), ``network`` (activations of the largest). Kernels' workspaces and what
+    the allocator holds in reserve come on top, half precision saves up to half of the activations."""
     with torch.device("meta"):
         shadow = GHN(ghn.config)
     together = PREDICTED_TOGETHER if ghn.config.batching == "aligned" else recipe.meta_batch
@@ -57,9 +52,8 @@ def training_bytes(ghn: GHN, recipe: Recipe, architectures: Sequence[Architectur
 
 def describe(parts: dict[str, int]) -> str:
     """In one line, in GiB."""
-    gib = {name: f"{size / 2**30:.2f}" for name, size in parts.items()}
-    total = f"{sum(parts.values()) / 2**30:.2f}"
-    return f"memory: about {total} GiB ({', '.join(f'{name} {size}' for name, size in gib.items())})"
+    by_part = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
+    return f"memory: about {sum(parts.values()) / 2**30:.2f} GiB ({by_part})"
 
 
 def _prediction_bytes(ghn: GHN, architectures: Sequence[Architecture]) -> int:

@@ -1,13 +1,12 @@
 """Ordinary training of single networks, from random, orthogonal or predicted parameters."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle, pairwise, product
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -108,17 +107,11 @@ def train_network(
     checkpoints: Sequence[int] = (),
     log: Callable[[float], object] = lambda loss: None,
 ) -> dict[int, object]:
-    """Train a network and measure it at ``checkpoints`` (numbers of steps, 0 = untrained) and at the end.
-
-    Args:
-        log: called with the training loss of each step.
-
-    Returns:
-        Step -> what ``measure`` returned. After a loss or gradient that is not finite, the remaining values are None.
-    """
-    own = {"momentum": recipe.momentum} if recipe.optimizer == "sgd" else {}
-    make = torch.optim.SGD if recipe.optimizer == "sgd" else OPTIMIZERS[recipe.optimizer]
-    optimizer = make(net.train().parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True, **own)
+    """Train a network and measure it at ``checkpoints`` (numbers of steps, 0 = untrained) and at the end. ``log`` is
+    called with the training loss of each step. Returns step -> what ``measure`` returned: None after a loss or gradient
+    that is not finite."""
+    make = {"sgd": partial(torch.optim.SGD, momentum=recipe.momentum), **OPTIMIZERS}[recipe.optimizer]
+    optimizer = make(net.train().parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     factor = SCHEDULES[recipe.schedule]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step / max(1, recipe.steps)))
     wanted = sorted({*(c for c in checkpoints if c <= recipe.steps), recipe.steps})
@@ -241,21 +234,16 @@ def grid_of(lrs: Mapping[str, Sequence[float]], weight_decays: Sequence[float]) 
 
 
 def tune(
-    runs: Sequence[Run], grid: Sequence[Mapping[str, object]], train: ImageSet, val: ImageSet, group: str,
-    processes: int = 1, folder: str | Path | None = None,
-) -> dict[object, dict[str, object]]:  # fmt: skip
-    """For each value of label ``group`` the setting with the best mean accuracy on validation images.
-
-    Every group tries the same settings, so that each side has the same tuning budget. A run that diverges counts as 0.
-
-    Args:
-        grid: fields of the recipe that differ, see ``grid_of``.
-    """
+    runs: Sequence[Run], grid: Sequence[Mapping[str, object]], train: ImageSet, val: ImageSet, **kept: Any
+) -> dict[object, dict[str, object]]:
+    """For each label ``initialisation`` the setting of the ``grid`` (see ``grid_of``) with the best mean accuracy on
+    validation images. All try the same settings, so that each side has the same tuning budget; a run that diverges
+    counts as 0. ``kept``: ``processes`` and ``folder`` of ``run_all``."""
     tried = [replace(run, recipe=replace(run.recipe, **setting)) for run in runs for setting in grid]
-    results = run_all(tried, train, Accuracy(val), processes=processes, folder=folder)
+    results = run_all(tried, train, Accuracy(val), **kept)
     for name in diverged(results):
         print(f"diverged, counted as 0%: {name}", flush=True)
-    return best_settings(results, group, list(grid[0]))
+    return best_settings(results, "initialisation", list(grid[0]))
 
 
 def best_settings(
@@ -278,21 +266,14 @@ def initial_runs(
     class_layers: ClassLayers = True,
     given: Mapping[str, Sequence[dict[str, Tensor]]] | None = None,
 ) -> list[Run]:
-    """Runs of each architecture and seed from random, orthogonal and predicted parameters, these with GHN-3's noise.
+    """Runs of each architecture and seed from random, orthogonal and predicted parameters, these with GHN-3's noise,
+    labelled ``initialisation`` ("random", "orthogonal", a name) and ``network`` (index).
 
-    Args:
-        hypernetworks: by name, of each its trainings: the i-th seed's runs start from what the i-th predicts, or in
-            turn if there are more seeds.
-        tuned: fields of the recipe that differ, by initialisation, as ``tune`` finds them.
-        class_layers: whether classification layers are predicted, "resize": of other classes too; if not, they are
-            random.
-        given: further initialisations by name: parameters of the first architectures, by name.
-
-    Returns:
-        Runs labelled ``initialisation`` ("random", "orthogonal", a name) and ``network`` (index).
-
-    Raises:
-        DataError: classification layers are to be predicted for another number of classes than a hypernetwork's.
+    Of each hypernetwork the i-th seed's runs start from what its i-th training predicts, or in turn if there are more
+    seeds. ``tuned``: fields of the recipe that differ, by initialisation, as ``tune`` finds them; ``class_layers``:
+    whether classification layers are predicted, "resize": of other classes too, or random; ``given``: further
+    initialisations by name, parameters of the first architectures. Raises DataError if classification layers are to be
+    predicted for another number of classes than a hypernetwork's.
     """
     predicted = {name: [_predict(name, ghn, architectures, class_layers) for ghn in trainings]
                  for name, trainings in hypernetworks.items()}  # fmt: skip

@@ -1,7 +1,5 @@
 """What falls to this process of what several do together, under torch.distributed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 

@@ -5,12 +5,7 @@ parameters, and one backward pass through the hypernetwork follows. Peak memory 
 and ``PREDICTED_TOGETHER`` predictions, not of the meta-batch, and the gradients are those of the joint backward pass.
 Under torch.distributed every rank takes its share of each meta-batch, all with the same images, and gradients are
 averaged (GHN-3 appendix).
-
-Every random choice is a function of the seed and the step, so a checkpoint holds no random state: training
-continues exactly from any step, and on any number of processes up to the order of sums.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence

@@ -16,13 +16,6 @@ from torchvision.models import resnet18, vgg11
 from ghnlib.architectures.vision import NamedNetwork
 from ghnlib.data.images import DataError
 from ghnlib.experiments import detection
-from ghnlib.experiments.detection import (
-    Detected,
-    average_precision,
-    detect,
-    detect_from_each,
-    feature_layers,
-)
 from ghnlib.experiments.pretraining import Source
 from ghnlib.experiments.scenes import Scenes, digit_scene, penn_fudan, scenes_of
 from ghnlib.experiments.setup import Setup
@@ -82,13 +75,13 @@ def test_average_precision_of_perfect_of_no_and_of_misplaced_boxes():
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
     beside = [found | {"boxes": found["boxes"] + 100} for found in perfect]
     nearly = [found | {"boxes": found["boxes"] + 1} for found in perfect]
-    assert average_precision(perfect, scenes) == average_precision(nearly, scenes) == 100
-    assert average_precision([nothing] * 2, scenes) == average_precision(beside, scenes) == 0
+    assert detection.average_precision(perfect, scenes) == detection.average_precision(nearly, scenes) == 100
+    assert detection.average_precision([nothing] * 2, scenes) == detection.average_precision(beside, scenes) == 0
 
 
 @pytest.mark.parametrize("make", [resnet18, lambda: pool()[0].build(device="cpu")])
 def test_feature_layers_end_before_global_pooling(make):
-    features = feature_layers(make().eval())(torch.zeros(1, 3, 64, 64))
+    features = detection.feature_layers(make().eval())(torch.zeros(1, 3, 64, 64))
     assert features.ndim == 4 and features.shape[-1] > 1
 
 
@@ -96,17 +89,19 @@ def test_a_backbone_without_them_is_named_with_what_was_expected():
     with pytest.raises(
         DataError, match=r"VGG .*expected .*global_pooling.*layer4.*found features, avgpool, classifier"
     ):
-        feature_layers(vgg11())
+        detection.feature_layers(vgg11())
 
 
 def test_two_steps_from_each_initialisation():
     nets, scenes = {"net": pool()[0]}, scenes_of(few(), 0)
-    found, again = (detect_from_each(nets, {"ghn": [tiny()]}, scenes, statistics(), few(seeds=(0,))) for _ in range(2))
+    found, again = (
+        detection.detect_from_each(nets, {"ghn": [tiny()]}, scenes, statistics(), few(seeds=(0,))) for _ in range(2)
+    )
     assert list(found["initialisation"]) == ["random", "orthogonal", "ghn"] and found["ap"].between(0, 100).all()
     assert list(found) == ["backbone", "initialisation", "lr", "seed", "training", "ap", "error"]
     assert found.equals(again)
     assert (found["error"] == "").all()
-    diverging = detect_from_each(nets, {}, scenes, statistics(), few(lrs=(1e30,), epochs=3, seeds=(0,)))
+    diverging = detection.detect_from_each(nets, {}, scenes, statistics(), few(lrs=(1e30,), epochs=3, seeds=(0,)))
     assert diverging["ap"].isna().any() and (diverging["error"] == "").all()
 
 
@@ -119,18 +114,18 @@ class Plain:
 
 def test_a_backbone_without_feature_layers_ends_only_its_own_rows():
     backbones = {"plain": Plain(), "net": pool()[0]}
-    found = detect_from_each(backbones, {}, scenes_of(few(), 0), statistics(), few(lrs=(0.01,), seeds=(0,)))
+    found = detection.detect_from_each(backbones, {}, scenes_of(few(), 0), statistics(), few(lrs=(0.01,), seeds=(0,)))
     broken, others = (found[found["backbone"] == name] for name in backbones)
     assert broken["ap"].isna().all() and broken["error"].str.startswith("DataError: Sequential cannot be a back").all()
     assert others["ap"].between(0, 100).all() and (others["error"] == "").all()
-    detected = Detected(found, scenes_of(few(), 0), "ghn3")
+    detected = detection.Detected(found, scenes_of(few(), 0), "ghn3")
     assert list(detected.failed.index) == ["plain"] and list(detected.table) == ["net", "net, learning rate"]
     assert detected.claims == {} == detected.leads
 
 
 def test_where_every_backbone_fails_the_report_says_so():
-    found = detect_from_each({"plain": Plain()}, {}, scenes_of(few(), 0), statistics(), few(seeds=(0,)))
-    detected = Detected(found, scenes_of(few(), 0), "ghn3")
+    found = detection.detect_from_each({"plain": Plain()}, {}, scenes_of(few(), 0), statistics(), few(seeds=(0,)))
+    detected = detection.Detected(found, scenes_of(few(), 0), "ghn3")
     assert len(found) == 2 and found["ap"].isna().all() and list(detected.failed.index) == ["plain"]
     assert detected.table.empty and detected.precision == detected.leads == detected.claims == {}
 
@@ -144,7 +139,7 @@ def test_each_initialisation_takes_the_rate_that_is_best_on_held_out_training_sc
 
     monkeypatch.setattr(detection, "_precision", precision)
     settings = few(lrs=(0.1, 0.2, 0.3), seeds=(0, 1))
-    found = detect_from_each({"net": None}, {}, scenes_of(few(), 0), (0, 1), settings)
+    found = detection.detect_from_each({"net": None}, {}, scenes_of(few(), 0), (0, 1), settings)
     assert found.groupby("initialisation")["lr"].first().to_dict() == {"random": 0.3, "orthogonal": 0.2}
     assert [sizes for _, *sizes in called] == [[3, 1]] * 6 + [[4, 2]] * 4
 
@@ -155,21 +150,25 @@ def test_the_runs_of_a_seed_start_from_the_training_of_it(monkeypatch):
     )
     trainings = [SimpleNamespace(of=10.0), SimpleNamespace(of=20.0)]
     monkeypatch.setattr(detection, "orthogonalize", None)
-    found = detect_from_each({"net": None}, {"ghn3": trainings}, scenes_of(few(), 0), (0, 1), few(seeds=(4, 5, 6)))
+    found = detection.detect_from_each(
+        {"net": None}, {"ghn3": trainings}, scenes_of(few(), 0), (0, 1), few(seeds=(4, 5, 6))
+    )
     predicted = found[found["initialisation"] == "ghn3"]
     assert predicted["training"].tolist() == [0, 1, 0] and predicted["ap"].tolist() == [10.0, 20.0, 10.0]
-    lead = Detected(found, Scenes([], []), "ghn3").claims["detection"]
+    lead = detection.Detected(found, Scenes([], []), "ghn3").claims["detection"]
     assert (lead.value, lead.trainings) == (15.0, 2) and lead.high - 15 == pytest.approx(stats.t.ppf(0.975, 1) * 5)
 
 
 def test_backbones_are_test_architectures_by_index_and_networks_of_torchvision_by_name(monkeypatch, tmp_path):
     given = {}
-    monkeypatch.setattr(detection, "detect_from_each", lambda backbones, *rest: given.update(backbones, rest=rest))
+    monkeypatch.setattr(
+        detection, "detect_from_each", lambda backbones, *rest, **kept: given.update(backbones, rest=rest)
+    )
     own = params("tiny")
     transfer = own.transfer.model_copy(update={"detection": few(backbones=(1, "resnet18"))})
     setup = Setup("transfer", "tiny", 0, tmp_path, data=own.data, deepnets=own.deepnets, transfer=transfer)
     images = digits().subset(range(6))
-    detected = detect(setup, Source(images, {}, "ghn3", [tiny(num_classes=6)], [50.0]))
+    detected = detection.detect(setup, Source(images, {}, "ghn3", [tiny(num_classes=6)], [50.0]))
     assert given["test network 1"] == setup.split("test", images=images)[1] and given["test network 1"].num_classes == 6
     assert given["resnet18"] == NamedNetwork(6, 64, "resnet18")
     assert given["rest"][2] == (images.train.mean, images.train.std) and len(detected.scenes.test) == 2
@@ -180,7 +179,7 @@ def test_what_diverged_counts_as_nothing_found():
     rows = [("net", "random", 0.1, 0, 20.0, ""), ("net", "random", 0.1, 1, math.nan, ""), ("net", "orthogonal", 0.1, 0, 30.0, ""),
             ("net", "orthogonal", 0.1, 1, 10.0, ""), ("net", "ghn3", 0.3, 0, 50.0, ""), ("net", "ghn3", 0.3, 1, 44.0, "")]  # fmt: skip
     table = pd.DataFrame(rows, columns=columns)
-    detected = Detected(table.assign(training=table["seed"]), Scenes([], []), "ghn3")
+    detected = detection.Detected(table.assign(training=table["seed"]), Scenes([], []), "ghn3")
     assert detected.precision == {"random": 10.0, "orthogonal": 20.0, "ghn3": 47.0}
     assert detected.claims["detection"].value == 37 == detected.leads["ghn3 - random"].value
     assert detected.claims["detection"].trainings == 2 and detected.leads["ghn3 - random"].n == 1

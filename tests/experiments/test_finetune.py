@@ -12,13 +12,6 @@ from ghnlib.data.sources import ImageSplits
 from ghnlib.experiments import finetune, resnet50
 from ghnlib.experiments.families import class_layers
 from ghnlib.experiments.finetune import Budgets, FineTuned, wins
-from ghnlib.experiments.resnet50 import (
-    claims_of_resnet50,
-    compare_on_resnet50,
-    crossover,
-    crossover_in_words,
-    crossovers,
-)
 from ghnlib.experiments.setup import Setup
 from ghnlib.measuring.accuracy import estimate_batch_norm
 from ghnlib.params import FineTune
@@ -131,11 +124,8 @@ def trained_net(ghn, network, setup, seed):
 
 def test_tables_tell_the_deviation_over_trainings(trained):
     table = finetune.accuracy_table(trained)
-    ends = (
-        trained.deepnets[trained.deepnets["moment"] == "1 epoch"]
-        .groupby(["initialisation", "training"])["accuracy"]
-        .mean()
-    )
+    ends = trained.deepnets[trained.deepnets["moment"] == "1 epoch"]
+    ends = ends.groupby(["initialisation", "training"])["accuracy"].mean()
     assert table.shape == (3, 3) and table.loc["ghn3", "1 epoch"] == with_deviation(ends["ghn3"])
     assert finetune.family_table(trained).shape == (3, 3)
     assert {lead.trainings for lead in trained.leads("ghn3").values()} == {2}
@@ -265,22 +255,22 @@ def test_crossover_is_where_random_initialisation_stays_ahead(ghn, step):
     rows = [
         {"initialisation": n, "step": s, "loss": v} for n, all_ in losses.items() for s, v in zip((10, 20, 30), all_)
     ]
-    assert crossover(pd.DataFrame(rows), "ghn") == step
+    assert resnet50.crossover(pd.DataFrame(rows), "ghn") == step
     scores = [{**row, "accuracy": 100 - row["loss"], "loss": 1.0} for row in rows]
     unseen = [{"initialisation": n, "step": 15, "accuracy": math.nan, "loss": 1.0} for n in losses]
-    assert crossover(pd.DataFrame(scores + unseen), "ghn", "accuracy") == step
+    assert resnet50.crossover(pd.DataFrame(scores + unseen), "ghn", "accuracy") == step
 
 
 @pytest.mark.parametrize(("name", "step"), [("ghn", 0), ("random", None)])
 def test_a_side_that_diverged_in_all_runs_is_not_ahead(name, step):
     losses = {"random": 4.0, "ghn": 5.0} | {name: math.nan}
     rows = [{"initialisation": n, "step": s, "loss": v} for n, v in losses.items() for s in (10, 20)]
-    assert crossover(pd.DataFrame(rows), "ghn") == step
+    assert resnet50.crossover(pd.DataFrame(rows), "ghn") == step
 
 
 def test_a_crossover_is_told_in_epochs():
     budgets = Budgets((10,), 20)
-    words = [crossover_in_words(step, budgets) for step in (None, 0, 30)]
+    words = [resnet50.crossover_in_words(step, budgets) for step in (None, 0, 30)]
     assert words == ["ahead to the end", "never ahead", "ahead until step 30 (1.5 epochs)"]
 
 
@@ -288,7 +278,7 @@ def test_resnet50_is_compared_by_optimizer_at_its_best_rate(setup, monkeypatch):
     monkeypatch.setattr(resnet50, "NamedNetwork", lambda classes, side: pool(input_size=16)[0])
     own = replace(setup, finetune=setup.finetune.model_copy(update={"weight_decays": (1e30, 3e-4)}))
     vars(own).update({name: vars(setup)[name] for name in ("images", "hypernetworks")})
-    found = compare_on_resnet50(own)
+    found = resnet50.compare_on_resnet50(own)
     assert set(found["weight_decay"]) == {3e-4}, "the other diverges"
     ends = found[found["step"] == 20].set_index(["initialisation", "optimizer", "seed"])["lr"]
     assert ends.to_dict() == {
@@ -297,20 +287,23 @@ def test_resnet50_is_compared_by_optimizer_at_its_best_rate(setup, monkeypatch):
     }  # fmt: skip
     assert found["accuracy"].notna().all() and len(found) == 2 * 4 * 11
     assert found.loc[found["step"] > 0, "loss"].notna().all()
-    crossed = crossovers(found, ["ghn2"], "accuracy")
+    crossed = resnet50.crossovers(found, ["ghn2"], "accuracy")
     assert list(crossed) == ["ghn2, sgd", "ghn2, adam"] and {len(steps) for steps in crossed.values()} == {2}
     second = found[(found["optimizer"] == "adam") & (found["seed"] == 5)]
-    assert crossed["ghn2, adam"][1] == crossover(second, "ghn2", "accuracy")
+    assert crossed["ghn2, adam"][1] == resnet50.crossover(second, "ghn2", "accuracy")
 
 
 def test_without_steps_of_resnet50_nothing_is_claimed_of_it(setup):
     without = replace(setup, finetune=setup.finetune.model_copy(update={"resnet50_steps": 0}))
     vars(without)["images"] = setup.images
-    assert compare_on_resnet50(without).empty and crossovers(compare_on_resnet50(without), ["ghn2"], "loss") == {}
+    assert (
+        resnet50.compare_on_resnet50(without).empty
+        and resnet50.crossovers(resnet50.compare_on_resnet50(without), ["ghn2"], "loss") == {}
+    )
 
 
 def test_a_crossover_that_never_came_is_infinitely_late():
-    claims = claims_of_resnet50({"ghn1, sgd": [5, 5], "ghn2, sgd": [4, None], "ghn2, adam": [7, 9]})
+    claims = resnet50.claims_of_resnet50({"ghn1, sgd": [5, 5], "ghn2, sgd": [4, None], "ghn2, adam": [7, 9]})
     assert {name: claim.value for name, claim in claims.items()} == {
         "resnet50-crossover/sgd": math.inf, "resnet50-crossover/adam": 8,
     }  # fmt: skip

@@ -13,19 +13,6 @@ from ghnlib.data.images import mix
 from ghnlib.data.sources import ImageSplits
 from ghnlib.experiments import properties
 from ghnlib.experiments.diagnostics import first_weight
-from ghnlib.experiments.properties import (
-    NeuralPredictor,
-    NoisyImages,
-    _joined,
-    embed,
-    predict_from_graphs,
-    predict_properties,
-    predict_property,
-    steps_to,
-    sweet_spot,
-    table_of_properties,
-    train_and_measure,
-)
 from ghnlib.experiments.setup import Setup
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Node
@@ -50,7 +37,7 @@ def test_networks_are_measured_once_and_an_interrupted_call_goes_on(tmp_path, mo
 
     def found(count, seed=0):
         setup = Setup("analysis", "tiny", seed, folder=tmp_path, data=tiny.data, analysis=analysis)
-        return train_and_measure(setup, pool(size=count, input_size=16), few)
+        return properties.train_and_measure(setup, pool(size=count, input_size=16), few)
 
     first, trained = found(2).table, found(3)
     assert len(measured) == 3 and trained.table[:2].equals(first)
@@ -71,7 +58,7 @@ def test_convergence_is_of_accuracy_on_training_images(tmp_path):
     sgd = small.analysis.sgd.model_copy(update={"lr": 0.05})
     analysis = small.analysis.model_copy(update={**changes, "sgd": sgd})
     setup = Setup("analysis", "tiny", 0, folder=tmp_path, data=small.data, analysis=analysis)
-    found = [train_and_measure(setup, pool(size=1, input_size=16), splits).table.loc[0]
+    found = [properties.train_and_measure(setup, pool(size=1, input_size=16), splits).table.loc[0]
              for splits in (few, ImageSplits(few.train, wrong, few.test))]  # fmt: skip
     assert found[0]["convergence"] == found[1]["convergence"] < 40
     assert found[0]["accuracy"] > found[1]["accuracy"]
@@ -85,7 +72,7 @@ def test_accuracies_of_the_ground_truth_are_top5_where_asked_for(tmp_path):
         changes = {"property_steps": 4, "checkpoints": (1,), "converged": 60.0, "score": score}
         analysis = small.analysis.model_copy(update=changes)
         setup = Setup("analysis", "tiny", 0, folder=tmp_path, data=small.data, analysis=analysis)
-        found[score] = train_and_measure(setup, pool(size=1, input_size=16), few)
+        found[score] = properties.train_and_measure(setup, pool(size=1, input_size=16), few)
     run = Run(pool(size=1, input_size=16)[0], found["top5"].recipe, mix(0, 0))
     net = initial_network(run)
     train_network(net, few.train, run.recipe, run.seed, lambda net: None, (0, 1, 2))
@@ -102,7 +89,7 @@ def test_a_property_that_all_networks_share_is_left_out():
 
 
 def test_noise_is_the_same_at_each_pass_and_stays_within_the_images():
-    noisy = NoisyImages(images().val, 0.3, seed=0)
+    noisy = properties.NoisyImages(images().val, 0.3, seed=0)
     one, again = ([x for x, _ in noisy.batches(64)] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, again))
     mean, std = (torch.tensor(values)[:, None, None] for values in (images().val.mean, images().val.std))
@@ -111,7 +98,7 @@ def test_noise_is_the_same_at_each_pass_and_stays_within_the_images():
     clean = torch.cat([x for x, _ in images().val.batches(64)]) * std + mean
     inner = (clean > 0.4) & (clean < 0.6)  # where hardly anything is clipped
     assert (pixels - clean)[inner].std() == pytest.approx(0.3, rel=0.15)
-    (exact, labels), *_ = NoisyImages(images().val, 0.0, seed=0).batches(64)
+    (exact, labels), *_ = properties.NoisyImages(images().val, 0.0, seed=0).batches(64)
     torch.testing.assert_close(exact, next(images().val.batches(64))[0], atol=1e-5, rtol=0)
     assert torch.equal(labels, images().val.labels[:64])
 
@@ -126,17 +113,17 @@ def test_noise_is_the_same_at_each_pass_and_stays_within_the_images():
     ],
 )
 def test_steps_to_an_accuracy(curve, expected):
-    assert steps_to(curve, 50.0) == pytest.approx(expected)
+    assert properties.steps_to(curve, 50.0) == pytest.approx(expected)
 
 
 def test_a_property_that_follows_the_features_is_predicted_and_noise_is_not():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(60, 4))
-    found = predict_property(features, features @ [1.0, 2.0, 0.5, 0.0], FITTED, GRID)
+    found = properties.predict_property(features, features @ [1.0, 2.0, 0.5, 0.0], FITTED, GRID)
     assert found["low"] > 0.5 and found["low"] < found["tau"] < found["high"] and found["n"] == 30
-    unrelated = predict_property(rng.normal(size=(60, 4)), features[:, 0], FITTED, GRID)
+    unrelated = properties.predict_property(rng.normal(size=(60, 4)), features[:, 0], FITTED, GRID)
     assert unrelated["low"] < 0 < found["low"]
-    assert predict_property(np.zeros((60, 1)), features[:, 0], FITTED, GRID)["tau"] == 0
+    assert properties.predict_property(np.zeros((60, 1)), features[:, 0], FITTED, GRID)["tau"] == 0
 
 
 def test_networks_of_the_test_are_not_learnt_from():
@@ -144,11 +131,11 @@ def test_networks_of_the_test_are_not_learnt_from():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 3)), rng.normal(size=60)
     turned = np.where(FITTED, y, -y)
-    assert predict_property(x, turned, FITTED, GRID)["tau"] == pytest.approx(
-        -predict_property(x, y, FITTED, GRID)["tau"]
+    assert properties.predict_property(x, turned, FITTED, GRID)["tau"] == pytest.approx(
+        -properties.predict_property(x, y, FITTED, GRID)["tau"]
     )
     graphs = [architecture.graph for architecture in pool(size=20, input_size=16)]
-    first, second = (predict_from_graphs(graphs, of[20:40], FITTED[20:40]) for of in (y, turned))
+    first, second = (properties.predict_from_graphs(graphs, of[20:40], FITTED[20:40]) for of in (y, turned))
     assert first["tau"] == pytest.approx(-second["tau"]) and first["n"] == 10
 
 
@@ -156,7 +143,7 @@ def test_graphs_embedded_together_are_embedded_as_alone():
     ghn, graphs = tiny("gated_gnn"), [architecture.graph for architecture in pool(size=6, input_size=16)]
     with torch.no_grad():
         alone = np.concatenate([ghn.embed(graph).numpy() for graph in graphs])
-    np.testing.assert_allclose(embed(ghn, graphs), alone, atol=1e-5)
+    np.testing.assert_allclose(properties.embed(ghn, graphs), alone, atol=1e-5)
 
 
 def test_each_training_predicts_and_baselines_are_computed_once():
@@ -166,10 +153,10 @@ def test_each_training_predicts_and_baselines_are_computed_once():
     analysis = params("tiny").analysis.model_copy(update={"property_networks": 12})
     setup = Setup("analysis", "tiny", 0, folder=None, analysis=analysis)
     trained = properties.Trained(architectures, table, [], [], None)
-    found = predict_properties(setup, trained, [{"ghn2": rng.normal(size=(12, 4))} for _ in range(3)])
+    found = properties.predict_properties(setup, trained, [{"ghn2": rng.normal(size=(12, 4))} for _ in range(3)])
     assert found[0]["parameters"] is found[2]["parameters"] and found[0]["ghn2"] != found[1]["ghn2"]
     taus = [each["ghn2"]["accuracy"]["tau"] for each in found]
-    shown = table_of_properties(found, ["ghn2"])
+    shown = properties.table_of_properties(found, ["ghn2"])
     assert shown.loc["ghn2", "accuracy"] == f"{np.mean(taus):.2f} ± {np.std(taus, ddof=1):.2f}"
     claim = properties.claims_of_properties(found, trained._replace(table=measured(table)))["property-accuracy"]
     assert claim.value == pytest.approx(np.mean(taus)) and claim.trainings == 3
@@ -183,12 +170,12 @@ def measured(table):
 def test_a_sweet_spot_is_where_a_parabola_is_lowest():
     path = properties.pd.Series(np.linspace(2, 6, 20))
     noise = np.random.default_rng(0).normal(size=20) / 100
-    spot = sweet_spot(path, 5 + 3 * (path - 3.5) ** 2 + noise)
+    spot = properties.sweet_spot(path, 5 + 3 * (path - 3.5) ** 2 + noise)
     assert spot.lowest == pytest.approx(3.5, abs=0.01) and spot.curvature.n == 20
     assert spot.curvature.value == pytest.approx(3 * path.var(ddof=0), rel=0.01) and spot.curvature.low > 0
-    straight = sweet_spot(path, path + 100 * noise).curvature
+    straight = properties.sweet_spot(path, path + 100 * noise).curvature
     assert straight.low < 0 < straight.high
-    assert sweet_spot(path[:4], path[:4]) is None and sweet_spot(path * 0, path) is None
+    assert properties.sweet_spot(path[:4], path[:4]) is None and properties.sweet_spot(path * 0, path) is None
 
 
 def chain(*ops):
@@ -197,19 +184,19 @@ def chain(*ops):
 
 def test_the_neural_predictor_averages_neighbours_within_each_graph():
     torch.manual_seed(0)
-    net = NeuralPredictor(hidden=4, layers=1).eval()
-    joined = _joined([chain("input", "conv", "bn"), chain("input", "sum")])
+    net = properties.NeuralPredictor(hidden=4, layers=1).eval()
+    joined = properties._joined([chain("input", "conv", "bn"), chain("input", "sum")])
     along, against, pooling, nodes = (matrix.to_dense() for matrix in joined)
     means = [[1.0, 0, 0, 0, 0], [0.5, 0.5, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0.5, 0.5]]
     torch.testing.assert_close(along, torch.tensor(means))
     torch.testing.assert_close(against, (along.T > 0) / (along.T > 0).sum(1, keepdim=True))
     ways = F.relu(net.forwards[0](along @ nodes)) + F.relu(net.backwards[0](against @ nodes))
     torch.testing.assert_close(net(joined), net.head(net.norm(pooling @ ways / 2)).squeeze(1))
-    torch.testing.assert_close(net(joined)[1:], net(_joined([chain("input", "sum")])))
+    torch.testing.assert_close(net(joined)[1:], net(properties._joined([chain("input", "sum")])))
 
 
 def test_a_property_of_real_graphs_is_predicted_and_noise_is_not():
     graphs = [architecture.graph for architecture in pool(size=60, input_size=16)]
-    found = predict_from_graphs(graphs, np.log10([len(graph) for graph in graphs]), FITTED)
+    found = properties.predict_from_graphs(graphs, np.log10([len(graph) for graph in graphs]), FITTED)
     assert found["low"] > 0.3 and found["n"] == 30
-    assert predict_from_graphs(graphs, np.random.default_rng(0).normal(size=60), FITTED)["low"] < 0.1
+    assert properties.predict_from_graphs(graphs, np.random.default_rng(0).normal(size=60), FITTED)["low"] < 0.1

@@ -14,18 +14,6 @@ from torch import nn
 from ghnlib.data.images import DataError
 from ghnlib.experiments import pretraining
 from ghnlib.experiments.families import DEEPNETS, class_layers, family_networks
-from ghnlib.experiments.pretraining import (
-    Family,
-    Learnt,
-    Source,
-    post_processed,
-    processings,
-    runs_from,
-    source_and_targets,
-    starts_from_source,
-    train_on_source,
-    training_seeds,
-)
 from ghnlib.experiments.setup import Setup
 from ghnlib.experiments.transfer import (
     Transferred,
@@ -56,18 +44,18 @@ def setup_with(folder, **changes):
 
 def source_of(setup):
     """With two hypernetworks that are not trained."""
-    images, targets = source_and_targets(setup)
+    images, targets = pretraining.source_and_targets(setup)
     trainings = [tiny(num_classes=len(images.classes)) for _ in range(2)]
     for value in trainings[1].parameters():
         value.data *= 0.5
-    return Source(images, targets, "ghn3", trainings, [50.0, 60.0])
+    return pretraining.Source(images, targets, "ghn3", trainings, [50.0, 60.0])
 
 
 def test_the_target_is_the_other_classes(tmp_path):
-    source, targets = source_and_targets(setup_with(tmp_path))
+    source, targets = pretraining.source_and_targets(setup_with(tmp_path))
     assert source.classes == tuple("012345")
     assert {name: target.classes for name, target in targets.items()} == {"other classes": tuple("6789")}
-    table = Source(source, targets, "ghn3", [tiny()], [50.0]).table
+    table = pretraining.Source(source, targets, "ghn3", [tiny()], [50.0]).table
     assert table["called"].to_dict() == {"source": "0, 1, 2, 3, 4, 5", "other classes": "6, 7, 8, 9"}
     assert table.loc["source", "train images"] == len(source.train)
 
@@ -80,7 +68,7 @@ def test_the_target_is_another_dataset_with_what_differs_from_data(tmp_path):
             Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
     pets = {"source": "folder", "root": str(tmp_path), "image_size": 8}
     setup = setup_with(tmp_path, source_classes=10, targets={"pets": pets, "few-pets": {**pets, "test_per_class": 1}})
-    source, targets = source_and_targets(setup)
+    source, targets = pretraining.source_and_targets(setup)
     assert len(source.classes) == 10 and targets["pets"].classes == ("cat", "dog", "eel")
     assert targets["pets"].train.pixels.shape[1:] == (3, 8, 8)
     assert [len(targets[name].test) for name in ("pets", "few-pets")] == [6, 3]
@@ -91,7 +79,7 @@ def test_the_target_is_another_dataset_with_what_differs_from_data(tmp_path):
 )
 def test_too_many_source_classes_are_refused(tmp_path, count, said):
     with pytest.raises(DataError, match=said):
-        source_and_targets(setup_with(tmp_path, source_classes=count))
+        pretraining.source_and_targets(setup_with(tmp_path, source_classes=count))
 
 
 def test_the_hypernetwork_is_trained_on_the_source_classes_once_for_each_seed_that_starts_from_it(
@@ -106,7 +94,7 @@ def test_the_hypernetwork_is_trained_on_the_source_classes_once_for_each_seed_th
 
     monkeypatch.setattr(pretraining, "run_job", train)
     setup = replace(setup, train=setup.train.model_copy(update={"seeds": (3, 5, 8)}))
-    source = train_on_source(setup)
+    source = pretraining.train_on_source(setup)
     (job, _), recipe = jobs, params("tiny").train.recipe_of("ghn3")
     assert job.classes == (0, 1, 2, 3, 4, 5) and job.folder == str(tmp_path / "ghn3-3")
     assert (job.seed, job.recipe) == (0, replace(recipe, steps=7, validate_every=7)) and job.ghn.encoder == "graphormer"
@@ -114,13 +102,13 @@ def test_the_hypernetwork_is_trained_on_the_source_classes_once_for_each_seed_th
     assert [ghn.config.hid for ghn in source.trainings] == [16, 32]
     many = setup.transfer.detection.model_copy(update={"seeds": (0, 1, 2, 3)})
     more = replace(setup, transfer=setup.transfer.model_copy(update={"detection": many}))
-    assert training_seeds(more) == (3, 5, 8)
+    assert pretraining.training_seeds(more) == (3, 5, 8)
 
 
 def test_what_the_source_teaches_is_carried_over_but_for_the_classes(tmp_path):
     setup = setup_with(tmp_path, source_epoch=True)
     networks, source = pool(size=2, num_classes=6), source_of(setup)
-    starts = starts_from_source(setup, networks, source)
+    starts = pretraining.starts_from_source(setup, networks, source)
     assert {name: len(found) for name, found in starts.items()} == {
         "random, 1 epoch": 2, "orthogonal, 1 epoch": 2, "ghn3, 1 epoch": 2, "trained": 1,
     }  # fmt: skip
@@ -128,7 +116,7 @@ def test_what_the_source_teaches_is_carried_over_but_for_the_classes(tmp_path):
     assert not set(class_layers(networks[0].graph)) & set(learnt)
     fitted = [network.adapted(4) for network in networks]
     runs = initial_runs(fitted, TrainingRecipe(1, 0.1), [0], {}, given={"trained": starts["trained"]})
-    runs.append(post_processed(runs[-1], 0.0, 3e-5))
+    runs.append(replace(runs[-1], initialisation="ghn-orth"))
     assert [run.labels["initialisation"] for run in runs] == ["random"] * 2 + ["orthogonal"] * 2 + ["trained"] * 2
     random, carried, processed = (dict(initial_network(runs[i]).named_parameters()) for i in (0, 4, 5))
     weight = next(name for name, value in learnt.items() if value.ndim == 4)
@@ -139,7 +127,7 @@ def test_what_the_source_teaches_is_carried_over_but_for_the_classes(tmp_path):
 
 def test_an_epoch_from_random_initialisation_is_that_of_the_oracle(tmp_path):
     setup = setup_with(tmp_path, source_epoch=True)
-    starts = starts_from_source(setup, pool(size=1, num_classes=6), source_of(setup))
+    starts = pretraining.starts_from_source(setup, pool(size=1, num_classes=6), source_of(setup))
     (once,), (trained,) = starts["random, 1 epoch"], starts["trained"]
     assert all(torch.equal(once[name], value) for name, value in trained.items())
 
@@ -147,12 +135,12 @@ def test_an_epoch_from_random_initialisation_is_that_of_the_oracle(tmp_path):
 def test_what_is_learnt_starts_from_the_training_of_the_seed(tmp_path):
     setup = setup_with(tmp_path, source_epoch=True, oracle_networks=0)
     networks, source = pool(size=1, num_classes=6), source_of(setup)
-    first, second = (starts_from_source(setup, networks, source, training) for training in (0, 1))
+    first, second = (pretraining.starts_from_source(setup, networks, source, training) for training in (0, 1))
     swapped = replace(source, trainings=source.trainings[::-1])
     assert all(
         any(not torch.equal(first[name][0][key], second[name][0][key]) for key in first[name][0]) for name in first
     )
-    again = starts_from_source(setup, networks, swapped, 0)
+    again = pretraining.starts_from_source(setup, networks, swapped, 0)
     assert all(
         torch.equal(again["random, 1 epoch"][0][key], value) for key, value in first["random, 1 epoch"][0].items()
     )
@@ -163,17 +151,17 @@ def test_what_is_learnt_starts_from_the_training_of_the_seed(tmp_path):
 
 def test_without_epoch_and_oracle_nothing_is_learnt(tmp_path):
     setup = setup_with(tmp_path, oracle_networks=0)
-    assert starts_from_source(setup, pool(size=1, num_classes=6), source_of(setup)) == {}
+    assert pretraining.starts_from_source(setup, pool(size=1, num_classes=6), source_of(setup)) == {}
 
 
 def test_what_diverged_on_the_source_is_named_and_does_not_go_on(tmp_path, capsys):
     setup = setup_with(tmp_path, source_lr=1e20)
     networks, source = pool(size=1, num_classes=6), source_of(setup)
-    starts = starts_from_source(setup, networks, source)
+    starts = pretraining.starts_from_source(setup, networks, source)
     assert "diverged on the source, counted as 0%: trained, network 0" in capsys.readouterr().out
     target = source.targets["other classes"]
     runs = initial_runs([networks[0].adapted(4)], TrainingRecipe(1, 0.1), [0], {}, given=starts)
-    runs.append(replace(post_processed(runs[-1], 0.667, 3e-5), labels={"initialisation": "trained-orth"}))
+    runs.append(replace(runs[-1], initialisation="ghn-orth", labels={"initialisation": "trained-orth"}))
     results = run_all(runs, target.train.few_shot(2, 0), lambda net: {"accuracy": 50.0})
     assert results.groupby("initialisation")["accuracy"].apply(lambda part: part.isna().all()).to_dict() == {
         "random": False, "orthogonal": False, "trained": True, "trained-orth": True,
@@ -191,7 +179,7 @@ class Broken:
 def test_what_failed_on_the_source_is_named_and_left_out(tmp_path, capsys):
     setup = setup_with(tmp_path, oracle_networks=2)
     networks = pool(size=1, num_classes=6)
-    starts = starts_from_source(setup, [*networks, Broken()], source_of(setup))
+    starts = pretraining.starts_from_source(setup, [*networks, Broken()], source_of(setup))
     assert (
         "failed on the source, left out: trained, network 1: RuntimeError: no such network" in capsys.readouterr().out
     )
@@ -205,10 +193,12 @@ def transferred(tmp_path_factory):
     setup = setup_with(tmp_path_factory.mktemp("transfer"), **options)
     source = source_of(setup)
     networks = pool(size=2, num_classes=6, input_size=16)
-    learnt = Learnt(networks, [starts_from_source(setup, networks, source, training) for training in (0, 1)])
+    learnt = pretraining.Learnt(
+        networks, [pretraining.starts_from_source(setup, networks, source, training) for training in (0, 1)]
+    )
     small = family_networks(["small-convnext"], 6, 16, source.trainings[0])[0]["small-convnext"]
-    other = Learnt([small], [{"trained": [None]}] * 2)  # as if it had failed on the source
-    families = {DEEPNETS: Family(learnt, learnt), "small-convnext": Family(other, other)}
+    other = pretraining.Learnt([small], [{"trained": [None]}] * 2)  # as if it had failed on the source
+    families = {DEEPNETS: pretraining.Family(learnt, learnt), "small-convnext": pretraining.Family(other, other)}
     return setup, source, learnt, transfer_networks(setup, source, families)
 
 
@@ -254,7 +244,7 @@ def test_runs_of_a_seed_start_from_the_training_of_it(transferred):
     setup, source, learnt, found = transferred
     rows = found.deepnets.groupby("seed")["training"].unique().map(list).to_dict()
     assert rows == {0: [0], 1: [1]}
-    runs = runs_from(setup, source, learnt, [0, 1, 2])
+    runs = pretraining.runs_from(setup, source, learnt, [0, 1, 2])
     predicted = [run for run in runs if run.labels["initialisation"] == "ghn3" and run.labels["network"] == 0]
     assert [(run.seed, run.labels["training"]) for run in predicted] == [(0, 0), (1, 1), (2, 0)]
     for run in predicted:
@@ -265,7 +255,7 @@ def test_runs_of_a_seed_start_from_the_training_of_it(transferred):
 
 def test_heads_are_those_of_the_sources_classes_in_turn_and_bodies_as_without_them(transferred):
     setup, source, learnt, _ = transferred
-    runs = runs_from(setup, source, learnt, [0], source.targets["other classes"])
+    runs = pretraining.runs_from(setup, source, learnt, [0], source.targets["other classes"])
     found = {run.labels["initialisation"]: run.sources.parameters for run in runs if run.labels["network"] == 0}
     bare, whole = found["ghn3"], found["ghn3-head"]
     assert whole.keys() - bare.keys() == {*class_layers(learnt.architectures[0].graph)}
@@ -278,7 +268,9 @@ def test_post_processing_is_what_was_tuned_for_the_start(transferred):
     setup, source, learnt, found = transferred
     how = {"ghn3-orth": {"orth_from": 0.0, "noise": 3e-3}, "trained-orth": {"orth_from": 1.0, "noise": 3e-5}}
     tuned = {start: {"lr": 0.1 * i} for i, start in enumerate(found.starts[:-1], start=1)}  # the head is for targets
-    runs = runs_from(setup, source, Learnt(learnt.architectures[:1], learnt.starts), [0], None, tuned, how)
+    runs = pretraining.runs_from(
+        setup, source, pretraining.Learnt(learnt.architectures[:1], learnt.starts), [0], None, tuned, how
+    )
     by_start = {run.labels["initialisation"]: run for run in runs}
     assert {start: run.recipe.lr for start, run in by_start.items()} == {
         start: own["lr"] for start, own in tuned.items()
@@ -294,12 +286,14 @@ def test_post_processing_is_what_was_tuned_for_the_start(transferred):
 def test_post_processing_is_chosen_on_validation_images(transferred):
     setup, source, learnt, found = transferred
     chosen = found.tuned["other classes", DEEPNETS]
-    ways = processings(setup)
+    ways = pretraining.processings(setup)
     assert [way["orth_from"] for way in ways] == [0.667, 0.0] and {way["noise"] for way in ways} == {3e-5}
     target, scores = source.targets["other classes"], []
     few = target.train.few_shot(4, 0)
     for way in ways:
-        runs = runs_from(setup, source, learnt, [0], target, chosen_settings(chosen), dict.fromkeys(chosen, way))
+        runs = pretraining.runs_from(
+            setup, source, learnt, [0], target, chosen_settings(chosen), dict.fromkeys(chosen, way)
+        )
         own = [run for run in runs if run.labels["initialisation"] == "ghn3-orth"]
         scores.append(run_all(own, few, Accuracy(target.val))["accuracy"].mean())
     best = {way["orth_from"] for way, score in zip(ways, scores) if score == max(scores)}
@@ -316,7 +310,7 @@ def test_correlations_are_those_before_fine_tuning(transferred):
     starts = [start for start in found.starts if start != "ghn3-head"]
     assert list(deviation_table(rows).index) == starts
     own = rows[(rows["initialisation"] == "ghn3") & (rows["network"] == 1) & (rows["training"] == 1)]
-    run = next(run for run in runs_from(setup, source, learnt, [0, 1])
+    run = next(run for run in pretraining.runs_from(setup, source, learnt, [0, 1])
                if run.labels == {"initialisation": "ghn3", "network": 1, "training": 1})  # fmt: skip
     expected = channel_correlations(initial_network(run))
     assert dict(zip(own["layer"], own["deviation"])) == pytest.approx({k: v.std() for k, v in expected.items()})

@@ -12,13 +12,7 @@ from ghnlib.reporting import publish
 from ghnlib.reporting.publish import Cards, claim_of, known_claims, published
 from ghnlib.reporting.statistics import Measured
 
-VERDICTS = [
-    Measured(1.0, 0.5, 2.0),
-    Measured(-1.0, -2.0, -0.5),
-    Measured(0.0, -1.0, 1.0),
-    Measured(1.0),
-    Measured(math.nan),
-]
+VERDICTS = [Measured(*of) for of in ((1.0, 0.5, 2.0), (-1.0, -2.0, -0.5), (0.0, -1.0, 1.0), (1.0,), (math.nan,))]
 
 
 @pytest.fixture
@@ -160,7 +154,7 @@ def test_where_nothing_could_be_measured_it_is_said():
 def test_verdicts_are_told_apart_without_colours():
     looks = [publish.look_of(measured.verdict) for measured in VERDICTS]
     assert [look.sign for look in looks] == ["✓", "✗", "?", "?", "–"]
-    assert len({publish.colour_of(measured.verdict) for measured in VERDICTS}) == 4
+    assert len({look.background for look in looks}) == 4
 
 
 def test_a_table_of_claims_is_coloured_by_verdict():
@@ -168,6 +162,6 @@ def test_a_table_of_claims_is_coloured_by_verdict():
         [("a < b", "24.7", 1.23456, math.nan, "held")], columns=["claim", "published", "ours", "low", "verdict"]
     )
     html = publish.coloured(table, "PPUDA").to_html()
-    assert publish.colour_of("held") in html and "1.23" in html and "1.2345" not in html
+    assert publish.look_of("held").background in html and "1.23" in html and "1.2345" not in html
     assert "nan" not in html and "24.7" in html and "PPUDA</caption>" in html
     assert "PPUDA" in publish.coloured(table[:0], "PPUDA").to_html(), "none"

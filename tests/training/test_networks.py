@@ -113,20 +113,20 @@ def test_losses_are_means_between_the_rows():
 
 def test_a_diverging_run_is_reported_and_the_sweep_goes_on():
     recipe = TrainingRecipe(steps=5, lr=1e20, clip=1e30)
-    runs = [Run(pool()[0], recipe, 0, labels={"side": "a"})]
+    runs = [Run(pool()[0], recipe, 0, labels={"initialisation": "a"})]
     results = run_all(runs, digits().train, on_validation())
     assert math.isnan(results["accuracy"].iloc[-1])
-    assert diverged(results) == ["side a, seed 0, optimizer sgd, lr 1e+20, weight_decay 0.0003, budget 5"]
+    assert diverged(results) == ["initialisation a, seed 0, optimizer sgd, lr 1e+20, weight_decay 0.0003, budget 5"]
     grid = grid_of({"sgd": (1e20, 0.01), "adamw": ()}, (0.0, 1e30))
     best = {"optimizer": "sgd", "lr": 0.01, "weight_decay": 0.0}
-    assert tune(runs, grid, digits().train, digits().val, "side") == {"a": best}
+    assert tune(runs, grid, digits().train, digits().val) == {"a": best}
 
 
 def test_the_optimizer_is_tuned_with_its_rates():
     grid = grid_of({"sgd": (1e20,), "adamw": (1e-3, 4e-3)}, (0.0, 0.1))
     assert len(grid) == 6 and grid[0] == {"optimizer": "sgd", "lr": 1e20, "weight_decay": 0.0}
-    runs = [Run(pool()[0], TrainingRecipe(steps=5, lr=1.0, clip=1e30), 0, labels={"side": "a"})]
-    assert tune(runs, grid, digits().train, digits().val, "side")["a"]["optimizer"] == "adamw"
+    runs = [Run(pool()[0], TrainingRecipe(steps=5, lr=1.0, clip=1e30), 0, labels={"initialisation": "a"})]
+    assert tune(runs, grid, digits().train, digits().val)["a"]["optimizer"] == "adamw"
 
 
 def test_a_network_that_fails_is_named_and_the_others_are_trained():

@@ -173,17 +173,10 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     recipe = {"steps": 3, "log_every": 1, "meta_batch": 3, "lr": 1e-5}
     folders = [tmp_path / n for n in "12"]
     train_variant(job(folders[0], recipe))
-    (tmp_path / "job.json").write_text(job(folders[1], recipe).model_dump_json())
+    path = tmp_path / "job.json"
+    path.write_text(job(folders[1], recipe).model_dump_json())
     nodes = ["--nnodes=1", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        *nodes,
-        "-m",
-        "ghnlib.training.jobs",
-        tmp_path / "job.json",
-    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *nodes, "-m", "ghnlib.training.jobs", path]
     subprocess.run(torchrun, check=True)
     one, two = (pd.read_csv(folder / "history.csv") for folder in folders)
     pd.testing.assert_frame_equal(one[:1], two[:1], rtol=1e-3)
@@ -627,10 +620,8 @@ def test_meta_batches_are_drawn_without_replacement_and_within_the_node_limit():
 
 
 def test_a_share_of_the_networks_is_ones_own_and_moves_no_other_draw():
-    own, extra = (
-        architectures(),
-        own_networks([f"ghnlib.architectures.handwritten:{name}" for name in ("vgg", "vit")], 10, 16),
-    )
+    own = architectures()
+    extra = own_networks([f"ghnlib.architectures.handwritten:{name}" for name in ("vgg", "vit")], 10, 16)
     drawn = lambda share, extra=extra: [
         sample_meta_batch(own, replace(SHORT, extra_share=share), 0, position, extra)[0] for position in range(200)
     ]

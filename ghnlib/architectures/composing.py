@@ -12,24 +12,20 @@ from ghnlib.architectures.operations import Spec, primitive
 from ghnlib.architectures.plan import Plan, PlannedCell, PlannedOp
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Node, Role
+from ghnlib.graphs.recording import UNUSED
 
-UNUSED = "not used in the forward pass"
 JOINS = {"sum": Node("sum"), "concat": Node("concat")}
-
-
-def prefixed(block: Block, prefix: str) -> Block:
-    """A block with the full names of its parameters."""
-    nodes = (
-        Node(op, prefix + name, shape, role, prefix + norm_bias if norm_bias else "") if name else Node(op, "", shape)
-        for op, name, shape, role, norm_bias, *_ in block.nodes
-    )
-    return block._replace(nodes=tuple(nodes))
 
 
 @lru_cache(maxsize=1 << 14)  # architectures share most of what stands at a given place; these are some 20 MB
 def placed(name: str, spec: Spec, prefix: str) -> Block:
     """The block of the operation ``name``, with the full names of its parameters."""
-    return prefixed(primitive(name, spec).block, prefix)
+    block = primitive(name, spec).block
+    nodes = (
+        Node(op, prefix + name, shape, role, prefix + norm_bias if norm_bias else "") if name else Node(op, "", shape)
+        for op, name, shape, role, norm_bias, *_ in block.nodes
+    )
+    return block._replace(nodes=tuple(nodes))
 
 
 class Composer:

@@ -8,13 +8,14 @@ import importlib
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ghnlib.architectures.architecture import Description
 from ghnlib.architectures.plan import IMAGENET_FORM
 from ghnlib.data.images import DataError
 from ghnlib.graphs.graph import Graph
@@ -95,7 +96,7 @@ def _own(name: str, input_size: int) -> Callable[..., nn.Module]:
 
 
 @dataclass(frozen=True)
-class NamedNetwork:
+class NamedNetwork(Description):
     """A classifier of torchvision by name, a key of ``SMALL_FAMILIES``, or what a "module:function" makes, called with
     ``num_classes`` and, if it has such an argument, ``image_size``; behind the interface of ``Architecture``.
 
@@ -106,18 +107,10 @@ class NamedNetwork:
     input_size: int = 32
     name: str = "resnet50"
 
-    def __reduce__(self):
-        return type(self), tuple(getattr(self, field.name) for field in fields(self))  # leaves cached values behind
-
     @cached_property
     def graph(self) -> Graph:
         """The traced graph."""
         return Graph.from_module(self.build().eval(), (3, self.input_size, self.input_size))
-
-    @property
-    def num_params(self) -> int:
-        """Number of scalars in the network's parameters."""
-        return sum(parameter.numel() for parameter in self.build().parameters())
 
     def build(self, num_classes=None, input_size=None, device="meta", track_running_stats=False, auxiliary=False,
               drop_path=0.0) -> nn.Module:  # fmt: skip
@@ -142,10 +135,6 @@ class NamedNetwork:
             stop_tracking(net)
         net.expected_input_sz = size
         return net
-
-    def adapted(self, num_classes: int, input_size: int) -> NamedNetwork:
-        """As ``Architecture.adapted``."""
-        return replace(self, num_classes=num_classes, input_size=input_size)
 
 
 def stop_tracking(net: nn.Module) -> None:

@@ -18,6 +18,7 @@ from ghnlib.graphs.nodes import PRIMITIVES
 from ghnlib.released.deepnets1m import (
     ARGUMENTS,
     LARGEST_META,
+    Cells,
     OfficialFile,
     numbers_of_parameters,
     parameter_name,
@@ -143,7 +144,8 @@ RECORDS = json.loads(Path(__file__).with_name("deepnets1m.json").read_text())
 @pytest.mark.parametrize("record", RECORDS)
 def test_parameters_of_released_files_are_those_of_the_network(record):
     net = record["net"]
-    genotype, norm = Genotype.from_lists(**net["genotype"]), "bn" if net["norm"] else None
+    cells = Cells.model_validate_json(json.dumps(net["genotype"]))
+    genotype, norm = Genotype(**dict(cells)), "bn" if net["norm"] else None
     arch = Architecture(genotype, norm=norm, **{key: net[key] for key in ARGUMENTS if key in net})
     read = [(primitive_name(op), parameter_name(name, cell)) for op, cell, name in record["rows"]]
     own = [(node.op, node.name) for node in arch.graph.nodes if node.name]  # of operations, files lack some

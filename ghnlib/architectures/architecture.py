@@ -1,7 +1,5 @@
 """Architectures of DeepNets-1M (PPUDA appendix A.1): what a network is built and a graph composed from."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Self

@@ -1,7 +1,5 @@
 """From a plan to its graph and number of parameters, without building a module."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 

@@ -1,8 +1,6 @@
 """Genotypes: the two cells that a network of DeepNets-1M repeats (PPUDA appendix A.1)."""
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 Operations = tuple[tuple[str, int], ...]
 """A cell's operations: (name, index of the state that it reads)."""
@@ -19,7 +17,7 @@ class Genotype(NamedTuple):
     reduce_concat: tuple[int, ...]
 
     @classmethod
-    def parse(cls, normal: str, reduce: str, concat: tuple[int, ...]) -> Genotype:
+    def parse(cls, normal: str, reduce: str, concat: tuple[int, ...]) -> Self:
         """From cells written as "OPERATION:STATE ..." that concatenate the same states."""
         items = [[item.split(":") for item in cell.split()] for cell in (normal, reduce)]
         cells = [tuple((name, int(source)) for name, source in cell) for cell in items]

@@ -4,8 +4,6 @@ use of every operation, sizes of the classifier (PPUDA appendix A.1).
 The module (``network.py``), the composed graph and the number of parameters (``composing.py``) all follow a ``Plan``.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import NamedTuple
 

@@ -2,8 +2,6 @@
 importable name.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import warnings
@@ -62,29 +60,22 @@ def _central(conv: nn.Conv2d) -> nn.Conv2d:
     return cut
 
 
-def _small_resnet(num_classes: int) -> nn.Module:
-    from torchvision.models.resnet import BasicBlock, ResNet
+SMALL_FAMILIES = ("small-resnet", "small-convnext", "small-swin")
+"""Small networks of torchvision's families, for images of 16 pixels and more."""
 
-    net = ResNet(BasicBlock, [1, 1, 1, 1], num_classes)
+
+def _small(family: str, num_classes: int) -> nn.Module:
+    from torchvision.models import convnext, resnet, swin_transformer
+
+    if family == "small-convnext":
+        stages = convnext.CNBlockConfig(32, 64, 2), convnext.CNBlockConfig(64, None, 2)
+        return convnext.ConvNeXt(stages, num_classes=num_classes)
+    if family == "small-swin":
+        sizes = {"patch_size": [2, 2], "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": [4, 4]}
+        return swin_transformer.SwinTransformer(**sizes, stochastic_depth_prob=0.0, num_classes=num_classes)
+    net = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes)
     net.maxpool = nn.Identity()
     return net
-
-
-def _small_convnext(num_classes: int) -> nn.Module:
-    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
-
-    return ConvNeXt([CNBlockConfig(32, 64, 2), CNBlockConfig(64, None, 2)], num_classes=num_classes)
-
-
-def _small_swin(num_classes: int) -> nn.Module:
-    from torchvision.models.swin_transformer import SwinTransformer
-
-    sizes = {"patch_size": [2, 2], "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": [4, 4]}
-    return SwinTransformer(**sizes, stochastic_depth_prob=0.0, num_classes=num_classes)
-
-
-SMALL_FAMILIES = {"small-resnet": _small_resnet, "small-convnext": _small_convnext, "small-swin": _small_swin}
-"""Small networks of torchvision's families, for images of 16 pixels and more: name -> constructor."""
 
 
 def _own(name: str, input_size: int) -> Callable[..., nn.Module]:
@@ -97,7 +88,7 @@ def _own(name: str, input_size: int) -> Callable[..., nn.Module]:
 
 @dataclass(frozen=True)
 class NamedNetwork(Description):
-    """A classifier of torchvision by name, a key of ``SMALL_FAMILIES``, or what a "module:function" makes, called with
+    """A classifier of torchvision by name, one of ``SMALL_FAMILIES``, or what a "module:function" makes, called with
     ``num_classes`` and, if it has such an argument, ``image_size``; behind the interface of ``Architecture``.
 
     For images below 64 pixels those of torchvision ``keep_resolution``.
@@ -123,11 +114,11 @@ class NamedNetwork(Description):
         size = input_size or self.input_size
         name = self.name.removeprefix("torchvision.models.")
         slow = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # minutes of drawing
-        own = ":" in name
-        make = _own(name, size) if own else SMALL_FAMILIES.get(name, partial(models.get_model, name, **slow))
+        small, own = name in SMALL_FAMILIES, ":" in name
+        make = _own(name, size) if own else partial(_small if small else models.get_model, name, **slow)
         with torch.device(device or "cpu"):
             net = make(num_classes=num_classes or self.num_classes)
-            if size < IMAGENET_FORM and not own and name not in SMALL_FAMILIES:
+            if size < IMAGENET_FORM and not own and not small:
                 keep_resolution(net)
         if not isinstance(net, nn.Module):
             raise TypeError(f"{name} returns a {type(net).__name__}, not a torch.nn.Module")

@@ -1,7 +1,5 @@
 """DeepNets-1M (PPUDA section 3 and appendix A): architectures as a pure function of (split, seed, index)."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Mapping
 from dataclasses import replace

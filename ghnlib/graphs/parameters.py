@@ -1,7 +1,5 @@
 """Which parameters become nodes of a graph, and where the released hypernetworks differ from the right structure."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple

@@ -4,8 +4,6 @@ Autograd sees functional code as well as modules (PPUDA appendix A), and a funct
 place in the forward pass.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 import random

@@ -1,7 +1,5 @@
 """What happens to a network's copy while it runs: shortcuts for slow functions, a note of the parameters it uses."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType
 from typing import Any

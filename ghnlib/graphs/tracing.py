@@ -4,11 +4,9 @@ Every recorded function is visited once, inputs before outputs. It either become
 produced its inputs, which contracts reshapes, activations and all else that has no primitive.
 """
 
-from __future__ import annotations
-
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -286,7 +284,12 @@ class Reduction:
         position = {node: i for i, node in enumerate(order)}
         edges = sorted((position[source], position[target]) for source, target in self.wiring.edges)
         nodes = [self.nodes[i] for i in order]
-        for i, role in self.class_roles(nodes, [position[i] for i in classifier]):
+        classes = [position[i] for i in classifier]
+        if self.rules.flags_by_position:  # released hypernetworks know it as last nodes that are called weight and bias
+            ends = enumerate((".weight", ".bias"), len(nodes) - 2)
+            classes = [i for i, part in ends if i in classes and part in nodes[i].name]
+        for i in classes:
+            role = Role.CLASS_BIAS if nodes[i].role is Role.BIAS else Role.CLASS_WEIGHT
             nodes[i] = nodes[i]._replace(role=role)
         for part, whole in parts.items():
             skipped[part] = skipped.get(whole, f"part of {whole}, which was not written")
@@ -328,15 +331,6 @@ class Reduction:
                 self.keys[i] = min((self.keys[child] for child in self.wiring.succ[i]), default=self.keys[i])
         late = set(classifier) if classifier and not self.wiring.succ[classifier[-1]] else set()
         return list(nx.lexicographical_topological_sort(self.wiring, key=lambda i: (i in late, self.keys[i])))
-
-    def class_roles(self, nodes: list[Node], classifier: list[int]) -> Iterator[tuple[int, Role]]:
-        """Of the classifier; released hypernetworks know it only as last nodes that are called weight and bias."""
-        last = len(nodes) - 1
-        if self.rules.flags_by_position:
-            named = [i for i, part in ((last - 1, ".weight"), (last, ".bias")) if part in nodes[i].name]
-            classifier = [i for i in named if i in classifier]
-        for i in classifier:
-            yield i, Role.CLASS_BIAS if nodes[i].role is Role.BIAS else Role.CLASS_WEIGHT
 
     def skipped(self) -> dict[str, str]:
         predicted = set(self.node_of) | {self.nodes[i].norm_bias for i in self.node_of.values()}

@@ -1,7 +1,5 @@
 """The official file format of DeepNets-1M: HDF5 graphs with their meta JSON (PPUDA appendix A.3)."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -92,7 +92,8 @@ class Architecture(Description):
     @cached_property
     def plan(self) -> Plan:
         """All that the network consists of. Raises ValueError where 'none' cuts the network in two."""
-        stem = self._stem()
+        imagenet = self.input_size >= IMAGENET_FORM
+        stem = self._stem(imagenet)
         channels, side = stem_output(stem, self.input_size)
         positions = (channels, side) if self.is_vit else None
         cells, uses_stem1 = plan_cells(
@@ -105,25 +106,21 @@ class Architecture(Description):
         sizes = (features, self.fc_dim, self.num_classes) if self.fc_layers == 2 else (features, self.num_classes)
         head = tuple(zip(("classifier.0", "classifier.3"), sizes, sizes[1:]))
         return Plan(
-            stem, uses_stem1, positions, cells, tuple(sides), self.glob_avg, head, self.imagenet, self.norm is not None
+            stem, uses_stem1, positions, cells, tuple(sides), self.glob_avg, head, imagenet, self.norm is not None
         )
 
-    @property
-    def imagenet(self) -> bool:
-        """Whether the network has the form for large images."""
-        return self.input_size >= IMAGENET_FORM
-
-    def _stem(self) -> dict[str, list[Layer]]:
+    def _stem(self, imagenet: bool) -> dict[str, list[Layer]]:
+        """A transformer's patches, three convolutions of which the third halves the resolution, or one."""
         width, present = self.C, self.norm is not None
         if self.is_vit:
-            return {"stem0": [conv(3, width, 16, 16, 0) if self.imagenet else conv(3, width, 3, 3, 1)]}
+            return {"stem0": [conv(3, width, 16, 16, 0) if imagenet else conv(3, width, 3, 3, 1)]}
         if self.stem_type == 1:
-            stride = 2 if self.imagenet else 1
+            stride = 2 if imagenet else 1
             stem0 = [conv(3, width // 2, self.ks, stride), norm(width // 2, present), RELU]
             stem0 += [conv(width // 2, width, 3, stride), norm(width, present)]
             return {"stem0": stem0, "stem1": [RELU, conv(width, width, 3, 2), norm(width, present)]}
-        out = width if self.imagenet or not self.preproc else 3 * width
-        first = conv(3, out, self.ks, self.imagenet_stride if self.imagenet else 1)
+        out = width if imagenet or not self.preproc else 3 * width
+        first = conv(3, out, self.ks, self.imagenet_stride if imagenet else 1)
         return {"stem": [first, norm(out, present), pool("max_pool", 2) if self.stem_pool else IDENTITY]}
 
     @cached_property

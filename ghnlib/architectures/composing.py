@@ -130,8 +130,8 @@ def head_block(plan: Plan) -> Block:
 
 def count_parameters(plan: Plan) -> int:
     """Number of scalars in the network's parameters, those of unused operations included."""
-    ends = [*stem_blocks(plan).values(), head_block(plan)]
-    return sum(block.size for block in ends) + sum(cell.size for cell in plan.cells)
+    parts = *stem_blocks(plan).values(), head_block(plan), *plan.cells
+    return sum(part.size for part in parts)
 
 
 def parameter_nodes(plan: Plan) -> dict[str, Node]:

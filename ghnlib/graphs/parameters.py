@@ -27,9 +27,6 @@ class Parameter(NamedTuple):
     reason: str = ""
     aliases: tuple[str, ...] = ()
 
-    def node(self) -> Node:
-        return Node(self.op, self.name, self.shape, self.role, self.norm_bias)
-
 
 class Convention(NamedTuple):
     """How one family of hypernetworks was shown its graphs.

@@ -159,7 +159,8 @@ class Reduction:
                 continue
             node = self.node_of.get(parameter.name)
             if node is None:
-                producers = self.add(parameter.node(), producers, order)
+                name, shape, op, role, norm_bias, *_ = parameter
+                producers = self.add(Node(op, name, shape, role, norm_bias), producers, order)
                 (self.node_of[parameter.name],) = producers
             elif self.leads_to(node, producers):
                 self.repeated.add(parameter.name)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ghnlib import GHN, DeepNets
 from ghnlib.config import PRESETS, Recipe
-from ghnlib.deepnets.splits import count_duplicates
+from ghnlib.deepnets.splits import fingerprint
 from ghnlib.training.loop import sample_meta_batch
 from ghnlib.training.step import MetaTrainer
 
@@ -111,7 +111,8 @@ def main() -> None:
     for split in SPLITS if options.duplicates else ():
         size = options.duplicates if split in ("train", "search") else None
         architectures = DeepNets(split, space=options.space, size=size)
-        print(f"{split}: {count_duplicates(architectures)} of {len(architectures)} equal an earlier one")
+        distinct = {fingerprint(architecture) for architecture in architectures}
+        print(f"{split}: {len(architectures) - len(distinct)} of {len(architectures)} equal an earlier one")
 
 
 if __name__ == "__main__":

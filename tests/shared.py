@@ -112,6 +112,16 @@ def swept(encoder, x, graph, directions=("forward", "backward"), message=None):
     return torch.stack(h)
 
 
+def names(graph):
+    """In topological order; operations by their primitive."""
+    return [node.name or node.op for node in graph.nodes]
+
+
+def edges(graph):
+    """Pairs of such names."""
+    return {(names(graph)[a], names(graph)[b]) for a, b in graph.edges.tolist()}
+
+
 def structure(graph):
     """Nodes and edges in a form that does not depend on the order of the nodes: each is told by its history."""
     labels = []

@@ -1,31 +1,39 @@
 """Architectures of DeepNets-1M (PPUDA appendix A.1): what a network is built and a graph composed from."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Self
 
 import torch
 
 from ghnlib.architectures.composing import compose, count_parameters
 from ghnlib.architectures.genotypes import Genotype
-from ghnlib.architectures.layers import Layer
+from ghnlib.architectures.layers import IDENTITY, RELU, Layer, conv, norm, pool
 from ghnlib.architectures.network import Network
-from ghnlib.architectures.plan import (
-    IMAGENET_FORM,
-    Plan,
-    double_stem,
-    plan_cells,
-    reduction_cells,
-    single_stem,
-    stem_output,
-    transformer_stem,
-)
+from ghnlib.architectures.plan import IMAGENET_FORM, Plan, plan_cells, reduction_cells, stem_output
 from ghnlib.graphs.graph import Graph
 
 
+class Description:
+    """What a network is built from: a dataclass with ``num_classes`` and ``input_size``, and with ``build``."""
+
+    def __reduce__(self):
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))  # leaves cached values behind
+
+    @cached_property
+    def num_params(self) -> int:
+        """Number of scalars in the network's parameters."""
+        return sum(parameter.numel() for parameter in self.build().parameters())
+
+    def adapted(self, num_classes: int | None = None, input_size: int | None = None) -> Self:
+        """The same for another number of classes or size of images; None leaves as is."""
+        changes = {"num_classes": num_classes or self.num_classes, "input_size": input_size or self.input_size}
+        same = all(getattr(self, name) == value for name, value in changes.items())
+        return self if same else replace(self, **changes)
+
+
 @dataclass(frozen=True)
-class Architecture:
+class Architecture(Description):
     """One network of DeepNets-1M: the arguments it is built from (PPUDA appendix A.1).
 
     Args:
@@ -39,6 +47,9 @@ class Architecture:
     Raises:
         ValueError: the arguments contradict each other.
     """
+
+    network = Network
+    """What it builds."""
 
     genotype: Genotype
     C: int = 32
@@ -63,9 +74,6 @@ class Architecture:
         if self.norm not in ("bn", None):
             raise ValueError(f"norm is 'bn' or None, not {self.norm!r}")
 
-    def __reduce__(self):
-        return type(self), tuple(getattr(self, field.name) for field in fields(self))  # leaves cached values behind
-
     @property
     def identity(self) -> tuple:
         """Everything but widths, classes and image size, the same whichever way round the terms of a sum are."""
@@ -84,7 +92,8 @@ class Architecture:
     @cached_property
     def plan(self) -> Plan:
         """All that the network consists of. Raises ValueError where 'none' cuts the network in two."""
-        stem = self._stem()
+        imagenet = self.input_size >= IMAGENET_FORM
+        stem = self._stem(imagenet)
         channels, side = stem_output(stem, self.input_size)
         positions = (channels, side) if self.is_vit else None
         cells, uses_stem1 = plan_cells(
@@ -94,29 +103,25 @@ class Architecture:
         reductions = () if self.is_vit else reduction_cells(self.n_cells)
         sides = [side := -(-side // 2) if k in reductions else side for k in range(self.n_cells)]
         features = cells[-1].channels * (1 if self.glob_avg else side * side)
-        head = self._head(features)
+        sizes = (features, self.fc_dim, self.num_classes) if self.fc_layers == 2 else (features, self.num_classes)
+        head = tuple(zip(("classifier.0", "classifier.3"), sizes, sizes[1:]))
         return Plan(
-            stem, uses_stem1, positions, cells, tuple(sides), self.glob_avg, head, self.imagenet, self.norm is not None
+            stem, uses_stem1, positions, cells, tuple(sides), self.glob_avg, head, imagenet, self.norm is not None
         )
 
-    @property
-    def imagenet(self) -> bool:
-        """Whether the network has the form for large images."""
-        return self.input_size >= IMAGENET_FORM
-
-    def _stem(self) -> dict[str, list[Layer]]:
+    def _stem(self, imagenet: bool) -> dict[str, list[Layer]]:
+        """A transformer's patches, three convolutions of which the third halves the resolution, or one."""
+        width, present = self.C, self.norm is not None
         if self.is_vit:
-            return transformer_stem(self.C, self.imagenet)
+            return {"stem0": [conv(3, width, 16, 16, 0) if imagenet else conv(3, width, 3, 3, 1)]}
         if self.stem_type == 1:
-            return double_stem(self.C, self.ks, 2 if self.imagenet else 1, self.norm is not None)
-        out = self.C if self.imagenet or not self.preproc else 3 * self.C
-        stride = self.imagenet_stride if self.imagenet else 1
-        return single_stem(out, self.ks, stride, self.stem_pool, self.norm is not None)
-
-    def _head(self, features: int) -> tuple[tuple[str, int, int], ...]:
-        if self.fc_layers == 2:
-            return ("classifier.0", features, self.fc_dim), ("classifier.3", self.fc_dim, self.num_classes)
-        return (("classifier.0", features, self.num_classes),)
+            stride = 2 if imagenet else 1
+            stem0 = [conv(3, width // 2, self.ks, stride), norm(width // 2, present), RELU]
+            stem0 += [conv(width // 2, width, 3, stride), norm(width, present)]
+            return {"stem0": stem0, "stem1": [RELU, conv(width, width, 3, 2), norm(width, present)]}
+        out = width if imagenet or not self.preproc else 3 * width
+        first = conv(3, out, self.ks, self.imagenet_stride if imagenet else 1)
+        return {"stem": [first, norm(out, present), pool("max_pool", 2) if self.stem_pool else IDENTITY]}
 
     @cached_property
     def graph(self) -> Graph:
@@ -147,10 +152,4 @@ class Architecture:
             drop_path: probability of dropping an operation's output, in training mode.
         """
         own = self.adapted(num_classes, input_size)
-        return Network(own.plan, own.input_size, device, track_running_stats, auxiliary, drop_path)
-
-    def adapted(self, num_classes: int | None = None, input_size: int | None = None) -> Architecture:
-        """The architecture for another number of classes or size of images; None leaves as is."""
-        changes = {"num_classes": num_classes or self.num_classes, "input_size": input_size or self.input_size}
-        same = all(getattr(self, name) == value for name, value in changes.items())
-        return self if same else replace(self, **changes)
+        return self.network(own.plan, own.input_size, device, track_running_stats, auxiliary, drop_path)

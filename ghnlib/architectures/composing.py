@@ -1,7 +1,5 @@
 """From a plan to its graph and number of parameters, without building a module."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -12,24 +10,20 @@ from ghnlib.architectures.operations import Spec, primitive
 from ghnlib.architectures.plan import Plan, PlannedCell, PlannedOp
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Node, Role
+from ghnlib.graphs.recording import UNUSED
 
-UNUSED = "not used in the forward pass"
 JOINS = {"sum": Node("sum"), "concat": Node("concat")}
-
-
-def prefixed(block: Block, prefix: str) -> Block:
-    """A block with the full names of its parameters."""
-    nodes = (
-        Node(op, prefix + name, shape, role, prefix + norm_bias if norm_bias else "") if name else Node(op, "", shape)
-        for op, name, shape, role, norm_bias, *_ in block.nodes
-    )
-    return block._replace(nodes=tuple(nodes))
 
 
 @lru_cache(maxsize=1 << 14)  # architectures share most of what stands at a given place; these are some 20 MB
 def placed(name: str, spec: Spec, prefix: str) -> Block:
     """The block of the operation ``name``, with the full names of its parameters."""
-    return prefixed(primitive(name, spec).block, prefix)
+    block = primitive(name, spec).block
+    nodes = (
+        Node(op, prefix + name, shape, role, prefix + norm_bias if norm_bias else "") if name else Node(op, "", shape)
+        for op, name, shape, role, norm_bias, *_ in block.nodes
+    )
+    return block._replace(nodes=tuple(nodes))
 
 
 class Composer:
@@ -136,8 +130,8 @@ def head_block(plan: Plan) -> Block:
 
 def count_parameters(plan: Plan) -> int:
     """Number of scalars in the network's parameters, those of unused operations included."""
-    ends = [*stem_blocks(plan).values(), head_block(plan)]
-    return sum(block.size for block in ends) + sum(cell.size for cell in plan.cells)
+    parts = *stem_blocks(plan).values(), head_block(plan), *plan.cells
+    return sum(part.size for part in parts)
 
 
 def parameter_nodes(plan: Plan) -> dict[str, Node]:

@@ -3,8 +3,6 @@
 Each function can be named where networks of one's own can, such as ``ghnlib.architectures.handwritten:resnet``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -3,8 +3,6 @@
 Shapes: B sequences, T <= context tokens of each, V tokens of the vocabulary, d width.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 

@@ -3,8 +3,6 @@
 Shapes: B images, C channels, H x W pixels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

@@ -1,21 +1,11 @@
 """From a plan to a plain module (PPUDA appendix A.1). Shapes: B images of size H x W, C channels."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
 from ghnlib.architectures.layers import IDENTITY, RELU, Flatten, Linear, PosEnc, conv, make_chain, norm
 from ghnlib.architectures.operations import build
 from ghnlib.architectures.plan import Plan, PlannedCell
-
-
-def make_classifier(plan: Plan, device) -> nn.Sequential:
-    """One linear layer, or two with ReLU and dropout between."""
-    linears = [Linear(a, b, device=device) for _, a, b in plan.head]
-    if len(linears) == 1:
-        return nn.Sequential(*linears)
-    return nn.Sequential(linears[0], nn.ReLU(), nn.Dropout(0.5), linears[1])
 
 
 class AuxiliaryHead(nn.Module):
@@ -103,7 +93,8 @@ class Network(nn.Module):
         self.auxiliary_after = 2 * len(plan.cells) // 3
         self.auxiliary_head = AuxiliaryHead(plan, self.auxiliary_after, track, device) if auxiliary else None
         self.global_pooling = Flatten(plan.glob_avg)
-        self.classifier = make_classifier(plan, device)
+        first, *second = (Linear(a, b, device=device) for _, a, b in plan.head)
+        self.classifier = nn.Sequential(first, *((nn.ReLU(), nn.Dropout(0.5), *second) if second else ()))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         s0, s1 = self._stem(x)

@@ -5,8 +5,6 @@ with shapes, from which graphs are composed and parameters counted) and a functi
 chains of layers get both from one list. Shapes: B images, a input channels, b output channels, H x W pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple

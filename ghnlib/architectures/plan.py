@@ -4,13 +4,11 @@ use of every operation, sizes of the classifier (PPUDA appendix A.1).
 The module (``network.py``), the composed graph and the number of parameters (``composing.py``) all follow a ``Plan``.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import NamedTuple
 
 from ghnlib.architectures.genotypes import Genotype, Operations
-from ghnlib.architectures.layers import IDENTITY, RELU, Layer, conv, norm, pool
+from ghnlib.architectures.layers import Layer
 from ghnlib.architectures.operations import Spec, primitive
 
 IMAGENET_FORM = 64
@@ -60,27 +58,6 @@ class Plan(NamedTuple):
     norm: bool
 
 
-# Stems ---------------------------------------------------------------------------------------------------------------
-
-
-def transformer_stem(width: int, imagenet: bool) -> dict[str, list[Layer]]:
-    """Patches of 16x16 pixels, on small images a 3x3 convolution of stride 1."""
-    return {"stem0": [conv(3, width, 16, 16, 0) if imagenet else conv(3, width, 3, 3, 1)]}
-
-
-def single_stem(out: int, ks: int, stride: int, pooled: bool, present: bool) -> dict[str, list[Layer]]:
-    """One convolution, then max pooling if ``pooled``; ``present``: with batch norm."""
-    layers = [conv(3, out, ks, stride), norm(out, present), pool("max_pool", 2) if pooled else IDENTITY]
-    return {"stem": layers}
-
-
-def double_stem(width: int, ks: int, stride: int, present: bool) -> dict[str, list[Layer]]:
-    """Three convolutions, the third of which halves the resolution; ``present``: with batch norm."""
-    stem0 = [conv(3, width // 2, ks, stride), norm(width // 2, present), RELU]
-    stem0 += [conv(width // 2, width, 3, stride), norm(width, present)]
-    return {"stem0": stem0, "stem1": [RELU, conv(width, width, 3, 2), norm(width, present)]}
-
-
 def stem_output(stem: dict[str, list[Layer]], side: int) -> tuple[int, int]:
     """Channels of a stem's output, and pixels a side of the map that the first cell works on."""
     channels = 3
@@ -90,9 +67,6 @@ def stem_output(stem: dict[str, list[Layer]], side: int) -> tuple[int, int]:
                 side = (side + 2 * layer.padding[0] - layer.kernel[0]) // layer.stride[0] + 1
             channels = layer.c_out or channels
     return channels, side
-
-
-# Cells ---------------------------------------------------------------------------------------------------------------
 
 
 class Liveness(NamedTuple):

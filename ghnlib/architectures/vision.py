@@ -2,19 +2,18 @@
 importable name.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ghnlib.architectures.architecture import Description
 from ghnlib.architectures.plan import IMAGENET_FORM
 from ghnlib.data.images import DataError
 from ghnlib.graphs.graph import Graph
@@ -61,29 +60,22 @@ def _central(conv: nn.Conv2d) -> nn.Conv2d:
     return cut
 
 
-def _small_resnet(num_classes: int) -> nn.Module:
-    from torchvision.models.resnet import BasicBlock, ResNet
+SMALL_FAMILIES = ("small-resnet", "small-convnext", "small-swin")
+"""Small networks of torchvision's families, for images of 16 pixels and more."""
 
-    net = ResNet(BasicBlock, [1, 1, 1, 1], num_classes)
+
+def _small(family: str, num_classes: int) -> nn.Module:
+    from torchvision.models import convnext, resnet, swin_transformer
+
+    if family == "small-convnext":
+        stages = convnext.CNBlockConfig(32, 64, 2), convnext.CNBlockConfig(64, None, 2)
+        return convnext.ConvNeXt(stages, num_classes=num_classes)
+    if family == "small-swin":
+        sizes = {"patch_size": [2, 2], "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": [4, 4]}
+        return swin_transformer.SwinTransformer(**sizes, stochastic_depth_prob=0.0, num_classes=num_classes)
+    net = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes)
     net.maxpool = nn.Identity()
     return net
-
-
-def _small_convnext(num_classes: int) -> nn.Module:
-    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
-
-    return ConvNeXt([CNBlockConfig(32, 64, 2), CNBlockConfig(64, None, 2)], num_classes=num_classes)
-
-
-def _small_swin(num_classes: int) -> nn.Module:
-    from torchvision.models.swin_transformer import SwinTransformer
-
-    sizes = {"patch_size": [2, 2], "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": [4, 4]}
-    return SwinTransformer(**sizes, stochastic_depth_prob=0.0, num_classes=num_classes)
-
-
-SMALL_FAMILIES = {"small-resnet": _small_resnet, "small-convnext": _small_convnext, "small-swin": _small_swin}
-"""Small networks of torchvision's families, for images of 16 pixels and more: name -> constructor."""
 
 
 def _own(name: str, input_size: int) -> Callable[..., nn.Module]:
@@ -95,8 +87,8 @@ def _own(name: str, input_size: int) -> Callable[..., nn.Module]:
 
 
 @dataclass(frozen=True)
-class NamedNetwork:
-    """A classifier of torchvision by name, a key of ``SMALL_FAMILIES``, or what a "module:function" makes, called with
+class NamedNetwork(Description):
+    """A classifier of torchvision by name, one of ``SMALL_FAMILIES``, or what a "module:function" makes, called with
     ``num_classes`` and, if it has such an argument, ``image_size``; behind the interface of ``Architecture``.
 
     For images below 64 pixels those of torchvision ``keep_resolution``.
@@ -106,18 +98,10 @@ class NamedNetwork:
     input_size: int = 32
     name: str = "resnet50"
 
-    def __reduce__(self):
-        return type(self), tuple(getattr(self, field.name) for field in fields(self))  # leaves cached values behind
-
     @cached_property
     def graph(self) -> Graph:
         """The traced graph."""
         return Graph.from_module(self.build().eval(), (3, self.input_size, self.input_size))
-
-    @property
-    def num_params(self) -> int:
-        """Number of scalars in the network's parameters."""
-        return sum(parameter.numel() for parameter in self.build().parameters())
 
     def build(self, num_classes=None, input_size=None, device="meta", track_running_stats=False, auxiliary=False,
               drop_path=0.0) -> nn.Module:  # fmt: skip
@@ -130,11 +114,11 @@ class NamedNetwork:
         size = input_size or self.input_size
         name = self.name.removeprefix("torchvision.models.")
         slow = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # minutes of drawing
-        own = ":" in name
-        make = _own(name, size) if own else SMALL_FAMILIES.get(name, partial(models.get_model, name, **slow))
+        small, own = name in SMALL_FAMILIES, ":" in name
+        make = _own(name, size) if own else partial(_small if small else models.get_model, name, **slow)
         with torch.device(device or "cpu"):
             net = make(num_classes=num_classes or self.num_classes)
-            if size < IMAGENET_FORM and not own and name not in SMALL_FAMILIES:
+            if size < IMAGENET_FORM and not own and not small:
                 keep_resolution(net)
         if not isinstance(net, nn.Module):
             raise TypeError(f"{name} returns a {type(net).__name__}, not a torch.nn.Module")
@@ -142,10 +126,6 @@ class NamedNetwork:
             stop_tracking(net)
         net.expected_input_sz = size
         return net
-
-    def adapted(self, num_classes: int, input_size: int) -> NamedNetwork:
-        """As ``Architecture.adapted``."""
-        return replace(self, num_classes=num_classes, input_size=input_size)
 
 
 def stop_tracking(net: nn.Module) -> None:

@@ -4,14 +4,13 @@ Shapes: n images, B of a batch, s pixels a side. A set that fits in memory is on
 augmented and normalised in batch; a larger one is read by a DataLoader. Both are iterated in the same way.
 """
 
-from __future__ import annotations
-
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
+from typing import Self
 
 import numpy as np
 import torch
@@ -66,7 +65,7 @@ class ImageSet(ABC):
         training continues exactly with ``start``."""
         return self._load(endless(len(self), min(batch_size, len(self)), seed, start), augment)
 
-    def subset(self, classes: Sequence[int]) -> ImageSet:
+    def subset(self, classes: Sequence[int]) -> Self:
         """The images of some classes (by index), relabelled 0, 1, ... in the order given."""
         new_label = torch.full((len(self.classes),), -1)
         new_label[list(classes)] = torch.arange(len(classes))
@@ -74,7 +73,7 @@ class ImageSet(ABC):
         labels = new_label[kept.labels.cpu()].to(kept.labels.device)
         return replace(kept, labels=labels, classes=tuple(self.classes[i] for i in classes))
 
-    def few_shot(self, per_class: int, seed: int) -> ImageSet:
+    def few_shot(self, per_class: int, seed: int) -> Self:
         """``per_class`` images of each class, drawn by seed."""
         labels = self.labels.cpu().numpy()
         fewest = np.bincount(labels, minlength=len(self.classes)).min()
@@ -90,11 +89,11 @@ class ImageSet(ABC):
         """Of its batches."""
 
     @abstractmethod
-    def to(self, device: torch.device | str) -> ImageSet:
+    def to(self, device: torch.device | str) -> Self:
         """The same set, its batches on the device."""
 
     @abstractmethod
-    def _take(self, index: Tensor) -> ImageSet: ...
+    def _take(self, index: Tensor) -> Self: ...
 
     @abstractmethod
     def _load(self, plan: Plan, augment: Augment | None) -> Iterator[tuple[Tensor, Tensor]]: ...
@@ -110,10 +109,10 @@ class Images(ImageSet):
     def device(self) -> torch.device:
         return self.labels.device
 
-    def to(self, device: torch.device | str) -> Images:
+    def to(self, device: torch.device | str) -> Self:
         return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
-    def _take(self, index: Tensor) -> Images:
+    def _take(self, index: Tensor) -> Self:
         index = index.to(self.labels.device)
         return replace(self, pixels=self.pixels[index], labels=self.labels[index])
 
@@ -141,10 +140,10 @@ class ImageFiles(ImageSet):
     image_size: int
     device: torch.device = torch.device("cpu")
 
-    def to(self, device: torch.device | str) -> ImageFiles:
+    def to(self, device: torch.device | str) -> Self:
         return replace(self, device=torch.device(device))
 
-    def _take(self, index: Tensor) -> ImageFiles:
+    def _take(self, index: Tensor) -> Self:
         return replace(self, paths=self.paths[index.numpy()], labels=self.labels[index])
 
     def _load(self, plan: Plan, augment: Augment | None) -> Iterator[tuple[Tensor, Tensor]]:

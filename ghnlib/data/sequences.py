@@ -3,10 +3,9 @@
 Shapes: n sequences, B of a batch, T tokens each.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ class Sequences:
         """Of its batches."""
         return self.tokens.device
 
-    def to(self, device: torch.device | str) -> Sequences:
+    def to(self, device: torch.device | str) -> Self:
         """The same set on the device."""
         return replace(self, tokens=self.tokens.to(device))
 

@@ -4,13 +4,12 @@ Shapes: n images, s pixels a side.
 """
 
 # torchvision and scikit-learn are imported where they are used: they take seconds, and few stages need them.
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -50,11 +49,11 @@ class ImageSplits:
         """Pixels a side."""
         return self.val.side
 
-    def to(self, device: torch.device | str) -> ImageSplits:
+    def to(self, device: torch.device | str) -> Self:
         """The same sets, their batches on the device."""
         return ImageSplits(*(part.to(device) for part in (self.train, self.val, self.test)))
 
-    def subset(self, classes: Sequence[int]) -> ImageSplits:
+    def subset(self, classes: Sequence[int]) -> Self:
         """All three splits with some of the classes only."""
         return ImageSplits(*(part.subset(classes) for part in (self.train, self.val, self.test)))
 
@@ -98,7 +97,8 @@ def load_images(
         raise DataError(f"data.source: no source named {source!r}; there are {', '.join(SOURCES)}.")
     if source != "digits" and root is None:
         raise DataError(f"data.root: the source {source} needs a folder. {NO_DOWNLOAD}")
-    splits = SOURCES[source](Path(root or "."), seed, image_size, val_share, test_share, download, resident_gib)
+    options = {"val": val_share, "test": test_share, "download": download, "resident": resident_gib}
+    splits = SOURCES[source](Path(root or "."), seed, image_size, **options)
     return replace(splits, test=splits.test.few_shot(test_per_class, seed)) if test_per_class else splits
 
 
@@ -120,9 +120,7 @@ def stratified_split(labels: np.ndarray, shares: Sequence[float], seed: int) -> 
     return [rng.permutation(np.concatenate(part)) for part in (remainder, *held_out)]
 
 
-def _digits(
-    root: Path, seed: int, size: int | None, val: float, test: float, download: bool, resident: float
-) -> ImageSplits:
+def _digits(root: Path, seed: int, size: int | None, val: float, test: float, **rest) -> ImageSplits:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -137,8 +135,7 @@ def _digits(
 
 def _resident(parts: list[tuple[Tensor, np.ndarray]], classes: tuple[str, ...], statistics=None) -> ImageSplits:
     mean, std = statistics or _statistics(parts[0][0])
-    sets = [Images(torch.from_numpy(np.asarray(y)).long(), classes, mean, std, x) for x, y in parts]
-    return ImageSplits(*sets)
+    return ImageSplits(*(Images(torch.from_numpy(y).long(), classes, mean, std, x) for x, y in parts))
 
 
 def _statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -151,9 +148,7 @@ def _statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _cifar(
-    which: str, root: Path, seed: int, size: int | None, val: float, test: float, download: bool, resident: float
-) -> ImageSplits:
+def _cifar(which: str, root: Path, seed: int, size: int | None, download: bool, **rest) -> ImageSplits:
     from torchvision import datasets
 
     kind = getattr(datasets, which)
@@ -179,20 +174,18 @@ def _resize(pixels: Tensor, size: int) -> Tensor:
     return torch.cat([resize(chunk).round().clamp(0, 255).to(torch.uint8) for chunk in pixels.split(999)])
 
 
-def _imagenet(
-    root: Path, seed: int, size: int | None, val: float, test: float, download: bool, resident: float
-) -> ImageSplits:
+def _imagenet(root: Path, seed: int, size: int | None, **rest) -> ImageSplits:
     missing = [str(root / part) for part in ("train", "val") if not (root / part).is_dir()]
     if missing:
         raise DataError(
             f"ImageNet is not in {root}: expected {' and '.join(missing)}, each with a folder per class. Get the "
             f"ILSVRC2012 archives from https://image-net.org; torchvision.datasets.ImageNet unpacks them. {NO_DOWNLOAD}"
         )
-    return _folder(root, seed, size or 224, val, test, download, resident, IMAGENET_STATISTICS)
+    return _folder(root, seed, size or 224, statistics=IMAGENET_STATISTICS, **rest)
 
 
 def _folder(
-    root: Path, seed: int, size: int | None, val: float, test: float, download: bool, resident: float, statistics=None
+    root: Path, seed: int, size: int | None, val: float, test: float, resident: float, statistics=None, **rest
 ) -> ImageSplits:
     parts, classes = _folder_files(root, seed, val, test)
     size = size or min(decode(parts[0][0][0]).size)
@@ -245,13 +238,9 @@ def _tree(root: Path) -> tuple[Files, tuple[str, ...]]:
 
 def _read(paths: Sequence[str], size: int) -> Tensor:
     """uint8 (n, 3, size, size): each image resized on its shorter side, its centre kept."""
+    square = lambda path: np.asarray(ImageOps.fit(decode(path), (size, size), Image.Resampling.BILINEAR))
     with ThreadPoolExecutor() as pool:
-        squares = pool.map(partial(_square, size=size), paths)
-        return torch.from_numpy(np.stack(list(squares))).permute(0, 3, 1, 2).contiguous()
-
-
-def _square(path: str, size: int) -> np.ndarray:
-    return np.asarray(ImageOps.fit(decode(path), (size, size), Image.Resampling.BILINEAR))
+        return torch.from_numpy(np.stack(list(pool.map(square, paths)))).permute(0, 3, 1, 2).contiguous()
 
 
 SOURCES: dict[str, Callable[..., ImageSplits]] = {

@@ -1,9 +1,7 @@
 """DeepNets-1M (PPUDA section 3 and appendix A): architectures as a pure function of (split, seed, index)."""
 
-from __future__ import annotations
-
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,15 +22,6 @@ SPACES = {"paper": PAPER, "small": SMALL, "blocks": BlockSpace(), "anytime": Any
 MAX_ATTEMPTS = 100_000
 FILES = {"train": "deepnets1m_train.hdf5", "search": "deepnets1m_search.hdf5"}
 """The released files by split; the other splits are in deepnets1m_eval.hdf5."""
-
-
-def resolve_space(space: str | DesignSpace) -> DesignSpace:
-    """A space by name, or itself."""
-    if not isinstance(space, str):
-        return space
-    if space not in SPACES:
-        raise ValueError(f"unknown space {space!r}; known: {', '.join(SPACES)}")
-    return SPACES[space]
 
 
 def _searched(name: str, input_size: int, **arguments) -> Architecture:
@@ -87,7 +76,9 @@ class DeepNets:
     ):
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-        base = resolve_space(space)
+        if isinstance(space, str) and space not in SPACES:
+            raise ValueError(f"unknown space {space!r}; known: {', '.join(SPACES)}")
+        base = SPACES[space] if isinstance(space, str) else space
         self.split, self.seed, self.space = split, seed, base.for_split(split)
         if widths and getattr(self.space, "width_rule", None):
             self.space = replace(self.space, width_rule=widths)
@@ -111,15 +102,14 @@ class DeepNets:
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"index {index} is out of range for the {len(self)} architectures of {self.split!r}")
-        if self._file is not None:
-            stored = self._file.read(position)
-            return sample_stored(stored, self.space, self.split, self.seed, position, self._arguments)
-        if self.split == "predefined":
+        if self._file is None and self.split == "predefined":
             return PREDEFINED[position](**self._arguments)
-        return sample(self.space, self.split, self.seed, position, self._arguments)
-
-    def __iter__(self) -> Iterator[Architecture | AnytimeArchitecture | NamedNetwork]:
-        return (self[i] for i in range(len(self)))
+        draws = Draws(self.seed, SPLITS[self.split].stream, position)
+        if self._file is None:
+            return sample(self.space, self.split, draws, self._arguments)
+        # the stored width where there is one, which the rule of evaluation splits gave, else one drawn for training
+        space = replace(self.space, min_params=0)
+        return space.finish(self._file.read(position), draws, self._arguments)
 
 
 def architectures_of(
@@ -139,26 +129,16 @@ def architectures_of(
     )  # fmt: skip
 
 
-def sample(space: DesignSpace, split: str, seed: int, index: int, arguments: Mapping[str, Any]) -> Architecture:
-    """Architecture ``index`` of a split whose space is ``space``: the first candidate of its stream that is accepted.
+def sample(space: DesignSpace, split: str, draws: Draws, arguments: Mapping[str, Any]) -> Architecture:
+    """An architecture of a split whose space is ``space``: the first candidate of its stream that is accepted.
 
     ``arguments``: num_classes and input_size of the networks.
 
     Raises:
         ValueError: the space has no architecture that is accepted.
     """
-    draws = Draws(seed, SPLITS[split].stream, index)
     for _ in range(MAX_ATTEMPTS):
         arch = space.draw(draws)
         if arch is not None and belongs_to(arch, split) and space.accepts(arch):
             return space.finish(arch, draws, arguments)
     raise ValueError(f"no architecture of {split!r} in {MAX_ATTEMPTS} candidates: the space is too restrictive")
-
-
-def sample_stored(
-    stored: Architecture, space: DesignSpace, split: str, seed: int, index: int, arguments: Mapping[str, Any]
-) -> Architecture:
-    """An architecture of a file, with its stored width where there is one and else a width drawn for training."""
-    draws = Draws(seed, SPLITS[split].stream, index)
-    space = replace(space, min_params=0)  # evaluation splits are stored with the width that this rule gave
-    return space.finish(stored, draws, arguments)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from math import prod
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ghnlib.architectures.architecture import Architecture
+from ghnlib.architectures.architecture import Architecture, Description
 from ghnlib.architectures.composing import compose, parameter_nodes
 from ghnlib.architectures.genotypes import Genotype
 from ghnlib.architectures.layers import RELU, Linear, conv, make_chain, make_layer, norm, pool
@@ -34,12 +34,34 @@ def first_use(name: str) -> str:
     return re.sub(r"(?<=_ops\.)\d*[13579](?=\.op\.)", lambda digits: str(int(digits[0]) - 1), name)
 
 
+class BlockNetwork(Network):
+    """A network of DeepNets-1M in which states apply the same parameters to both inputs."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self._share()
+
+    def _apply(self, *arguments, **options) -> BlockNetwork:
+        super()._apply(*arguments, **options)
+        self._share()  # another device has parameters of its own for each module
+        return self
+
+    def _share(self) -> None:
+        own = dict(self.named_parameters(remove_duplicate=False))
+        for name in own:
+            if name != first_use(name):
+                module, _, key = name.rpartition(".")
+                setattr(self.get_submodule(module), key, own[first_use(name)])
+
+
 class BlockArchitecture(Architecture):
     """An architecture whose nodes apply one set of weights to all their inputs and sum (GHN 2018 eq. 1).
 
     A state's second operation has the parameters of its first, and in the graph they are one node with both inputs. An
     identity has none; where it halves the resolution, it has convolutions for each input.
     """
+
+    network = BlockNetwork
 
     @cached_property
     def graph(self) -> Graph:
@@ -64,32 +86,6 @@ class BlockArchitecture(Architecture):
         nodes = parameter_nodes(self.plan)
         own = [node for name, node in nodes.items() if name == first_use(name)]
         return sum(prod(node.shape) * (2 if node.norm_bias else 1) for node in own)
-
-    def build(self, num_classes=None, input_size=None, device="meta", track_running_stats=False, auxiliary=False,
-              drop_path=0.0) -> BlockNetwork:  # fmt: skip
-        """The network as a plain module, see ``Architecture.build``."""
-        own = self.adapted(num_classes, input_size)
-        return BlockNetwork(own.plan, own.input_size, device, track_running_stats, auxiliary, drop_path)
-
-
-class BlockNetwork(Network):
-    """A network of DeepNets-1M in which states apply the same parameters to both inputs."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self._share()
-
-    def _apply(self, *arguments, **options) -> BlockNetwork:
-        super()._apply(*arguments, **options)
-        self._share()  # another device has parameters of its own for each module
-        return self
-
-    def _share(self) -> None:
-        own = dict(self.named_parameters(remove_duplicate=False))
-        for name in own:
-            if name != first_use(name):
-                module, _, key = name.rpartition(".")
-                setattr(self.get_submodule(module), key, own[first_use(name)])
 
 
 @dataclass(frozen=True)
@@ -147,16 +143,13 @@ class AnytimeNode(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AnytimeArchitecture:
+class AnytimeArchitecture(Description):
     """A network that predicts at several depths: cells of nodes at several scales. C: channels at full resolution."""
 
     cells: tuple[tuple[AnytimeNode, ...], ...]
     C: int = 16
     num_classes: int = 10
     input_size: int = 32
-
-    def __reduce__(self):
-        return type(self), tuple(getattr(self, field.name) for field in fields(self))  # leaves cached values behind
 
     @property
     def identity(self) -> tuple:
@@ -170,18 +163,9 @@ class AnytimeArchitecture:
         graph = Graph.from_module(net, (3, self.input_size, self.input_size))
         return Graph([net.conditioned(node) for node in graph.nodes], graph.edges, graph.skipped)
 
-    @cached_property
-    def num_params(self) -> int:
-        """Number of scalars in the network's parameters."""
-        return sum(parameter.numel() for parameter in self.build().parameters())
-
     def build(self, num_classes=None, input_size=None, device="meta", track_running_stats=False) -> AnytimeNetwork:
         """The network as a plain module, see ``Architecture.build``."""
         return AnytimeNetwork(self.adapted(num_classes, input_size), track_running_stats, device)
-
-    def adapted(self, num_classes: int | None = None, input_size: int | None = None) -> AnytimeArchitecture:
-        """The architecture for another number of classes or size of images; None leaves as is."""
-        return replace(self, num_classes=num_classes or self.num_classes, input_size=input_size or self.input_size)
 
 
 class AnytimeNetwork(nn.Module):

@@ -1,9 +1,7 @@
 """The splits of DeepNets-1M, and the hashes that keep them apart."""
 
-from __future__ import annotations
-
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -57,9 +55,3 @@ def fingerprint(arch: Architecture) -> bytes:
 def belongs_to(arch: Architecture, split: str) -> bool:
     """Whether the hash assigns the architecture to the split, which makes splits disjoint whatever their seeds."""
     return int.from_bytes(fingerprint(arch), "big") % 100 in SPLITS[split].buckets
-
-
-def count_duplicates(architectures: Iterable[Architecture]) -> int:
-    """How many equal an earlier one but for widths: draws are independent, and small architectures few."""
-    prints = [fingerprint(arch) for arch in architectures]
-    return len(prints) - len(set(prints))

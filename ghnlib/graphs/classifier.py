@@ -1,8 +1,7 @@
 """The class layer of a network: the one that produces the logits, found backwards from the output."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 from ghnlib.graphs.nodes import Role
 from ghnlib.graphs.parameters import Parameter
@@ -28,19 +27,13 @@ class Classifiers:
 
     def __init__(self, steps: Sequence[Step], carries: Sequence[bool], met: Mapping[int, tuple[Parameter, ...]]):
         self.steps, self.carries, self.met = steps, carries, met
-        self.followed: dict[tuple[int, bool], list[Parameter]] = {}
+        self.behind = cache(self._behind)  # sums of sums are followed once
 
-    def behind(self, place: int, pooled: bool = False) -> list[Parameter]:
+    def _behind(self, place: int, pooled: bool = False) -> list[Parameter]:
         """The weight, and the bias if any, that produce what flows out of a step; of all classifiers that are added,
         as in distillation. None if no linear layer or 1x1 convolution produces it, or an activation follows.
         ``pooled``: whether a pooling follows.
         """
-        key = place, pooled
-        if key not in self.followed:
-            self.followed[key] = self._behind(place, pooled)
-        return self.followed[key]
-
-    def _behind(self, place: int, pooled: bool) -> list[Parameter]:
         biases: list[Parameter] = []
         while self.steps[place].kind != ACCUMULATE:
             step, here = self.steps[place], self.met.get(place, ())

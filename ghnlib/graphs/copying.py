@@ -4,8 +4,6 @@ What a copy of modules alone would lose is honoured: a ``forward`` replaced on a
 (they are bound to the copy, with copies of what else they reach), attributes of parameters.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Graphs and cells as pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt

@@ -3,11 +3,9 @@
 Shapes used throughout: N nodes, E one-hop edges.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import networkx as nx
 import numpy as np
@@ -61,7 +59,7 @@ class Graph:
         example: Any = None,
         no_grad: bool = True,
         primitives: Sequence[str] = (),
-    ) -> Graph:
+    ) -> Self:
         """Trace any network on the meta device (PPUDA appendix A).
 
         Args:

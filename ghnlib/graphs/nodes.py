@@ -1,7 +1,5 @@
 """The nodes of computational graphs: primitives (PPUDA appendix A), each with what its tensor is for."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 from math import prod
 from typing import NamedTuple

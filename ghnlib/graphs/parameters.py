@@ -1,7 +1,5 @@
 """Which parameters become nodes of a graph, and where the released hypernetworks differ from the right structure."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -28,9 +26,6 @@ class Parameter(NamedTuple):
     norm_bias: str = ""
     reason: str = ""
     aliases: tuple[str, ...] = ()
-
-    def node(self) -> Node:
-        return Node(self.op, self.name, self.shape, self.role, self.norm_bias)
 
 
 class Convention(NamedTuple):
@@ -78,10 +73,6 @@ def _named(*names: str) -> Callable[[nn.Module], bool]:
     return lambda module: any(cls.__name__ in names for cls in type(module).__mro__)
 
 
-def _looks_like_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower()
-
-
 ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 LAYERS = {
     "conv": Layer(_is(nn.Conv2d), "conv", Role.CONV, 4),
@@ -92,7 +83,7 @@ LAYERS = {
     "bn": Layer(_is(_BatchNorm), "bn", Role.NORM, 1),
     "layer_norm": Layer(_is(nn.LayerNorm), "ln", Role.NORM, 1),
     "other_norm": Layer(_is(nn.GroupNorm, nn.RMSNorm, _InstanceNorm), "ln", Role.NORM, 1),
-    "norm_by_name": Layer(_looks_like_norm, "ln", Role.NORM, 1),
+    "norm_by_name": Layer(lambda module: "norm" in type(module).__name__.lower(), "ln", Role.NORM, 1),
     "recurrent": Layer(_is(nn.RNNBase), "conv", Role.LINEAR, 2),
     "embedding": Layer(_is(nn.Embedding), "pos_enc", Role.LINEAR, 2, biases=()),
     "pos_enc": Layer(_named("PosEnc"), "pos_enc", Role.POSITION, 4, biases=()),
@@ -181,12 +172,10 @@ def out_of_reach(convention: str, net: nn.Module, nodes: list[Node], wiring: nx.
     """Why the released code of a convention fails on this network; "" if it does not."""
     if convention == "ppuda" and type(net).__name__ == "VisionTransformer":
         return "refuses vision transformers"
-    cut = _detached_linear(nodes, wiring) if convention == "ghn3" else []
-    return f"cuts {len(cut)} linear layers without bias off the graph ({cut[0]}, ...)" if cut else ""
-
-
-def _detached_linear(nodes: list[Node], wiring: nx.DiGraph) -> list[str]:
-    """Linear layers without bias were cut off, except before a softmax and in Swin's patch merging."""
+    if convention != "ghn3":
+        return ""
+    # linear layers without bias were cut off, except before a softmax and in Swin's patch merging
     linear = {i for i, node in enumerate(nodes) if node.role is Role.LINEAR and node.op == "conv"}
     linear -= {source for source, target in wiring.edges if nodes[target].op in ("bias", "msa")}
-    return sorted(nodes[i].name for i in linear if not nodes[i].name.endswith("reduction.weight"))
+    cut = sorted(nodes[i].name for i in linear if not nodes[i].name.endswith("reduction.weight"))
+    return f"cuts {len(cut)} linear layers without bias off the graph ({cut[0]}, ...)" if cut else ""

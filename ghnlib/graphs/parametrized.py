@@ -3,8 +3,6 @@
 Graphs see through them: the layer's weight is one parameter under the name that it has without (``"3.weight"``).
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress

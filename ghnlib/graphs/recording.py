@@ -4,8 +4,6 @@ Autograd sees functional code as well as modules (PPUDA appendix A), and a funct
 place in the forward pass.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 import random
@@ -94,10 +92,10 @@ class Recording(NamedTuple):
 
 def record(
     net: nn.Module,
-    input_shape: int | tuple[int, ...] | None = None,
-    first_output: bool = False,
-    example: Any = None,
-    no_grad: bool = True,
+    input_shape: int | tuple[int, ...] | None,
+    first_output: bool,
+    example: Any,
+    no_grad: bool,
 ) -> Recording:
     """Run a copy of a network once. The network, its mode and the random state stay as they are.
 
@@ -110,7 +108,9 @@ def record(
     Raises:
         TraceError: the forward pass fails, or no output depends on a parameter.
     """
-    with torch.inference_mode(False), torch.enable_grad(), _random_state_kept(net), _nothing_compiled():
+    # compiled functions run as they were written; torch's compiler takes seconds to import
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    with torch.inference_mode(False), torch.enable_grad(), _random_state_kept(net), eager:
         try:
             run = _Run(net, input_shape, example, no_grad, on_meta=True)
             outputs = run.outputs()
@@ -143,7 +143,9 @@ class _Run:
         self.watch = Watch(net, self.shadow, follow=not no_grad)
         self.on_meta, self.shape = on_meta, None
         if example is None:
-            self.shape = _shape(self.shadow, input_shape)
+            default = 299 if type(self.shadow).__name__ == "Inception3" else 224
+            size = getattr(self.shadow, "expected_input_sz", default) if input_shape is None else input_shape
+            self.shape = (3, size, size) if isinstance(size, int) else tuple(size)
             weight = next((p for p in self.shadow.parameters() if p.is_floating_point()), torch.empty(0, device="meta"))
             example = torch.randn(BATCH, *self.shape, dtype=weight.dtype, device=weight.device)
         self.given = "example" if self.shape is None else "shape" if input_shape else ""
@@ -171,17 +173,13 @@ class _Run:
         return outputs
 
     def forward(self) -> Any:
-        if not self.on_meta:
-            with self.watch:
-                return self.once()
         try:
-            with Shortcuts(), self.watch:
+            with Shortcuts() if self.on_meta else nullcontext(), self.watch:
                 return self.once()
-        except TraceError:
-            raise
-        except Exception:
-            with suppress(Exception), torch.device("meta"), Shortcuts(), self.watch:  # it makes tensors on the CPU
-                return self.once()
+        except Exception as error:
+            if self.on_meta and not isinstance(error, TraceError):
+                with suppress(Exception), torch.device("meta"), Shortcuts(), self.watch:  # it makes tensors on the CPU
+                    return self.once()
             raise
 
     def once(self) -> Any:
@@ -228,12 +226,6 @@ class _Run:
         )
 
 
-def _shape(net: nn.Module, given: int | tuple[int, ...] | None) -> tuple[int, ...]:
-    default = 299 if type(net).__name__ == "Inception3" else 224
-    size = getattr(net, "expected_input_sz", default) if given is None else given
-    return (3, size, size) if isinstance(size, int) else tuple(size)
-
-
 def _call(net: nn.Module, example: Any) -> tuple[tuple, dict[str, Any]]:
     """Positional and keyword arguments."""
     if isinstance(example, tuple):
@@ -274,11 +266,6 @@ def _random_state_kept(net: nn.Module) -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-
-
-def _nothing_compiled():
-    """Compiled functions run as they were written; without torch's compiler, whose import takes seconds, if unused."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 # --- the recording ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """What happens to a network's copy while it runs: shortcuts for slow functions, a note of the parameters it uses."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType
 from typing import Any
@@ -105,18 +103,6 @@ class Linear(_Shortcut):
     """(x, weight, bias) -> (..., out)."""
 
 
-class Activation(_Shortcut):
-    """x -> like x."""
-
-
-class HardActivation(_Shortcut):
-    """x -> like x."""
-
-
-class Dropout(_Shortcut):
-    """x -> like x."""
-
-
 class Attention(_Shortcut):
     """(query, key, value, bias of the scores) -> (..., queries, value channels). Torch's own kernels are recorded
     under this name too.
@@ -141,11 +127,7 @@ def _batch_norm(input: Tensor, running_mean, running_var, weight=None, bias=None
     return Norm.apply(input.shape, input, weight, bias)
 
 
-def _layer_norm(input: Tensor, normalized_shape, weight=None, bias=None, eps: float = 1e-5) -> Tensor:
-    return Norm.apply(input.shape, input, weight, bias)
-
-
-def _group_norm(input: Tensor, num_groups, weight=None, bias=None, eps: float = 1e-5) -> Tensor:
+def _layer_or_group_norm(input: Tensor, sizes=None, weight=None, bias=None, *rest, **options) -> Tensor:
     return Norm.apply(input.shape, input, weight, bias)
 
 
@@ -159,7 +141,9 @@ def _attention(
     return result
 
 
-def _like(function: type[_Shortcut]) -> Callable[..., Tensor]:
+def _like(name: str) -> Callable[..., Tensor]:
+    """x -> like x, recorded under this name."""
+    function = type(name, (_Shortcut,), {})
     return lambda input, *rest, **options: function.apply(input.shape, input)
 
 
@@ -203,13 +187,12 @@ def _written_out(function: FunctionType) -> Callable:
 SHORTCUTS: dict[Callable, Callable] = {
     F.linear: _linear,
     F.batch_norm: _batch_norm,
-    F.layer_norm: _layer_norm,
-    F.group_norm: _group_norm,
+    **dict.fromkeys((F.layer_norm, F.group_norm), _layer_or_group_norm),
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _written_out(F.multi_head_attention_forward),
-    **dict.fromkeys((F.relu, F.relu6, F.hardtanh, F.gelu), _like(Activation)),
-    **dict.fromkeys((F.hardswish, F.hardsigmoid), _like(HardActivation)),
-    F.dropout: _like(Dropout),
+    **dict.fromkeys((F.relu, F.relu6, F.hardtanh, F.gelu), _like("Activation")),
+    **dict.fromkeys((F.hardswish, F.hardsigmoid), _like("HardActivation")),
+    F.dropout: _like("Dropout"),
     **{function: _recurrent(function) for function in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)},
 }
 

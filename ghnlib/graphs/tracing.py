@@ -4,11 +4,9 @@ Every recorded function is visited once, inputs before outputs. It either become
 produced its inputs, which contracts reshapes, activations and all else that has no primitive.
 """
 
-from __future__ import annotations
-
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -23,28 +21,16 @@ from ghnlib.graphs.recording import ACCUMULATE, Recording, Step, record
 from ghnlib.graphs.vocabulary import check
 
 
-class Traced(NamedTuple):
-    """What ``Graph`` is made of: nodes in topological order, edges between their indices, parameters without a node:
-    name -> reason.
-    """
-
-    nodes: list[Node]
-    edges: list[tuple[int, int]]
-    skipped: dict[str, str]
-
-
 def trace(
     net: nn.Module,
-    input_shape: int | tuple[int, ...] | None = None,
-    convention: str = "correct",
-    example: Any = None,
-    no_grad: bool = True,
-    primitives: Sequence[str] = (),
-) -> Traced:
-    """See ``Graph.from_module``. The network, on any device and in either mode (auxiliary heads that run in training
-    mode only are traced in that mode only), its mode and the random state stay as they are. A network that needs the
-    values of tensors is run with them, one that the released code of a convention fails on has its correct graph: with
-    a warning.
+    input_shape: int | tuple[int, ...] | None,
+    convention: str,
+    example: Any,
+    no_grad: bool,
+    primitives: Sequence[str],
+) -> tuple[list[Node], list[tuple[int, int]], dict[str, str]]:
+    """Arguments of ``Graph``; see ``Graph.from_module``. A network that needs the values of tensors is run with them,
+    one that the released code of a convention fails on has its correct graph: with a warning.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention is {convention!r}; it must be one of {', '.join(CONVENTIONS)}")
@@ -56,7 +42,7 @@ def trace(
     if problem:
         text = f"{type(net).__name__}: the released code of {convention} {problem}; this is the correct graph"
         warnings.warn(text, stacklevel=3)
-        return trace(net, input_shape, example=example, no_grad=no_grad)
+        return trace(net, input_shape, "correct", example, no_grad, ())
     return reduction.traced(parts_in(net))
 
 
@@ -80,7 +66,7 @@ WEIGHT_SLOT = {"Norm": 1, "Linear": 1, "Convolution": 1, "Addmm": 2, "Mm": 1}
 MASKING = {"MaskedFill", "Where", "Add", "Baddbmm"}
 """Functions by which scores are masked before a softmax; a constant is the mask."""
 POOLS = {"MaxPool2DWithIndices": "max_pool", "AvgPool2D": "avg_pool"}
-POOLS_3D = {"MaxPool3DWithIndices": "max_pool", "AvgPool3D": "avg_pool"}
+POOLS |= {kind.replace("2D", "3D"): op for kind, op in POOLS.items()}
 MERGES = {"Add": "sum", "Addcmul": "sum", "Cat": "concat"}
 
 
@@ -173,7 +159,8 @@ class Reduction:
                 continue
             node = self.node_of.get(parameter.name)
             if node is None:
-                producers = self.add(parameter.node(), producers, order)
+                name, shape, op, role, norm_bias, *_ = parameter
+                producers = self.add(Node(op, name, shape, role, norm_bias), producers, order)
                 (self.node_of[parameter.name],) = producers
             elif self.leads_to(node, producers):
                 self.repeated.add(parameter.name)
@@ -216,11 +203,10 @@ class Reduction:
         return self.add(Node(op, shape=shape), parents, step.function._sequence_nr())
 
     def pool(self, step: Step, data: list[Value]) -> Value:
+        if "3D" in step.kind and "conv3d" not in self.rules.primitives:
+            return self.pass_on(step, data)
         shape = (1, 1, *(tuple(step.function._saved_kernel_size) or (3, 3)))
-        return Value(self.operation(step, (POOLS | POOLS_3D)[step.kind], data[0].nodes, shape))
-
-    def pool_3d(self, step: Step, data: list[Value]) -> Value:
-        return self.pool(step, data) if "conv3d" in self.rules.primitives else self.pass_on(step, data)
+        return Value(self.operation(step, POOLS[step.kind], data[0].nodes, shape))
 
     def global_pool(self, step: Step, data: list[Value]) -> Value:
         nodes = self.operation(step, "glob_avg", _producers(data))
@@ -290,7 +276,7 @@ class Reduction:
         self.wiring.remove_edges_from([(bias, pool), *product(features, [weight])])
         self.wiring.add_edges_from([(pool, weight), *product(features, [pool])])
 
-    def traced(self, parts: dict[str, str]) -> Traced:
+    def traced(self, parts: dict[str, str]) -> tuple[list[Node], list[tuple[int, int]], dict[str, str]]:
         """``parts``: parameters that others are computed from -> name of what is computed."""
         skipped = self.skipped()
         self.warn(skipped)
@@ -299,11 +285,16 @@ class Reduction:
         position = {node: i for i, node in enumerate(order)}
         edges = sorted((position[source], position[target]) for source, target in self.wiring.edges)
         nodes = [self.nodes[i] for i in order]
-        for i, role in self.class_roles(nodes, [position[i] for i in classifier]):
+        classes = [position[i] for i in classifier]
+        if self.rules.flags_by_position:  # released hypernetworks know it as last nodes that are called weight and bias
+            ends = enumerate((".weight", ".bias"), len(nodes) - 2)
+            classes = [i for i, part in ends if i in classes and part in nodes[i].name]
+        for i in classes:
+            role = Role.CLASS_BIAS if nodes[i].role is Role.BIAS else Role.CLASS_WEIGHT
             nodes[i] = nodes[i]._replace(role=role)
         for part, whole in parts.items():
             skipped[part] = skipped.get(whole, f"part of {whole}, which was not written")
-        return Traced(nodes, edges, {name: why for name, why in skipped.items() if name not in parts.values()})
+        return nodes, edges, {name: why for name, why in skipped.items() if name not in parts.values()}
 
     def warn(self, skipped: dict[str, str]) -> None:
         title = type(self.recording.network).__name__
@@ -342,15 +333,6 @@ class Reduction:
         late = set(classifier) if classifier and not self.wiring.succ[classifier[-1]] else set()
         return list(nx.lexicographical_topological_sort(self.wiring, key=lambda i: (i in late, self.keys[i])))
 
-    def class_roles(self, nodes: list[Node], classifier: list[int]) -> Iterator[tuple[int, Role]]:
-        """Of the classifier; released hypernetworks know it only as last nodes that are called weight and bias."""
-        last = len(nodes) - 1
-        if self.rules.flags_by_position:
-            named = [i for i, part in ((last - 1, ".weight"), (last, ".bias")) if part in nodes[i].name]
-            classifier = [i for i in named if i in classifier]
-        for i in classifier:
-            yield i, Role.CLASS_BIAS if nodes[i].role is Role.BIAS else Role.CLASS_WEIGHT
-
     def skipped(self) -> dict[str, str]:
         predicted = set(self.node_of) | {self.nodes[i].norm_bias for i in self.node_of.values()}
         result = {}
@@ -380,7 +362,6 @@ def _has_node(value: Value) -> bool:
 HANDLERS: dict[str, Callable[[Reduction, Step, list[Value]], Value]] = {
     **dict.fromkeys(MERGES, Reduction.merge),
     **dict.fromkeys(POOLS, Reduction.pool),
-    **dict.fromkeys(POOLS_3D, Reduction.pool_3d),
     **dict.fromkeys(("Softmax", "SafeSoftmax"), Reduction.softmax),
     **dict.fromkeys(("Bmm", "Mm"), Reduction.matmul),
     "AdaptiveAvgPool2D": Reduction.global_pool,

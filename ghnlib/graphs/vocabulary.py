@@ -3,8 +3,6 @@
 One line makes a layer known: ``register("my_layer", MyLayer, role=Role.LINEAR, weights=("kernel",))``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 Shapes: B images of s pixels a side.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace

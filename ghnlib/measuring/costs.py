@@ -1,7 +1,5 @@
 """What calls and networks cost, in floating-point operations."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,11 +1,8 @@
 """Many calls in processes of one core each: results are kept in a folder, what fails is told and stops nothing else."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -18,15 +15,29 @@ from ghnlib.hypernetwork.ghn import GHN
 
 
 def map_kept(
-    function: Callable, tasks: Sequence[tuple], common: tuple, processes: int = 1, folder: str | Path | None = None
+    function: Callable,
+    tasks: Sequence[tuple],
+    common: tuple,
+    processes: int = 1,
+    folder: str | Path | None = None,
+    failures: bool = False,
 ) -> list:
     """``function(*task, *common)`` of each task, in processes of one core each.
 
     With a ``folder`` each result is kept there, under the name of the function and all that it is called with: the same
-    call after an interruption computes only what is missing.
+    call after an interruption computes only what is missing. ``failures``: in place of the result of a call that raised
+    an error there is its type and message, which is not kept; otherwise the error ends all.
     """
     call = Memory(folder, verbose=0).cache(_call, ignore=["function", "arguments"])
-    return _each(call, function, tasks, common, processes, folder)
+    shared = _fingerprint(function, *common) if folder else ""
+    keys = (_fingerprint(shared, *task) if folder else "" for task in tasks)
+    run = delayed(partial(_attempt, call) if failures else call)
+    results = Parallel(processes, return_as="generator")(
+        run(key, function, (*task, *common)) for key, task in zip(keys, tasks)
+    )
+    name = getattr(function, "__name__", "calls").strip("_").replace("_", " ")
+    # Only what takes long is kept; a bar that few seconds would end is none.
+    return list(tqdm(results, name, len(tasks), leave=False, mininterval=5, delay=5, disable=not folder))
 
 
 def rows_kept(
@@ -46,12 +57,10 @@ def rows_kept(
         Rows of labels, what the function returned, and ``error`` ("" if none). A call that raised an error has one row:
         its labels and the error; it is not kept.
     """
-    call = Memory(folder, verbose=0).cache(_call, ignore=["function", "arguments"])
-    arguments = [task for _, task in tasks]
-    results = _each(partial(_attempt, call), function, arguments, common, processes, folder)
+    results = map_kept(function, [task for _, task in tasks], common, processes, folder, failures=True)
     table = []
     for (labels, _), result in zip(tasks, results):
-        rows = [{"error": result.reason}] if isinstance(result, _Failure) else result
+        rows = {"error": result} if isinstance(result, str) else result
         table += [{**labels, "error": "", **row} for row in (rows if isinstance(rows, list) else [rows])]
     return pd.DataFrame(table)
 
@@ -61,32 +70,16 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _each(
-    call: Callable, function: Callable, tasks: Sequence[tuple], common: tuple, processes: int, folder: str | Path | None
-) -> list:
-    shared = _fingerprint(function, *common) if folder else ""
-    keys = (_fingerprint(shared, *task) if folder else "" for task in tasks)
-    calls = (delayed(call)(key, function, (*task, *common)) for key, task in zip(keys, tasks))
-    results = Parallel(processes, return_as="generator")(calls)
-    name = getattr(function, "__name__", "calls").strip("_").replace("_", " ")
-    # Only what takes long is kept; a bar that few seconds would end is none.
-    return list(tqdm(results, name, len(tasks), leave=False, mininterval=5, delay=5, disable=not folder))
-
-
 def _call(key: str, function: Callable, arguments: tuple):
     torch.set_num_threads(1)
     return function(*arguments)
-
-
-class _Failure(NamedTuple):
-    reason: str
 
 
 def _attempt(call: Callable, key: str, function: Callable, arguments: tuple):
     try:
         return call(key, function, arguments)
     except Exception as error:
-        return _Failure(one_line(error))
+        return one_line(error)
 
 
 class _Hasher(NumpyHasher):

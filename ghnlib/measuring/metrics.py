@@ -1,7 +1,5 @@
 """How well images are classified where classes are not equally frequent."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Hypernetwork files, our own and official ones of PPUDA and GHN-3, read without running what they contain."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

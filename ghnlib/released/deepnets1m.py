@@ -1,7 +1,5 @@
 """The official file format of DeepNets-1M: HDF5 graphs with their meta JSON (PPUDA appendix A.3)."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -14,10 +12,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from ghnlib.architectures.architecture import Architecture
-from ghnlib.architectures.composing import UNUSED, parameter_nodes
+from ghnlib.architectures.composing import parameter_nodes
 from ghnlib.architectures.genotypes import Genotype
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import PRIMITIVES, Node
+from ghnlib.graphs.recording import UNUSED
 from ghnlib.released.errors import one_line
 
 ARGUMENTS = ("C", "n_cells", "ks", "stem_type", "stem_pool", "preproc", "C_mult", "fc_layers", "fc_dim", "glob_avg")
@@ -109,7 +108,7 @@ class OfficialFile:
 
     def __init__(self, path: str | Path, split: str, repair: bool = True):
         self.path, self.split, self.repair = Path(path), split, repair
-        meta_path = _meta_path(self.path)
+        meta_path = self.path.with_name(f"{self.path.stem}_meta.json")
         for needed in (self.path, meta_path):
             if not needed.is_file():
                 raise FileNotFoundError(f"{needed} does not exist")
@@ -198,10 +197,6 @@ class OfficialFile:
 
             self._open = os.getpid(), h5py.File(self.path, "r")
         return self._open[1]
-
-
-def _meta_path(path: Path) -> Path:
-    return path.with_name(f"{path.stem}_meta.json")
 
 
 def numbers_of_parameters(arch: Architecture) -> dict[str, int]:

@@ -1,7 +1,5 @@
 """What is wrong with a file, in one line."""
 
-from __future__ import annotations
-
 from pydantic import ValidationError
 
 

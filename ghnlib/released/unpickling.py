@@ -5,8 +5,6 @@ that are stated. Here only what builds tensors and plain values is known, an ins
 cost of the file's own size, and what a checkpoint may hold besides (arguments, data types) is read as nothing.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import mmap

@@ -38,18 +38,17 @@ def test_composed_graphs_of_published_genotypes_equal_traced_ones():
 @pytest.mark.parametrize(
     ("normal", "reduce", "concat"),
     [
-        ([("skip_connect", 0), ("skip_connect", 1)], [("msa", 0), ("skip_connect", 1)], [2]),  # x + x
-        ([("none", 0), ("conv_3x3", 1)], [("none", 0), ("conv_1x1", 1)], [2]),  # a chain: first inputs are never read
-        ([("conv_1x1", 0), ("none", 1)], [("conv_1x1", 0), ("skip_connect", 1)], [2]),  # cells that nothing reads
-        ([("skip_connect", 0), ("none", 1)] * 2, [("conv_1x1", 0), ("msa", 1)] * 2, [2, 3]),
-        ([("none", 0), ("none", 1), ("cse", 1), ("conv_1x1", 2)], [("conv_1x1", 0), ("none", 1)] * 2, [2, 3]),
+        ("skip_connect:0 skip_connect:1", "msa:0 skip_connect:1", (2,)),  # x + x
+        ("none:0 conv_3x3:1", "none:0 conv_1x1:1", (2,)),  # a chain: first inputs are never read
+        ("conv_1x1:0 none:1", "conv_1x1:0 skip_connect:1", (2,)),  # cells that nothing reads
+        ("skip_connect:0 none:1 skip_connect:0 none:1", "conv_1x1:0 msa:1 conv_1x1:0 msa:1", (2, 3)),
+        ("none:0 none:1 cse:1 conv_1x1:2", "conv_1x1:0 none:1 conv_1x1:0 none:1", (2, 3)),
     ],
 )
 @pytest.mark.parametrize("stem_type", [0, 1])
 def test_composed_graphs_of_odd_genotypes_equal_traced_ones(normal, reduce, concat, stem_type):
-    simple = len(concat) == 1
-    genotype = Genotype.from_lists(normal, concat, reduce, concat)
-    arch = Architecture(genotype, n_cells=6, stem_type=stem_type, preproc=not simple, C_mult=1)
+    genotype = Genotype.parse(normal, reduce, concat)
+    arch = Architecture(genotype, n_cells=6, stem_type=stem_type, preproc=len(concat) > 1, C_mult=1)
     assert_composed_is_traced(arch)
 
 
@@ -58,11 +57,11 @@ def any_architecture(draw) -> Architecture:
     """Any arguments and operations, half of them 'none'."""
     steps = draw(st.integers(1, 3))
     ops = st.sampled_from(OPERATIONS) | st.just("none")
-    cells = [[(draw(ops), draw(st.integers(0, j // 2 + 1))) for j in range(2 * steps)] for _ in range(2)]
-    concat = draw(st.lists(st.integers(2, steps + 1), min_size=1, max_size=steps, unique=True))
+    cells = [tuple((draw(ops), draw(st.integers(0, j // 2 + 1))) for j in range(2 * steps)) for _ in range(2)]
+    concat = tuple(draw(st.lists(st.integers(2, steps + 1), min_size=1, max_size=steps, unique=True)))
     C_mult = draw(st.sampled_from([1, 2]))
     return Architecture(
-        Genotype.from_lists(cells[0], concat, cells[1], concat),
+        Genotype(cells[0], concat, cells[1], concat),
         C=16,
         n_cells=draw(st.integers(1, 5)),
         stem_type=draw(st.integers(0, 1)),

@@ -22,10 +22,8 @@ def test_the_graph_is_that_of_the_code():
         expected |= {(start + a, start + b) for a, b in INNER} | {(start - 1, start), (start - 1, start + 10)}
     assert set(map(tuple, graph.edges.tolist())) == expected
     roles = {node.name: (node.role, node.shape) for node in graph.nodes}
-    assert roles["tokens.weight"] == (Role.EMBEDDING, (28, 8)) and roles["positions.weight"] == (
-        Role.EMBEDDING,
-        (16, 8),
-    )
+    assert roles["tokens.weight"] == (Role.EMBEDDING, (28, 8))
+    assert roles["positions.weight"] == (Role.EMBEDDING, (16, 8))
     assert roles["blocks.1.key.weight"] == (Role.LINEAR, (8, 8)) and roles["norm.weight"] == (Role.NORM, (8,))
     assert roles["blocks.0.feed_forward.0.weight"] == (Role.LINEAR, (32, 8))
     assert roles["head.weight"] == (Role.CLASS_WEIGHT, (28, 8)) and not graph.skipped

@@ -12,14 +12,7 @@ from ghnlib.architectures.operations import REGISTRY, FactorizedReduce, SelfAtte
 from ghnlib.architectures.plan import cell_liveness, reduction_cells
 from ghnlib.deepnets.dataset import PREDEFINED
 
-
-def genotype(normal: str, reduce: str, concat: tuple[int, ...]) -> Genotype:
-    def parse(cell):
-        return [(item.split(":")[0], int(item.split(":")[1])) for item in cell.split()]
-
-    return Genotype.from_lists(parse(normal), concat, parse(reduce), concat)
-
-
+genotype = Genotype.parse
 CONVS = genotype("conv_3x3:1 skip_connect:0", "conv_3x3:1 skip_connect:0", (2,))
 MIXED = genotype(
     "cse:1 conv_7x1_1x7:0 sep_conv_5x5:2 none:1", "max_pool_3x3:0 avg_pool_3x3:1 dil_conv_5x5:2 skip_connect:0", (3,)

@@ -9,11 +9,11 @@ import torch
 from shared import assert_composed_is_traced
 
 from ghnlib import DeepNets
-from ghnlib.architectures.composing import UNUSED
 from ghnlib.architectures.plan import reduction_cells
 from ghnlib.deepnets.ghn2018 import BlockSpace
 from ghnlib.deepnets.splits import belongs_to, fingerprint
 from ghnlib.graphs.nodes import Role
+from ghnlib.graphs.recording import UNUSED
 
 
 def nodes(arch):

@@ -166,7 +166,7 @@ def test_widths_in_training():
 
 def test_wider_networks_and_strides_on_imagenet():
     space = replace(SPACES["paper"], width_rule="wide")
-    genotype = Genotype.from_lists([["conv_1x1", 0], ["skip_connect", 1]], [2], [["max_pool_3x3", 0]] * 2, [2])
+    genotype = Genotype.parse("conv_1x1:0 skip_connect:1", "max_pool_3x3:0 max_pool_3x3:0", (2,))
     arch = Architecture(genotype, n_cells=5, stem_pool=True)
     drawn = [draw_width(arch, space, Draws(i), 224) for i in range(200)]
     assert {a["imagenet_stride"] for a in drawn} == {2, 4} and {a["C"] for a in drawn} == set(space.widths)

@@ -7,7 +7,7 @@ import pytest
 from ghnlib import DeepNets
 from ghnlib.deepnets import dataset
 from ghnlib.deepnets.spaces import DesignSpace
-from ghnlib.deepnets.splits import SPLITS, belongs_to, count_duplicates, fingerprint, register_split
+from ghnlib.deepnets.splits import SPLITS, belongs_to, fingerprint, register_split
 
 PAPERS = ("paper", "small")
 DISJOINT = [split for split in SPLITS if split not in ("predefined", "wide")]
@@ -45,12 +45,6 @@ def test_large_splits_share_no_architecture(space):
     assert len(train) > (0.98 if space == "paper" else 0.9) * len(drawn), "0.9 % and 4.6 % equal an earlier one"
     search = {fingerprint(arch) for arch in DeepNets("search", space=space, size=10_000)}
     assert not train & evaluated.keys() and not search & evaluated.keys() and not train & search
-
-
-def test_duplicates_are_counted():
-    archs = [DeepNets("test")[i] for i in range(5)]
-    assert count_duplicates(archs) == 0
-    assert count_duplicates([*archs, archs[0], DeepNets("wide")[1]]) == 2, "widths make no difference"
 
 
 def test_fingerprint_sees_arguments_but_not_widths():

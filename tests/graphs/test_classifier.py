@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from shared import Net
 from torch import nn
 
 from ghnlib import Graph
@@ -81,73 +82,43 @@ def test_networks_without_classes_say_so():
     assert repr(Graph.from_module(net, SMALL)).endswith("no class layer)")
 
 
-class Outputs(nn.Module):
-    """Features of a 1x1 convolution, logits and an auxiliary head, arranged by a function."""
-
-    def __init__(self, arrange):
-        super().__init__()
-        self.arrange, self.stem, self.fc = arrange, nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
-        self.aux = nn.Linear(8, 4)
-
-    def forward(self, x):
-        features = self.stem(x)
-        pooled = F.relu(features).mean((2, 3))
-        return self.arrange(features, self.fc(pooled), self.aux(pooled))
-
-
-@pytest.mark.parametrize(
-    ("arrange", "layer"),
-    [
-        (lambda features, logits, aux: {"features": features, "logits": logits}, "fc"),
-        (lambda features, logits, aux: {"aux": aux, "features": features, "logits": logits}, "fc"),
-        (lambda features, logits, aux: {"out": aux, "more": {"logits": logits}}, "fc"),
-        (lambda features, logits, aux: (features, logits), "fc"),
-        (lambda features, logits, aux: (features, aux, logits), "aux"),
-        (lambda features, logits, aux: [logits, [aux, features]], "fc"),
-        (lambda features, logits, aux: (F.relu(features), logits), "fc"),
-    ],
-)
+@pytest.mark.parametrize(("arrange", "layer"), [
+    (lambda features, logits, aux: {"features": features, "logits": logits}, "fc"),
+    (lambda features, logits, aux: {"aux": aux, "features": features, "logits": logits}, "fc"),
+    (lambda features, logits, aux: {"out": aux, "more": {"logits": logits}}, "fc"),
+    (lambda features, logits, aux: (features, logits), "fc"),
+    (lambda features, logits, aux: (features, aux, logits), "aux"),
+    (lambda features, logits, aux: [logits, [aux, features]], "fc"),
+    (lambda features, logits, aux: (F.relu(features), logits), "fc"),
+])  # fmt: skip
 def test_of_several_outputs_the_logits_have_the_class_layer(arrange, layer):
-    graph = Graph.from_module(Outputs(arrange), SMALL)
+    def forward(m, x):
+        features = m.stem(x)
+        pooled = F.relu(features).mean((2, 3))
+        return arrange(features, m.fc(pooled), m.aux(pooled))
+
+    net = Net(forward, stem=nn.Conv2d(3, 8, 1), fc=nn.Linear(8, 4), aux=nn.Linear(8, 4))
+    graph = Graph.from_module(net, SMALL)
     assert [node.name for node in graph.nodes if "class" in node.role] == [f"{layer}.weight", f"{layer}.bias"]
     assert graph.nodes[-1].name == f"{layer}.bias"
 
 
 def test_a_bias_of_its_own_belongs_to_the_class_layer():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(4, 2)
-
-        def forward(self, x):
-            return x @ self.fc.weight.T + self.fc.bias
-
-    assert class_layers(Net(), shape=(4,)) == ["fc.weight", "fc.bias"]
+    net = Net(lambda m, x: x @ m.fc.weight.T + m.fc.bias, fc=nn.Linear(4, 2))
+    assert class_layers(net, shape=(4,)) == ["fc.weight", "fc.bias"]
 
 
 def test_stacked_classifiers_are_all_class_layers():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(4, 2), nn.Linear(4, 2)
-
-        def forward(self, x):
-            return torch.stack([self.a(x), self.b(x)]).mean(0)
-
-    assert class_layers(Net(), shape=(4,)) == ["a.weight", "a.bias", "b.weight", "b.bias"]
-    assert class_layers(Net(), "ghn3", (4,)) == ["b.weight", "b.bias"]
+    net = Net(lambda m, x: torch.stack([m.a(x), m.b(x)]).mean(0), a=nn.Linear(4, 2), b=nn.Linear(4, 2))
+    assert class_layers(net, shape=(4,)) == ["a.weight", "a.bias", "b.weight", "b.bias"]
+    assert class_layers(net, "ghn3", (4,)) == ["b.weight", "b.bias"]
 
 
 def test_many_sums_are_followed_once():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(4, 4)
+    def forward(m, x):
+        x = m.fc(x)
+        for _ in range(60):
+            x = x + x.exp()
+        return x
 
-        def forward(self, x):
-            x = self.fc(x)
-            for _ in range(60):
-                x = x + x.exp()
-            return x
-
-    assert class_layers(Net(), shape=(4,)) == ["fc.weight", "fc.bias"]
+    assert class_layers(Net(forward, fc=nn.Linear(4, 4)), shape=(4,)) == ["fc.weight", "fc.bias"]

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
+from shared import Net, names
 from torch import nn
 
 from ghnlib import Graph
@@ -18,10 +19,6 @@ GLOBAL: dict[str, object] = {}
 
 def net_of(*layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), *layers, nn.Flatten(), nn.Linear(4 * 64, 2))
-
-
-def names(graph: Graph) -> list[str]:
-    return [node.name or node.op for node in graph.nodes]
 
 
 PLAIN = names(trace(net_of(), SMALL))
@@ -61,17 +58,9 @@ def replaced_by_compiled(net):
     net.forward = torch.compile(net.forward)
 
 
-@pytest.mark.parametrize(
-    "replace",
-    [
-        replaced_by_closure,
-        replaced_by_global,
-        replaced_by_method,
-        replaced_twice,
-        replaced_by_compiled,
-        nn.Module.compile,
-    ],
-)
+@pytest.mark.parametrize("replace", [
+    replaced_by_closure, replaced_by_global, replaced_by_method, replaced_twice, replaced_by_compiled, nn.Module.compile,
+])  # fmt: skip
 def test_a_forward_replaced_on_the_instance_is_traced_on_the_copy(replace):
     net = net_of().train()
     replace(net)
@@ -81,9 +70,7 @@ def test_a_forward_replaced_on_the_instance_is_traced_on_the_copy(replace):
 
 def test_a_compiled_network_is_traced_as_it_was_written():
     net = net_of()
-    assert names(trace(torch.compile(net), SMALL)) == [
-        name if name == "input" else f"_orig_mod.{name}" for name in PLAIN
-    ]
+    assert names(trace(torch.compile(net), SMALL)) == ["input", *(f"_orig_mod.{name}" for name in PLAIN[1:])]
     assert untouched(net)
 
 
@@ -97,17 +84,8 @@ def test_hooks_that_change_inputs_and_outputs_are_honoured():
 
 
 def test_a_hook_that_computes_a_weight_is_honoured():
-    class Halved(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 4, 1, bias=False)
-            self.shift = nn.Linear(4, 4)
-            self.conv.register_forward_hook(lambda module, args, out: self.shift(out.mean((2, 3))))
-
-        def forward(self, x):
-            return self.conv(x)
-
-    net = Halved()
+    net = Net(lambda m, x: m.conv(x), conv=nn.Conv2d(3, 4, 1, bias=False), shift=nn.Linear(4, 4))
+    net.conv.register_forward_hook(lambda module, args, out: net.shift(out.mean((2, 3))))
     assert names(trace(net, SMALL)) == ["input", "conv.weight", "glob_avg", "shift.weight", "shift.bias"]
 
 
@@ -150,17 +128,13 @@ def test_what_a_hook_cannot_share_is_named():
         method = __call__
 
     numbers = Locked().numbers
-    for hook, name in (
-        (lambda *_: next(numbers), "<lambda>"),
-        (Locked(), "Locked"),
-        (Locked().method, "__call__"),
-        (partial(next, numbers), "partial"),
-    ):
+    hooks = {"<lambda>": lambda *_: next(numbers), "Locked": Locked(), "__call__": Locked().method,
+             "partial": partial(next, numbers)}  # fmt: skip
+    for name, hook in hooks.items():
         net = net_of()
         net[1].register_forward_hook(hook)
-        with pytest.raises(
-            TraceError, match=rf"module '1' \(BatchNorm2d\): its _forward_hooks \(.*{name}\).*generator.*remove"
-        ):
+        said = rf"module '1' \(BatchNorm2d\): its _forward_hooks \(.*{name}\).*generator.*remove"
+        with pytest.raises(TraceError, match=said):
             trace(net, SMALL)
 
 
@@ -171,17 +145,9 @@ class Reaching:
 
 
 def test_a_forward_that_runs_the_callers_network_is_an_error():
-    class Outer(nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x):
-            return Reaching.networks[0].inner(x)
-
-    net = Outer(net_of())
+    net = Net(lambda m, x: Reaching.networks[0].inner(x), inner=net_of())
     Reaching.networks.append(net)
-    with pytest.raises(TraceError, match=r"Outer.*runs the network itself.*inner\.0\.weight"):
+    with pytest.raises(TraceError, match=r"Net.*runs the network itself.*inner\.0\.weight"):
         trace(net, SMALL)
     assert untouched(net.inner)
     Reaching.networks.clear()

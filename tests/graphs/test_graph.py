@@ -49,12 +49,8 @@ def test_edges_against_the_order_are_refused(edge):
 
 def test_networkx_nodes_carry_the_attributes():
     graph = Graph([Node("input"), Node("conv", "stem.weight", (8, 3, 3, 3), Role.CONV)], [(0, 1)])
-    assert graph.to_networkx().nodes[1] == {
-        "op": "conv",
-        "name": "stem.weight",
-        "shape": (8, 3, 3, 3),
-        "role": "convolution",
-    }
+    attributes = {"op": "conv", "name": "stem.weight", "shape": (8, 3, 3, 3), "role": "convolution"}
+    assert graph.to_networkx().nodes[1] == attributes
 
 
 def test_plot_draws_every_node_and_a_legend_of_the_primitives():

@@ -6,23 +6,15 @@ from collections import namedtuple
 import pytest
 import torch
 import torch.nn.functional as F
-from shared import Net
+from shared import Net, edges, names, tiny
 from torch import nn
 
-from ghnlib import GHN, GHNConfig, Graph
+from ghnlib import Graph
 from ghnlib.graphs.recording import TraceError
 
 SMALL = (3, 8, 8)
 trace = Graph.from_module
 pytestmark = pytest.mark.filterwarnings("ignore:.*are no nodes")
-
-
-def names(graph: Graph) -> list[str]:
-    return [node.name or node.op for node in graph.nodes]
-
-
-def edges(graph: Graph) -> set[tuple[str, str]]:
-    return {(names(graph)[a], names(graph)[b]) for a, b in graph.edges.tolist()}
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
@@ -47,15 +39,7 @@ class Tokens(nn.Module):
         return self.fc(self.words(ids).mean(1))
 
 
-class Batch(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(3, 2)
-
-    def forward(self, batch):
-        return self.fc(batch["image"].mean((2, 3)))
-
-
+BATCH = Net(lambda m, x: m.fc(x["image"].mean((2, 3))), fc=nn.Linear(3, 2))
 Pair = namedtuple("Pair", "x t")
 IMAGES, TIMES, IDS = torch.randn(1, *SMALL), torch.rand(1, 1), torch.randint(10, (2, 5))
 
@@ -64,9 +48,8 @@ IMAGES, TIMES, IDS = torch.randn(1, *SMALL), torch.rand(1, 1), torch.randint(10,
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_several_inputs(example, device):
     graph = trace(Denoiser().to(device), example=example)
-    assert {("input", "conv.weight"), ("input", "time.weight"), ("conv.bias", "sum"), ("time.bias", "sum")} < edges(
-        graph
-    )
+    expected = {("input", "conv.weight"), ("input", "time.weight"), ("conv.bias", "sum"), ("time.bias", "sum")}
+    assert expected < edges(graph)
 
 
 @pytest.mark.parametrize("example", [IDS, (IDS,), {"ids": IDS}, IDS.int()])
@@ -78,13 +61,13 @@ def test_tokens(example):
 
 @pytest.mark.parametrize("example", [{"image": IMAGES}, ({"image": IMAGES, "label": IDS},)])
 def test_a_dictionary(example):
-    assert names(trace(Batch(), example=example)) == ["input", "glob_avg", "fc.weight", "fc.bias"]
+    assert names(trace(BATCH, example=example)) == ["input", "glob_avg", "fc.weight", "fc.bias"]
     assert IMAGES.grad is None and not IMAGES.requires_grad
 
 
 def test_an_example_serves_prediction():
-    ghn = GHN(GHNConfig(num_classes=2, hid=16, layers=2, heads=2, max_shape=(16, 16, 11, 11)))
-    assert ghn.predict(Tokens(), example=IDS).keys() == {"words.weight", "fc.weight", "fc.bias"}
+    found = tiny(num_classes=2).predict(Tokens(), example=IDS)
+    assert found.keys() == {"words.weight", "fc.weight", "fc.bias"}
 
 
 def test_a_number_is_the_side_of_an_image():
@@ -93,7 +76,7 @@ def test_a_number_is_the_side_of_an_image():
 
 
 @pytest.mark.filterwarnings("ignore:.*non-tuple sequence")
-@pytest.mark.parametrize("net", [Denoiser(), Tokens(), Batch()])
+@pytest.mark.parametrize("net", [Denoiser(), Tokens(), BATCH])
 def test_errors_say_how_to_give_other_inputs(net):
     with pytest.raises(TraceError, match="pass example=") as caught:
         trace(net, SMALL)
@@ -177,18 +160,14 @@ def test_branches_that_values_decide_are_not_called_unused():
     net = Net(lambda m, x: m.yes(x) if x.sum() > -1e9 else m.no(x), yes=nn.Linear(4, 2), no=nn.Linear(4, 2))
     with pytest.warns(UserWarning, match="needs values"):
         skipped = trace(net, (4,)).skipped
-    assert skipped == dict.fromkeys(
-        ("no.weight", "no.bias"), "not used in the forward pass of a random input, by whose values it decides"
-    )
+    reason = "not used in the forward pass of a random input, by whose values it decides"
+    assert skipped == dict.fromkeys(("no.weight", "no.bias"), reason)
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_layers_of_the_other_mode_are_not_called_unused(training):
-    net = Net(
-        lambda m, x: m.train_only(x) if m.training else m.eval_only(x),
-        train_only=nn.Linear(4, 2),
-        eval_only=nn.Linear(4, 2),
-    )
+    layers = {"train_only": nn.Linear(4, 2), "eval_only": nn.Linear(4, 2)}
+    net = Net(lambda m, x: m.train_only(x) if m.training else m.eval_only(x), **layers)
     skipped = trace(net.train(training), (4,)).skipped
     other, call = ("eval_only", "eval") if training else ("train_only", "train")
     assert skipped.keys() == {f"{other}.weight", f"{other}.bias"}

@@ -5,10 +5,11 @@ import warnings
 import pytest
 import torch
 import torch.nn.utils.parametrize as parametrize
+from shared import Net, tiny
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from ghnlib import GHN, GHNConfig, Graph
+from ghnlib import Graph
 from ghnlib.graphs.parametrized import unfold
 
 SMALL = (3, 8, 8)
@@ -62,9 +63,8 @@ def test_the_graph_is_that_of_the_plain_network(way, convention):
     graph = Graph.from_module(net, SMALL, convention)
     assert graph.nodes == plain.nodes and graph.edges.tolist() == plain.edges.tolist()
     parts = {name for name, _ in net.named_parameters()} - {node.name for node in graph.nodes}
-    assert graph.skipped == dict.fromkeys(
-        parts, f"part of 2.{'bias' if 'bias' in way else 'weight'}, which was not written"
-    )
+    reason = f"part of 2.{'bias' if 'bias' in way else 'weight'}, which was not written"
+    assert graph.skipped == dict.fromkeys(parts, reason)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     net(torch.randn(2, *SMALL))  # its class has kept what the copy's has lost
 
@@ -77,8 +77,7 @@ EFFECT = {
 
 @pytest.mark.parametrize("way", EFFECT)
 def test_predicted_weights_are_written_through_the_parts(way):
-    torch.manual_seed(0)
-    ghn = GHN(GHNConfig(num_classes=10, hid=16, layers=2, heads=2, max_shape=(16, 16, 11, 11)))
+    ghn = tiny()
     net, plain = net_of(way), ghn.predict(net_of(), SMALL)
     predicted = ghn.predict(net, SMALL)
     assert predicted.keys() == plain.keys()
@@ -99,10 +98,9 @@ def test_predicted_weights_are_written_through_the_parts(way):
 @pytest.mark.parametrize("way", ["matrix_exp", "cayley", "householder"])
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)])
 def test_an_orthogonal_weight_is_made_of_the_prediction(way, shape):
-    ghn = GHN(GHNConfig(num_classes=10, hid=16, layers=2, heads=2, max_shape=(16, 16, 11, 11)))
-    net = nn.Sequential(
-        nn.Flatten(), nn.Linear(192, shape[1]), nn.ReLU(), nn.Linear(*shape[::-1]), nn.Linear(shape[0], 10)
-    )
+    ghn = tiny()
+    layers = nn.Linear(192, shape[1]), nn.ReLU(), nn.Linear(*shape[::-1]), nn.Linear(shape[0], 10)
+    net = nn.Sequential(nn.Flatten(), *layers)
     values = ghn.predict(net, SMALL)["3.weight"]
     parametrizations.orthogonal(net[3], orthogonal_map=way)
     state = torch.random.get_rng_state()
@@ -127,7 +125,7 @@ class Squares(nn.Module):
 
 
 def test_a_computed_weight_that_cannot_be_written_is_kept_with_the_reason():
-    ghn = GHN(GHNConfig(num_classes=10, hid=16, layers=2, heads=2, max_shape=(16, 16, 11, 11)))
+    ghn = tiny()
     net = net_of()
     net[2].weight.data.abs_()
     parametrize.register_parametrization(net[2], "weight", Squares(), unsafe=True)
@@ -165,15 +163,6 @@ def test_shared_parts_are_one_node():
 
 
 def test_weight_norm_of_a_recurrent_layer():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rnn, self.fc = (
-                parametrizations.weight_norm(nn.LSTM(4, 4, batch_first=True), "weight_hh_l0"),
-                nn.Linear(4, 2),
-            )
-
-        def forward(self, x):
-            return self.fc(self.rnn(x)[0][:, -1])
-
-    assert "rnn.weight_hh_l0" in [node.name for node in Graph.from_module(Net(), (5, 4)).nodes]
+    rnn = parametrizations.weight_norm(nn.LSTM(4, 4, batch_first=True), "weight_hh_l0")
+    net = Net(lambda m, x: m.fc(m.rnn(x)[0][:, -1]), rnn=rnn, fc=nn.Linear(4, 2))
+    assert "rnn.weight_hh_l0" in [node.name for node in Graph.from_module(net, (5, 4)).nodes]

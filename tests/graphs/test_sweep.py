@@ -92,11 +92,8 @@ class Twice(nn.Module):
 def conv(draw) -> nn.Module:
     groups, kernel = draw.choice([1, 1, 2, C]), draw.choice([1, 3])
     layer = nn.Conv2d(C, C, kernel, padding=kernel // 2, groups=groups, bias=draw.random() < 0.5)
-    ways = [
-        parametrizations.weight_norm,
-        parametrizations.spectral_norm,
-        lambda m: prune.l1_unstructured(m, "weight", 0.3),
-    ]
+    pruned = lambda m: prune.l1_unstructured(m, "weight", 0.3)
+    ways = [parametrizations.weight_norm, parametrizations.spectral_norm, pruned]
     return draw.choice(ways)(layer) if draw.random() < 0.2 else layer
 
 

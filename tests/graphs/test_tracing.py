@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from shared import Net
+from shared import Net, edges, names
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -39,15 +39,6 @@ def torchvision_model(name: str, training: bool = False) -> nn.Module:
 
 def ops(graph: Graph) -> dict[str, int]:
     return dict(Counter(node.op for node in graph.nodes))
-
-
-def names(graph: Graph) -> list[str]:
-    """In topological order; operations by their primitive."""
-    return [node.name or node.op for node in graph.nodes]
-
-
-def edges(graph: Graph) -> set[tuple[str, str]]:
-    return {(names(graph)[a], names(graph)[b]) for a, b in graph.edges.tolist()}
 
 
 def role_of(graph: Graph, name: str) -> Role:
@@ -249,16 +240,14 @@ def test_squeeze_and_excitation_is_found_by_its_structure(gate_first, size):
         stem=nn.Conv2d(3, 8, 1, bias=False), fc1=nn.Linear(8, 4), fc2=nn.Linear(4, 8), head=nn.Linear(8, 2),
     )  # fmt: skip
     graph = trace(net, (3, size, size))
-    assert {("stem.weight", "fc1.weight"), ("fc2.bias", "cse"), ("stem.weight", "cse"), ("cse", "glob_avg")} <= edges(
-        graph
-    )
+    expected = {("stem.weight", "fc1.weight"), ("fc2.bias", "cse"), ("stem.weight", "cse"), ("cse", "glob_avg")}
+    assert expected <= edges(graph)
     assert (ops(graph)["glob_avg"], ops(graph)["cse"]) == (1, 1)
 
 
 def test_a_product_of_two_branches_is_contracted():
-    net = Net(
-        lambda m, x: m.out(m.a(x) * m.b(x)), **{name: nn.Conv2d(3, 3, 1, bias=False) for name in ("a", "b", "out")}
-    )
+    layers = {name: nn.Conv2d(3, 3, 1, bias=False) for name in ("a", "b", "out")}
+    net = Net(lambda m, x: m.out(m.a(x) * m.b(x)), **layers)
     assert edges(trace(net, SMALL)) == {
         ("input", "a.weight"), ("input", "b.weight"), ("a.weight", "out.weight"), ("b.weight", "out.weight"),
     }  # fmt: skip
@@ -367,15 +356,12 @@ def test_an_embedding_may_be_all_there_is():
     assert names(trace(net, (6,))) == ["input", "words.weight"]
 
 
-@pytest.mark.parametrize(
-    ("layer", "op"),
-    [(nn.GroupNorm(2, 4), "ln"), (nn.InstanceNorm2d(4, affine=True), "ln")],
-)
+@pytest.mark.parametrize("layer", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True)])
 @pytest.mark.filterwarnings("ignore:.*are no nodes")
-def test_other_norms_have_nodes_in_the_correct_graph_only(layer, op):
+def test_other_norms_have_nodes_in_the_correct_graph_only(layer):
     net = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), layer)
     assert names(trace(net.eval(), SMALL)) == ["input", "0.weight", "1.weight"]
-    assert trace(net, SMALL).nodes[2].op == op
+    assert trace(net, SMALL).nodes[2].op == "ln"
     released = trace(net, SMALL, "ghn3")
     assert names(released) == ["input", "0.weight"]
     assert set(released.skipped) == {"1.weight", "1.bias"}
@@ -398,19 +384,10 @@ def test_norms_written_by_hand_are_one_node_and_no_pooling():
 
 
 def test_what_has_no_node_is_listed_with_its_reason():
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.up = nn.ConvTranspose2d(3, 3, 2)
-            self.line = nn.Conv1d(3, 3, 1)
-            self.unused = nn.Linear(2, 2)
-            self.gamma = nn.Parameter(torch.ones(3, 1, 1))
-            self.conv = nn.Conv2d(3, 3, 1)
-
-        def forward(self, x):
-            return self.line(self.conv(self.gamma * self.up(x)).flatten(2))
-
-    graph = trace(Block(), SMALL)
+    net = Net(lambda m, x: m.line(m.conv(m.gamma * m.up(x)).flatten(2)),
+              up=nn.ConvTranspose2d(3, 3, 2), line=nn.Conv1d(3, 3, 1), unused=nn.Linear(2, 2),
+              gamma=nn.Parameter(torch.ones(3, 1, 1)), conv=nn.Conv2d(3, 3, 1))  # fmt: skip
+    graph = trace(net, SMALL)
     assert names(graph) == ["input", "conv.weight", "conv.bias"]
     assert graph.skipped == {
         "gamma": "layer scale",
@@ -480,10 +457,8 @@ def test_a_sum_of_features_is_no_classifier():
 
 
 def test_a_classifier_computed_early_still_comes_last():
-    def forward(m, x):
-        return m.head(x), m.other(x)
-
-    graph = trace(Net(forward, head=nn.Linear(32, 2), other=nn.Linear(32, 3)), SMALL)
+    net = Net(lambda m, x: (m.head(x), m.other(x)), head=nn.Linear(32, 2), other=nn.Linear(32, 3))
+    graph = trace(net, SMALL)
     assert names(graph)[-2:] == ["head.weight", "head.bias"]
     assert role_of(graph, "other.weight") is Role.LINEAR
 

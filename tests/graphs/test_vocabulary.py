@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from shared import Net
+from shared import Net, edges
 from torch import nn
 
 from ghnlib import Graph
@@ -19,11 +19,6 @@ def trace(net, *shape, primitives=EXTENDED):
 
 def nodes(graph):
     return [(node.op, node.name, node.shape, node.role) for node in graph.nodes if node.name]
-
-
-def edges(graph):
-    names = [node.name or node.op for node in graph.nodes]
-    return {(names[a], names[b]) for a, b in graph.edges.tolist()}
 
 
 def test_a_network_of_signals_has_its_convolutions_in_order():
@@ -46,15 +41,8 @@ def test_a_network_of_signals_has_its_convolutions_in_order():
 def test_a_network_of_volumes_has_its_pools():
     net = nn.Sequential(nn.Conv3d(1, 4, (1, 3, 3)), nn.MaxPool3d(2), nn.AvgPool3d(2), nn.ConvTranspose3d(4, 2, 2))
     graph = trace(net, 1, 8, 10, 10)
-    assert [node.op for node in graph.nodes] == [
-        "input",
-        "conv3d",
-        "bias",
-        "max_pool",
-        "avg_pool",
-        "conv_transpose",
-        "bias",
-    ]
+    ops = ["input", "conv3d", "bias", "max_pool", "avg_pool", "conv_transpose", "bias"]
+    assert [node.op for node in graph.nodes] == ops
     assert graph.nodes[3].shape == (1, 1, 2, 2, 2)
     assert nodes(graph)[2] == ("conv_transpose", "3.weight", (4, 2, 2, 2, 2), Role.TRANSPOSED)
 
@@ -63,16 +51,8 @@ def test_recurrent_layers_and_norms():
     net = Net(lambda m, x: m.fc(m.norm(m.rnn(m.words(x))[0])), words=nn.Embedding(9, 4), rnn=nn.GRU(4, 6, batch_first=True),
               norm=nn.RMSNorm(6), fc=nn.Linear(6, 9, bias=False))  # fmt: skip
     graph = trace(net)
-    assert [node.op for node in graph.nodes] == [
-        "input",
-        "embedding",
-        "recurrent",
-        "recurrent",
-        "bias",
-        "bias",
-        "ln",
-        "conv",
-    ]
+    ops = ["input", "embedding", "recurrent", "recurrent", "bias", "bias", "ln", "conv"]
+    assert [node.op for node in graph.nodes] == ops
     assert nodes(graph)[0] == ("embedding", "words.weight", (9, 4), Role.EMBEDDING)
     assert nodes(graph)[-1][-1] == Role.CLASS_WEIGHT
 
@@ -123,10 +103,9 @@ def test_without_primitives_graphs_are_as_the_papers_have_them():
     net = Net(lambda m, x: m.fc(m.words(x)), words=nn.Embedding(9, 4), fc=nn.Linear(4, 2))
     graph = trace(net, primitives=())
     assert nodes(graph)[0] == ("pos_enc", "words.weight", (9, 4), Role.LINEAR)
+    net = nn.Sequential(nn.Conv3d(1, 2, 1), nn.MaxPool3d(2), nn.Flatten(), nn.Linear(2, 2))
     with pytest.warns(UserWarning, match="0.weight: unsupported layer Conv3d"):
-        graph = trace(
-            nn.Sequential(nn.Conv3d(1, 2, 1), nn.MaxPool3d(2), nn.Flatten(), nn.Linear(2, 2)), 1, 2, 2, 2, primitives=()
-        )
+        graph = trace(net, 1, 2, 2, 2, primitives=())
     assert [node.op for node in graph.nodes] == ["input", "conv", "bias"]
 
 

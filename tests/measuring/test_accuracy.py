@@ -88,9 +88,8 @@ def test_a_hypernetwork_for_other_classes_is_named():
 
 def test_what_diverges_is_told(monkeypatch):
     scores = iter([math.nan, 50.0])
-    monkeypatch.setattr(
-        "ghnlib.measuring.accuracy.predicted_accuracies", lambda *_: {"accuracy": next(scores), "top5": 1.0}
-    )
+    scored = lambda *_: {"accuracy": next(scores), "top5": 1.0}
+    monkeypatch.setattr("ghnlib.measuring.accuracy.predicted_accuracies", scored)
     found = evaluate_predictions(tiny(), architectures()[:2], few())
     assert found["error"].tolist() == [NOT_FINITE, ""] and found["accuracy"][1] == 50.0
 

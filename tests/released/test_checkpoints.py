@@ -5,12 +5,12 @@ import json
 import os
 import pickle
 import zipfile
-from pathlib import Path
 
 import joblib
 import numpy as np
 import pytest
 import torch
+from released_files import CONFIG, NAMES, official_names, save_legacy
 from safetensors.torch import save_file
 from shared import tiny
 
@@ -20,9 +20,6 @@ from ghnlib.hypernetwork.pretrained import least_values
 from ghnlib.released.checkpoints import CheckpointError, our_name
 from ghnlib.released.unpickling import read_pickle
 
-NAMES = json.loads(Path(__file__).with_name("hypernetworks.json").read_text())
-"""Tensors of released files with their shapes (PPUDA's for CIFAR-10, GHN-3-T's for ImageNet)."""
-
 
 @pytest.mark.parametrize("preset", NAMES)
 def test_tensors_of_released_files_are_those_of_the_hypernetwork(preset):
@@ -31,10 +28,6 @@ def test_tensors_of_released_files_are_those_of_the_hypernetwork(preset):
     # PPUDA keeps the decoder's 1x1 convolutions as such
     read = {our_name(name): tuple(shape[:2] if len(shape) == 4 else shape) for name, shape in NAMES[preset].items()}
     assert read == {name: tuple(value.shape) for name, value in own.items()}
-
-
-CONFIG = {"max_shape": (16, 16, 11, 11), "num_classes": 10, "hypernet": "gatedgnn", "decoder": "conv", "weight_norm": True, "ve": True,
-          "layernorm": True, "hid": 16, "layers": 2, "heads": 2, "is_ghn2": False}  # fmt: skip
 
 
 def assert_equal(a, b):
@@ -57,21 +50,16 @@ def test_overrides_replace_the_stored_configuration(tmp_path):
         GHN.from_pretrained(tmp_path / "saved", hidden=3)
 
 
-def test_ghn3_training_files(tmp_path, official_names):
+def test_ghn3_training_files(tmp_path):
     ghn = tiny()
-    content = {
-        "state_dict": official_names(ghn),
-        "config": CONFIG,
-        "epoch": 3,
-        "args": argparse.Namespace(lr=0.1, name="run"),
-    }
+    content = {"state_dict": official_names(ghn), "config": CONFIG, "epoch": 3, "args": argparse.Namespace(lr=0.1)}
     torch.save(content, tmp_path / "ghn.pt")
     loaded = GHN.from_pretrained(tmp_path / "ghn.pt")
     assert loaded.config == GHNConfig(hid=16, layers=2, heads=2, max_shape=(16, 16, 11, 11), convention="ghn3")
     assert_equal(loaded, ghn)
 
 
-def test_hub_files_are_read_with_inferred_configuration(tmp_path, official_names):
+def test_hub_files_are_read_with_inferred_configuration(tmp_path):
     ghn = tiny()
     joblib.dump(official_names(ghn, legacy=True), tmp_path / "ghn3.pt")
     loaded = GHN.from_pretrained(tmp_path / "ghn3.pt")
@@ -99,7 +87,7 @@ def test_files_that_run_code_are_refused_by_name(tmp_path, monkeypatch, dump):
 
 
 @pytest.mark.parametrize("dump", [torch.save, joblib.dump])
-def test_truncated_files_are_refused(tmp_path, dump, official_names):
+def test_truncated_files_are_refused(tmp_path, dump):
     dump(official_names(tiny()), tmp_path / "whole.pt")
     data = (tmp_path / "whole.pt").read_bytes()
     (tmp_path / "part.pt").write_bytes(data[: len(data) // 2])
@@ -107,7 +95,7 @@ def test_truncated_files_are_refused(tmp_path, dump, official_names):
         GHN.from_pretrained(tmp_path / "part.pt")
 
 
-def test_missing_tensors_are_named(tmp_path, official_names):
+def test_missing_tensors_are_named(tmp_path):
     state = official_names(tiny())
     del state["gnn.1.ln2.weight"]
     torch.save({"state_dict": state, "config": CONFIG}, tmp_path / "ghn.pt")
@@ -151,7 +139,7 @@ def test_folders_without_a_hypernetwork_say_what_is_missing(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
-def test_prefixes_of_wrappers_are_left_out(tmp_path, official_names, prefix):
+def test_prefixes_of_wrappers_are_left_out(tmp_path, prefix):
     ghn = tiny()
     state = {prefix + name: value for name, value in official_names(ghn).items()}
     torch.save({"state_dict": state, "config": CONFIG}, tmp_path / "official.pt")
@@ -176,7 +164,7 @@ def test_names_of_compiled_parts_are_read(tmp_path):
 HUB = {"revision": "v1", "token": "secret", "cache_dir": "cache", "local_files_only": True, "force_download": True}
 
 
-def test_arguments_of_the_hub_reach_it(tmp_path, monkeypatch, official_names):
+def test_arguments_of_the_hub_reach_it(tmp_path, monkeypatch):
     ghn, calls = tiny(), []
     ghn.save_pretrained(tmp_path)
     joblib.dump(official_names(ghn, legacy=True), tmp_path / "ghn2.pt")
@@ -201,48 +189,28 @@ def test_arguments_of_the_hub_reach_it(tmp_path, monkeypatch, official_names):
 
 def test_pickles_hold_what_torch_and_joblib_read(tmp_path):
     """All formats, kinds of numbers, views and empty tensors."""
-    tensors = {
-        "t": torch.randn(3, 4).T,
-        "half": torch.randn(3).half(),
-        "bf": torch.randn(3).bfloat16(),
-        "none": torch.zeros(0, 3),
-    }
-    content = tensors | {
-        "row": tensors["t"][1],
-        "i": torch.arange(3),
-        "b": torch.tensor(True),
-        "rest": {3: [1, 2.5, None, (True, "x")]},
-    }
-    path = tmp_path / "file"
-    for write in WRITERS:
-        write(content, path)
+    whole, path = torch.randn(3, 4).T, tmp_path / "file"
+    tensors = {"t": whole, "row": whole[1], "half": torch.randn(3).half(), "bf": torch.randn(3).bfloat16(),
+               "none": torch.zeros(0, 3), "i": torch.arange(3), "b": torch.tensor(True)}  # fmt: skip
+    rest = {3: [1, 2.5, None, (True, "x")]}
+    for write in torch.save, save_legacy, joblib.dump:
+        write(tensors | {"rest": rest}, path)
         read = read_pickle(path)
-        assert read.pop("rest") == content["rest"]
-        torch.testing.assert_close(read, {k: v for k, v in content.items() if k != "rest"}, rtol=0, atol=0)
-    arrays = {
-        "a": np.random.randn(3, 4),
-        "fortran": np.asfortranarray(np.random.randn(3, 4)),
-        "big": np.arange(4).astype(">f4"),
-        "0": np.array(3.0),
-    }
+        assert read.pop("rest") == rest
+        torch.testing.assert_close(read, tensors, rtol=0, atol=0)
+    arrays = {"a": np.random.randn(3, 4), "fortran": np.asfortranarray(np.random.randn(3, 4)),
+              "big": np.arange(4).astype(">f4"), "0": np.array(3.0)}  # fmt: skip
     for protocol in 2, 3, 4, 5:
         joblib.dump(arrays, path, protocol=protocol)
         assert all(np.array_equal(value.numpy(), arrays[name]) for name, value in read_pickle(path).items())
 
 
-WRITERS = (
-    torch.save,
-    lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
-    joblib.dump,
-)
-
-
-@pytest.mark.parametrize("write", WRITERS, ids=["zip", "legacy", "joblib"])
+@pytest.mark.parametrize("write", [torch.save, save_legacy, joblib.dump])
 @pytest.mark.parametrize(("values", "message"), [
     (torch.full((15, 16), torch.nan), "not finite"), (torch.zeros(15, 16, dtype=torch.int8), "torch.int8"),
     (torch.zeros(15, 16, dtype=torch.complex64), "not tensor data"), (torch.zeros(1).expand(10**6, 16), "larger than the file"), ([1.0], "a list, not a tensor"),
 ])  # fmt: skip
-def test_tensors_are_checked(tmp_path, official_names, write, values, message):
+def test_tensors_are_checked(tmp_path, write, values, message):
     state = official_names(tiny())
     assert state["embed.weight"].shape == (15, 16)
     write({"state_dict": state | {"embed.weight": values}, "config": CONFIG}, tmp_path / "ghn.pt")
@@ -266,13 +234,13 @@ def test_configurations_are_checked(tmp_path, change, message):
 @pytest.mark.parametrize(("config", "message"), [
     ({**CONFIG, "weight_norm": "no"}, "weight_norm = 'no'"), ({**CONFIG, "hid": 10**9}, "hid"), ([], "a list, not a dictionary"), ({**CONFIG, "hid": ((),)}, "hid is neither"),
 ])  # fmt: skip
-def test_stated_configurations_are_checked(tmp_path, official_names, config, message):
+def test_stated_configurations_are_checked(tmp_path, config, message):
     torch.save({"state_dict": official_names(tiny()), "config": config}, tmp_path / "ghn.pt")
     with pytest.raises(CheckpointError, match=f"ghn.pt.*{message}"):
         GHN.from_pretrained(tmp_path / "ghn.pt")
 
 
-def test_archives_with_compressed_entries_are_refused(tmp_path, official_names):
+def test_archives_with_compressed_entries_are_refused(tmp_path):
     torch.save(official_names(tiny()), tmp_path / "whole.pt")
     with (
         zipfile.ZipFile(tmp_path / "whole.pt") as whole,

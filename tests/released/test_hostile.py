@@ -13,6 +13,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from released_files import CONFIG, TEXTS, WRONG, assert_refused, official_names, save_legacy
 from safetensors.torch import save_file
 from shared import tiny
 
@@ -20,11 +21,9 @@ from ghnlib.config import PRESETS
 
 pytestmark = pytest.mark.slow
 
-CONFIG = {"max_shape": (16, 16, 11, 11), "num_classes": 10, "hypernet": "gatedgnn", "decoder": "conv", "weight_norm": True, "ve": True,
-          "layernorm": True, "hid": 8, "layers": 2, "heads": 2, "is_ghn2": False}  # fmt: skip
 WRITERS = {
     "zip.pt": torch.save,
-    "legacy.pt": lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
+    "legacy.pt": save_legacy,
     "tensors.joblib": lambda content, path: joblib.dump(content["state_dict"], path),
     "arrays.joblib": lambda content, path: joblib.dump({k: v.numpy() for k, v in content["state_dict"].items()}, path),
     "official.safetensors": lambda content, path: save_file(content["state_dict"], path),
@@ -32,9 +31,10 @@ WRITERS = {
 
 
 @pytest.fixture
-def content(official_names):
+def content():
     """What the official training of GHN-3 saves."""
-    return {"state_dict": official_names(tiny(hid=8)), "config": CONFIG, "args": argparse.Namespace(lr=0.1), "epoch": 3}
+    config = CONFIG | {"hid": 8}
+    return {"state_dict": official_names(tiny(hid=8)), "config": config, "args": argparse.Namespace(lr=0.1), "epoch": 3}
 
 
 @pytest.fixture
@@ -53,11 +53,11 @@ def variants(whole, changed):
     return paths
 
 
-def test_whole_files_load(wholes, assert_refused):
+def test_whole_files_load(wholes):
     assert assert_refused(wholes, may_load=True) == len(wholes)
 
 
-def test_truncated_files(wholes, assert_refused):
+def test_truncated_files(wholes):
     paths, draw = [], random.Random(0)
     for whole in wholes:
         data = whole.read_bytes()
@@ -72,7 +72,7 @@ def described(data):
     return [i for i in {*range(200), *itertools.chain(*near)} if i < len(data)]
 
 
-def test_changed_bytes(wholes, assert_refused):
+def test_changed_bytes(wholes):
     paths, draw = [], random.Random(1)
     for whole in wholes:
         data = whole.read_bytes()
@@ -86,7 +86,7 @@ def test_changed_bytes(wholes, assert_refused):
     assert_refused(paths, may_load=True)  # a changed value is as good as another
 
 
-def test_bytes_left_out_or_put_in(wholes, assert_refused):
+def test_bytes_left_out_or_put_in(wholes):
     paths, draw = [], random.Random(2)
     for whole in wholes:
         data = whole.read_bytes()
@@ -98,7 +98,7 @@ def test_bytes_left_out_or_put_in(wholes, assert_refused):
     assert_refused(paths, may_load=True)
 
 
-def test_other_tensors(tmp_path, content, assert_refused):
+def test_other_tensors(tmp_path, content):
     state, paths = content["state_dict"], []
     for i, (name, value) in enumerate(state.items()):
         other = list(state)[(i + 1) % len(state)]
@@ -115,11 +115,9 @@ def test_other_tensors(tmp_path, content, assert_refused):
     assert_refused(paths)
 
 
-def test_other_types(tmp_path, content, assert_refused):
-    paths, keys = [], ("state_dict", "config", None)
-    for key, value in itertools.product(
-        keys, ([], [1, 2], "x", 3, 0.5, True, (1,), b"x", torch.zeros(3), {"x": {}}, {1: 2}, {})
-    ):
+def test_other_types(tmp_path, content):
+    paths, others = [], ([], [1, 2], "x", 3, 0.5, True, (1,), b"x", torch.zeros(3), {"x": {}}, {1: 2}, {})
+    for key, value in itertools.product(("state_dict", "config", None), others):
         for write in (torch.save, joblib.dump):
             if not (key == "config" and isinstance(value, dict)):
                 paths.append(tmp_path / f"{len(paths)}.pt")
@@ -127,10 +125,10 @@ def test_other_types(tmp_path, content, assert_refused):
     assert_refused(paths)
 
 
-def test_other_configurations(tmp_path, assert_refused, wrong_values):
+def test_other_configurations(tmp_path):
     paths, ghn = [], tiny(hid=8)
     for key in ghn._hub_mixin_config:
-        for value in [*wrong_values, None, *[1] * isinstance(getattr(ghn.config, key), bool)]:
+        for value in [*WRONG, None, *[1] * isinstance(getattr(ghn.config, key), bool)]:
             if not (key == "modules" and value == 1):
                 paths.append(tmp_path / f"{key}-{len(paths)}")
                 ghn.save_pretrained(paths[-1])
@@ -138,9 +136,9 @@ def test_other_configurations(tmp_path, assert_refused, wrong_values):
     assert_refused(paths)
 
 
-def test_other_texts_for_a_configuration(tmp_path, assert_refused, wrong_texts):
-    paths = [tmp_path / str(i) for i in range(len(wrong_texts))]
-    for path, text in zip(paths, wrong_texts):
+def test_other_texts_for_a_configuration(tmp_path):
+    paths = [tmp_path / str(i) for i in range(len(TEXTS))]
+    for path, text in zip(paths, TEXTS):
         tiny(hid=8).save_pretrained(path)
         (path / "config.json").write_text(text, encoding="latin-1")
     assert_refused(paths)
@@ -208,7 +206,7 @@ CALLS = {
 }
 
 
-def test_pickles_that_grow(tmp_path, assert_refused):
+def test_pickles_that_grow(tmp_path):
     paths = []
     for name, data in PICKLES.items():
         paths += [tmp_path / f"{name}.joblib", tmp_path / f"{name}.pt", tmp_path / f"{name}.zip.pt"]
@@ -221,7 +219,7 @@ def test_pickles_that_grow(tmp_path, assert_refused):
     assert_refused(paths)
 
 
-def test_calls_that_grow(tmp_path, content, assert_refused):
+def test_calls_that_grow(tmp_path, content):
     paths = []
     for (name, value), write in itertools.product(CALLS.items(), (torch.save, joblib.dump, WRITERS["legacy.pt"])):
         paths.append(tmp_path / f"{name}-{len(paths)}.pt")
@@ -229,7 +227,7 @@ def test_calls_that_grow(tmp_path, content, assert_refused):
     assert_refused(paths)
 
 
-def test_many_names(tmp_path, assert_refused):
+def test_many_names(tmp_path):
     names, value = [f"layer{i}.weight" for i in range(2 * 10**5)], torch.zeros(1)
     paths = [tmp_path / "zip.pt", tmp_path / "tensors.joblib", tmp_path / "names.safetensors", tmp_path / "some.pt"]
     torch.save(dict.fromkeys(names, value), paths[0])
@@ -252,7 +250,7 @@ def repacked(source, target, replace=None, method=zipfile.ZIP_STORED, more=()):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_archives_that_grow(tmp_path, content, assert_refused):
+def test_archives_that_grow(tmp_path, content):
     whole, large = tmp_path / "whole.pt", bytes(2**30)
     torch.save(content, whole)
     with zipfile.ZipFile(whole) as archive:
@@ -275,7 +273,7 @@ def test_archives_that_grow(tmp_path, content, assert_refused):
     assert_refused([*paths, stated])
 
 
-def test_tensors_that_are_one_number(tmp_path, assert_refused):
+def test_tensors_that_are_one_number(tmp_path):
     """The shapes of a hypernetwork of gigabytes in a file of kilobytes."""
     with torch.device("meta"):
         large = tiny(**PRESETS["ghn3-xl"] | {"hid": 4096, "layers": 24})
@@ -288,7 +286,7 @@ def test_tensors_that_are_one_number(tmp_path, assert_refused):
     assert_refused([folder, folder / "tensors.pt"])
 
 
-def test_headers_of_safetensors(tmp_path, content, assert_refused):
+def test_headers_of_safetensors(tmp_path, content):
     whole = tmp_path / "whole.safetensors"
     save_file(content["state_dict"], whole)
     data = whole.read_bytes()

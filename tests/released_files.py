@@ -9,7 +9,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import pytest
+import torch
 from shared import ROOT
 
 from ghnlib.architectures.architecture import Architecture
@@ -17,16 +17,18 @@ from ghnlib.graphs.nodes import Node
 from ghnlib.released.checkpoints import our_name
 from ghnlib.released.deepnets1m import ARGUMENTS, numbers_of_parameters
 
-NAMES = json.loads(Path(__file__).with_name("hypernetworks.json").read_text())
+NAMES = json.loads(Path(__file__).with_name("released").joinpath("hypernetworks.json").read_text())
+"""Tensors of released files with their shapes (PPUDA's for CIFAR-10, GHN-3-T's for ImageNet)."""
+CONFIG = {"max_shape": (16, 16, 11, 11), "num_classes": 10, "hypernet": "gatedgnn", "decoder": "conv", "weight_norm": True, "ve": True,
+          "layernorm": True, "hid": 16, "layers": 2, "heads": 2, "is_ghn2": False}  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def official_names():
-    """The function ``official_names(ghn, legacy=False)``."""
-    return _official_names
+def save_legacy(content, path):
+    """As torch did before version 1.6."""
+    torch.save(content, path, _use_new_zipfile_serialization=False)
 
 
-def _official_names(ghn, legacy=False):
+def official_names(ghn, legacy=False):
     """The state dict of a small GHN-3 under the names of the training code, or of the files on the hub."""
     own, state = ghn.state_dict(), {}
     for name in NAMES["ghn3-t"]:
@@ -37,14 +39,8 @@ def _official_names(ghn, legacy=False):
     return state
 
 
-@pytest.fixture
-def write_official():
-    """The function ``write(path, split, architectures)``, which writes files as the generator of DeepNets-1M does."""
-    return _write
-
-
-def _write(path: str | Path, split: str, architectures: Iterable[Architecture]) -> None:
-    """Write architectures as a split of a file in the official format, beside splits that it has already.
+def write_official(path: str | Path, split: str, architectures: Iterable[Architecture]) -> None:
+    """Write architectures as a split of a file of the generator of DeepNets-1M, beside splits that it has already.
 
     Widths are stored for evaluation splits only: those of "train" and "search" are drawn when they are read.
     """
@@ -119,7 +115,7 @@ def _load_all(paths):
     return found
 
 
-def _assert_refused(paths, may_load=False):
+def assert_refused(paths, may_load=False):
     """Each file is refused by name, or where that is right too, loaded. Returns how many were loaded."""
     found = _load_all(paths)
     wrong = [
@@ -135,25 +131,9 @@ def _assert_refused(paths, may_load=False):
     return sum(outcome == "loaded" for outcome, *_ in found.values())
 
 
-@pytest.fixture(scope="session")
-def assert_refused():
-    """The function ``assert_refused(paths, may_load=False)``."""
-    return _assert_refused
-
-
 WRONG = ["no", "", -1, 0, 1.5, 10**9, 10**30, 2**63 - 1, [], {}, [1], [[1]], [16, 16, 11], [16, 16, 11, 11, 11], float("nan"),
          "x" * 10**6, ["a", "b", "c", "d"], [10**9] * 4, [16, 16, 10**9, 10**9], [16, 16, -1, -1], [16, 16, True, True]]  # fmt: skip
+"""Values that no key of a configuration can have, with few exceptions."""
 TEXTS = ["", "[]", "3", "null", "{", '"x"', "[" * 10**5, '{"a":' * 10**5, "{}" + " " * 10**7, '{"hid": ' + "9" * 10**5 + "}", "\xff",
          '{"x": 3}', '{"hid": Infinity}', '{"max_shape": [' + "1," * 10**5 + "1]}", '{"layers": ' + "[" * 900 + "]" * 900 + "}"]  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def wrong_values():
-    """Values that no key of a configuration can have, with few exceptions."""
-    return WRONG
-
-
-@pytest.fixture(scope="session")
-def wrong_texts():
-    """JSON files that hold no configuration."""
-    return TEXTS
+"""JSON files that hold no configuration."""

@@ -59,10 +59,12 @@ def train_in_space(
     pool, val = (networks_of(setup, space, split, size) for split, size in
                  (("train", setup.anytime.train_networks), ("val", setup.anytime.val_networks)))  # fmt: skip
     about = {"data": setup.data.learnt_from, "space": space, "networks": len(pool), "seed": setup.seed}
-    return [
-        train_on(pool, val, setup.images, config, recipe, seed, setup.folder / f"{name}-{seed}", setup.augment, about)
-        for seed in setup.anytime.seeds
-    ]
+    trained = []
+    for seed in setup.anytime.seeds:
+        print(f"{name}, seed {seed}:", flush=True)
+        folder = setup.folder / f"{name}-{seed}"
+        trained.append(train_on(pool, val, setup.images, config, recipe, seed, folder, setup.augment, about))
+    return trained
 
 
 # Ranking blocks ------------------------------------------------------------------------------------------------------

@@ -216,7 +216,8 @@ def _loop(trainer, architectures, extra, images, seed, augment, validate, folder
                 progress["history"].append(row)
                 if log and is_first_rank():
                     log(dict(row))
-                values = "  ".join(f"{name} {value:.3g}" for name, value in row.items() if name != "step")
+                untold = {"step", "grad_norm_deviation"} | ({"skipped"} if not row["skipped"] else set())
+                values = "  ".join(f"{name} {value:.3g}" for name, value in row.items() if name not in untold)
                 say(f"step {step:>{len(str(recipe.steps))}}/{recipe.steps}  {values}")
             stop = sum_over_ranks(terminated(), device)  # one that stopped alone would leave the others waiting
             if (logged or stop) and is_first_rank():

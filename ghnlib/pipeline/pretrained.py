@@ -23,6 +23,9 @@ PRETRAINED = Path(__file__).parents[1] / "pretrained"
 LARGEST = 8 * 10**6
 """Bytes of one, so that the package stays small."""
 
+MEANS = ["trained on", "unseen"]
+"""Of networks written by hand, in the metrics beside the networks themselves."""
+
 CARD = """---
 library_name: ghnlib
 license: mit
@@ -34,6 +37,11 @@ tags: [graph-hypernetwork]
 ```python
 ghn = ghnlib.GHN.from_pretrained("{{ name }}")
 ghn.initialize(net, {{ side }})  # a network for {{ side }}x{{ side }} images of {{ classes }} classes
+```
+
+```
+ghnlib predict --ghn {{ name }} --model ghnlib.architectures.handwritten.resnet --input-shape {{ side }} \\
+    --out resnet.safetensors
 ```
 
 - **Kind**: {{ config.encoder }}, d = {{ config.hid }}, {{ config.layers }} layers, largest tensor
@@ -51,6 +59,13 @@ Top-1 accuracy (%) on test images of architectures that no training saw, with pr
 them (in single precision):
 
 {{ table }}
+{% if by_hand %}
+Networks written by hand (ghnlib/architectures/handwritten.py), the same:
+
+{{ by_hand }}
+{% endif %}
+{{ epoch.n }} of the test architectures after one epoch of SGD from random parameters:
+{{ "%.1f" | format(epoch.mean) }} ± {{ "%.1f" | format(epoch.standard_error) }} (standard error over architectures).
 """
 
 
@@ -77,7 +92,8 @@ def pack(name: str, variant: str, profile: str = "") -> Path:
     accuracies = pd.read_csv(run / "results" / "evaluate.csv").query("method == @variant")
     parameters = sum(value.numel() for value in tensors.values())
     config = json.loads((target / "config.json").read_text())
-    write_text(card(name, params, variant, seed, config, parameters, accuracies), target / "README.md")
+    measured = json.loads((run / "reports" / params.profile / "metrics" / "evaluate.json").read_text())
+    write_text(card(name, params, variant, seed, config, parameters, accuracies, measured), target / "README.md")
     return target
 
 
@@ -88,25 +104,31 @@ def _validated(run: Path, profile: str, variant: str, seed: int) -> float:
 
 
 def card(
-    name: str, params: Params, variant: str, seed: int, config: dict, parameters: int, accuracies: pd.DataFrame
-) -> str:
-    """The model card. ``accuracies``: rows ``split``, ``seed``, ``index``, ``top1`` (%) of the variant."""
+    name: str, params: Params, variant: str, seed: int, config: dict, parameters: int, accuracies: pd.DataFrame,
+    measured: dict,
+) -> str:  # fmt: skip
+    """The model card. ``accuracies``: rows ``split``, ``seed``, ``index``, ``top1`` (%) of the variant; ``measured``:
+    the metrics of the stage ``evaluate``."""
     scores = accuracies.fillna({"top1": 0.0}).groupby(["split", "seed"], sort=False)["top1"].mean().unstack("seed")
+    mean = f"mean of {scores.shape[1]} training(s)"
     table = pd.DataFrame({
         "architectures": accuracies.groupby("split", sort=False)["index"].nunique(),
-        "this one": scores[seed].round(1),
-        f"mean of {scores.shape[1]} trainings": scores.mean(axis=1).round(1),
+        "this one": scores[seed],
+        mean: scores.mean(axis=1),
     })  # fmt: skip
-    lines = ["| " + " | ".join(["split", *table.columns]) + " |", "|---" * (len(table.columns) + 1) + "|"]
-    lines += [f"| {split} | " + " | ".join(f"{value:g}" for value in row) + " |" for split, *row in table.itertuples()]
-    data, extra, share = params.data, params.deepnets.extra, params.train.recipe_of(variant).extra_share
+    data, extra, recipe = params.data, params.deepnets.extra, params.train.recipe_of(variant)
+    share = recipe.extra_share
     own = f", and in a share of {share:g} of its steps {len(extra)} networks written by hand" if share else ""
+    learnt = [network.rpartition(":")[2] for network in extra] if share else []
+    by_hand = pd.DataFrame({mean: measured["own_networks"].get(variant, {})}).drop(MEANS, errors="ignore")
+    by_hand.insert(0, "in its training", ["yes" if network in learnt else "no" for network in by_hand.index])
     source = Path(data.root).name if data.root else data.source
     return jinja2.Template(CARD, keep_trailing_newline=True).render(
         name=name, variant=variant, seed=seed, seeds=params.train.seeds, profile=params.profile, config=config,
-        classes=config["num_classes"], side=data.image_size, parameters=parameters, table="\n".join(lines),
-        data=f"{source}, {data.image_size} pixels a side", pool=params.deepnets.train_pool, own=own,
-        scale=params.deepnets.scale, recipe=params.train.recipe_of(variant),
+        classes=config["num_classes"], side=data.image_size, parameters=parameters,
+        table=table.to_markdown(floatfmt=("", ".0f", ".1f", ".1f")), by_hand=by_hand.to_markdown(floatfmt=".1f") if len(by_hand) else "",
+        epoch=measured["accuracy"]["SGD, 1 epoch"]["test"], data=f"{source}, {data.image_size} pixels a side",
+        pool=params.deepnets.train_pool, own=own, scale=params.deepnets.scale, recipe=recipe,
     )  # fmt: skip
 
 

@@ -126,7 +126,8 @@ def card(
     return jinja2.Template(CARD, keep_trailing_newline=True).render(
         name=name, variant=variant, seed=seed, seeds=params.train.seeds, profile=params.profile, config=config,
         classes=config["num_classes"], side=data.image_size, parameters=parameters,
-        table=table.to_markdown(floatfmt=("", ".0f", ".1f", ".1f")), by_hand=by_hand.to_markdown(floatfmt=".1f") if len(by_hand) else "",
+        table=table.to_markdown(floatfmt=("", ".0f", ".1f", ".1f")),
+        by_hand=by_hand.to_markdown(floatfmt=".1f") if len(by_hand) else "",
         epoch=measured["accuracy"]["SGD, 1 epoch"]["test"], data=f"{source}, {data.image_size} pixels a side",
         pool=params.deepnets.train_pool, own=own, scale=params.deepnets.scale, recipe=recipe,
     )  # fmt: skip

@@ -72,12 +72,16 @@ class NodeEmbedding(nn.Module):
             ops = ops + self.exit(rows([int(node.exit) for node in nodes]))
         if not self.shapes:
             return ops
-        shapes, features = np.array([_four_dimensional(node) for node in nodes]), []
-        tables = (self.channel, self._channel_row, shapes[:, :2]), (self.spatial, self._spatial_row, shapes[:, 2:])
-        for table, row_of, sizes in tables:
-            own = np.where(sizes == NO_SHAPE, table.num_embeddings - 1, row_of[sizes.clip(0, len(row_of) - 1)])
-            features.append(table(rows(own)).flatten(1))
-        return ops + torch.cat(features, 1)
+        channel, spatial = self._rows(np.array([_four_dimensional(node) for node in nodes]))
+        return ops + torch.cat([self.channel(rows(channel)).flatten(1), self.spatial(rows(spatial)).flatten(1)], 1)
+
+    def _rows(self, shapes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        channel = self._channel_row[shapes[:, :2].clip(0, 8192)]
+        spatial = self._spatial_row[shapes[:, 2:].clip(0, 16)]
+        missing = shapes[:, :2] == NO_SHAPE
+        channel[missing] = self.channel.num_embeddings - 1
+        spatial[missing] = self.spatial.num_embeddings - 1
+        return channel, spatial
 
 
 def _four_dimensional(node: Node) -> tuple[int, int, int, int]:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from itertools import compress, count
 from pathlib import Path
@@ -389,7 +390,10 @@ def test_sigterm_saves_and_exits_143(tmp_path):
 
 def ranks_that_save(caller):
     """Ranks started by a process that have a handler of SIGTERM: they end a step and save before they stop."""
-    commands = {child.pid: child.cmdline() for child in psutil.Process(caller).children(recursive=True)}
+    commands = {}
+    for child in psutil.Process(caller).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # torchrun starts some that end at once
+            commands[child.pid] = child.cmdline()
     ranks = [pid for pid, words in commands.items() if JOBS in words and "torch.distributed.run" not in words]
     caught = [re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[1] for pid in ranks]
     return sum(int(signals, 16) >> (signal.SIGTERM - 1) & 1 for signals in caught)

@@ -36,6 +36,9 @@ class Section(NamedTuple):
 
 SECTIONS = {
     "digits": Section("Handwritten digits (default profile)", ("evaluate", "finetune", "transfer")),
+    "digits-pretrained": Section(
+        "The hypernetwork of the package for digits (`make repro PROFILE=digits-pretrained`)", ("evaluate",)
+    ),
     "digits-long": Section(
         "Handwritten digits, longer and in more sizes (`make repro PROFILE=digits-long`)",
         ("evaluate", "finetune"), ("evaluate", "scaling"),

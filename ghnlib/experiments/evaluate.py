@@ -141,7 +141,9 @@ def evaluation_splits(setup: Setup) -> dict[str, list[Architecture]]:
 
 def evaluate_networks(setup: Setup, splits: Mapping[str, Sequence[Architecture]]) -> Evaluation:
     """Evaluate all hypernetworks on all architectures, and the yardsticks of ``train_from_random``."""
-    predicted = predict_and_evaluate(setup, {split: dict(enumerate(members)) for split, members in splits.items()})
+    chosen = {split: dict(enumerate(members)) for split, members in splits.items()}
+    large = {"predefined": chosen.pop("predefined")}  # at last: processes that have had such a network are replaced
+    predicted = pd.concat([predict_and_evaluate(setup, part) for part in (chosen, large)], ignore_index=True)
     described = pd.concat([describe(split, architectures) for split, architectures in splits.items()])
     rows = pd.concat([predicted, train_from_random(setup, splits)]).merge(described, on=["split", "index"])
     recipes = {name: setup.train.recipe_of(name) for name in setup.train.variants}
@@ -181,7 +183,6 @@ def predict_and_evaluate(
         for seed, ghn in trainings.items():
             rows = evaluate_predictions(ghn, networks, images, batch_size, processes, folder, statistics, metrics, bits)
             parts.append(places.join(rows.drop(columns="index")).assign(method=variant, seed=seed))
-        print(f"{variant}: {len(networks)} architectures evaluated, {len(trainings)} trainings", flush=True)
     return pd.concat(parts, ignore_index=True)
 
 

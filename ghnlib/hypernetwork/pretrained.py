@@ -24,7 +24,10 @@ def load_pretrained(
     needed, held = least_values(config), sum(value.numel() for value in state.values())
     if needed > held:  # known before memory is set aside for them
         raise CheckpointError(f"{path} holds {held:,} values, but its configuration describes at least {needed:,}")
-    ghn = build(config)
+    try:
+        ghn = build(config)
+    except ValueError as error:  # of primitives that nobody has registered
+        raise CheckpointError(f"{path}: {error}") from error
     try:
         ghn.load_state_dict(state)
     except RuntimeError as error:

@@ -39,6 +39,10 @@ SECTIONS = {
     "digits-pretrained": Section(
         "The hypernetwork of the package for digits (`make repro PROFILE=digits-pretrained`)", ("evaluate",)
     ),
+    "cifar10-pretrained": Section(
+        "The hypernetwork of the package for CIFAR-10 (`make repro PROFILE=cifar10-pretrained`)",
+        ("evaluate",), ("evaluate",),
+    ),
     "digits-long": Section(
         "Handwritten digits, longer and in more sizes (`make repro PROFILE=digits-long`)",
         ("evaluate", "finetune"), ("evaluate", "scaling"),

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import permutations, product
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -66,8 +65,7 @@ def ablation_table(setup: Setup, tests: Sequence[pd.DataFrame], costs: pd.DataFr
 
 def _seconds_a_step(setup: Setup, variant: str) -> float:
     """Of trainings that this folder keeps; NaN: they came from elsewhere."""
-    kept = Path(".training", setup.profile)
-    folders = [kept / f"train-{training_name(variant, seed)}" for seed in setup.train.seeds]
+    folders = [setup.folder.with_name(f"train-{training_name(variant, seed)}") for seed in setup.train.seeds]
     logs = [pd.read_csv(path) for folder in folders if (path := folder / "throughput.csv").exists()]
     networks = pd.concat([log["networks_per_second"] for log in logs]).median() if logs else float("nan")
     return round(setup.train.recipe_of(variant).meta_batch / networks, 3)

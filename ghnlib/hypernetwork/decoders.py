@@ -207,7 +207,7 @@ def _token_positions(shape: tuple[int, ...], grid: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(POSITION_SEED)
     extra = torch.randn(len(grid), 1, tokens - grid.shape[2], grid.shape[3], generator=generator) * 0.02
     positions = torch.cat([extra.to(grid, non_blocking=True), grid], 2)
-    return tile(positions.transpose(1, 3), (width, tokens, 1)).transpose(1, 3)  # ``tile`` repeats the first axes
+    return tile(positions.transpose(1, 3), (width, tokens, 1)).transpose(1, 3)  # tile repeats axes 1, 2
 
 
 def positions(size: int, side: int, window: str) -> slice:

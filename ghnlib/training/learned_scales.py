@@ -36,7 +36,8 @@ def learn_scales(
     copied = lambda: {name: scale.detach().clone() for name, scale in scales.items()}
     best, lowest, waited = copied(), (True, math.inf), 0
 
-    def converged() -> bool:
+    def note_if_lowest() -> bool:
+        """Whether the scales of now have been no better for as long as patience goes."""
         nonlocal best, lowest, waited
         constrained, value = value_on(held_out)
         # one that respects the bound of the norm is lower than any other
@@ -47,7 +48,7 @@ def learn_scales(
         return waited >= PATIENCE
 
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-        converged()
+        note_if_lowest()
         for steps, batch in enumerate(batches, start=1):
             _, value = value_on(batch)
             if not value.isfinite():
@@ -57,9 +58,9 @@ def learn_scales(
             optimizer.step()
             with torch.no_grad():
                 torch._foreach_clamp_min_(list(scales.values()), SMALLEST)
-            if steps % EVERY == 0 and converged():
+            if steps % EVERY == 0 and note_if_lowest():
                 break
-        converged()
+        note_if_lowest()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             parameter.mul_(best[name])

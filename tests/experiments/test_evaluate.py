@@ -350,7 +350,7 @@ def test_rows_of_an_ablation_stand_beside_their_base(setup):
     ]
     timed = replace(setup, evaluate=setup.evaluate.model_copy(update={"seconds": True}))
     for seed, networks in ((0, [4.0, 8.0]), (1, [16.0])):
-        kept = Path(f".training/{setup.profile}/train-ghn2-{seed}")
+        kept = setup.folder.with_name(f"train-ghn2-{seed}")
         kept.mkdir(parents=True)
         pd.DataFrame({"networks_per_second": networks}).to_csv(kept / "throughput.csv")
     seconds = ablations.ablation_table(timed, tests, costs)["seconds a step"]

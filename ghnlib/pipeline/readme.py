@@ -82,19 +82,57 @@ def headline(root: Path) -> str:
     """For README.md: accuracy without training in the default profile, and how its claims stand."""
     name, section = next(iter(SECTIONS.items()))
     paragraphs = _part(root, name, section._replace(told=("evaluate",)), "reports/")
-    return "\n\n".join(paragraphs[1:])
+    return "\n\n".join([*paragraphs[1:], *_over_profiles(verdicts(root))])
 
 
 def results(root: Path) -> str:
     """For reports/README.md: a part for each profile with metrics under ``root``, by its parameters there."""
-    parts = (_part(root, profile, section) for profile, section in SECTIONS.items())
-    return "\n\n".join(paragraph for part in parts for paragraph in part)
+    parts = [_part(root, profile, section) for profile, section in SECTIONS.items()]
+    return "\n\n".join(paragraph for part in (*parts, _all_claims(root)) for paragraph in part)
+
+
+def _all_claims(root: Path) -> list[str]:
+    table = verdicts(root)
+    rows = [[claim, paper, *found] for (paper, claim), found in zip(table.index, table.to_numpy()) if any(found)]
+    if not rows:
+        return []
+    blank = "A number and its verdict; blank: not testable in this profile."
+    columns = ["claim: above 0 is", "paper", *table.columns]
+    return ["## Claims over all profiles", *_over_profiles(table), blank, _table(columns, rows)]
+
+
+def verdicts(root: Path) -> pd.DataFrame:
+    """Number and verdict of each claim (index ``paper``, ``claim``), a column for each profile whose hypernetworks were
+    trained several times; "" where a profile cannot test it. Rows are the claims of the first, the default profile."""
+    found = {}
+    for profile in SECTIONS:
+        folder = root / "reports" / profile
+        if (folder / "claims.csv").exists() and _trainings(_metrics(folder), params_of(root, profile)) > 1:
+            table = pd.read_csv(folder / "claims.csv", index_col=["paper", "claim"])
+            words = table["verdict"].str.partition(" (")[0]
+            testable = ~words.str.startswith("not testable")
+            found[profile] = (table["ours"].map("{:+.3g} ".format) + words).where(testable, "")
+    first = next(iter(found.values()), pd.Series(dtype=str))
+    return pd.DataFrame({profile: of.reindex(first.index, fill_value="") for profile, of in found.items()})
+
+
+def _over_profiles(table: pd.DataFrame) -> list[str]:
+    """``table``: as from ``verdicts``."""
+    if table.empty:
+        return []
+    verdict = table.replace(r"^\S+ ", "", regex=True)
+    held, not_held = (verdict == "held").any(axis=1), (verdict == "not held").any(axis=1)
+    return [
+        f"Over the {table.shape[1]} profiles with several trainings, {(held | not_held).sum()} of {len(table)} claims "
+        f"are decided: {(held & ~not_held).sum()} held, {(~held & not_held).sum()} not held, {(held & not_held).sum()} "
+        "held in one and not in another."
+    ]
 
 
 def _part(root: Path, profile: str, section: Section, reports: str = "") -> list[str]:
     """``reports``: the way to the folder of the reports, for links."""
     folder = root / "reports" / profile
-    metrics = {path.stem: json.loads(path.read_text()) for path in sorted((folder / "metrics").glob("*.json"))}
+    metrics = _metrics(folder)
     told = [name for name in section.told if TOLD[name].stage in metrics]
     if not told:
         return []
@@ -106,6 +144,11 @@ def _part(root: Path, profile: str, section: Section, reports: str = "") -> list
     once = _trainings(metrics, params) == 1
     undecided = "Hypernetworks were trained once each, so that no claim about them is decided here."
     return [*paragraphs, undecided if once else _claims(folder, reports)]
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    """What the stages of a profile measured, by the names of their files."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted((folder / "metrics").glob("*.json"))}
 
 
 def params_of(root: Path, profile: str) -> Params:

@@ -77,7 +77,7 @@ def test_a_file_without_the_section_is_left_as_it_is(tree, capsys):
 
 
 def test_a_profile_tells_its_title_its_stages_and_its_claims(tree):
-    title, text, table, detection, claims = readme.results(tree).split("\n\n")
+    title, text, table, detection, claims, *_ = readme.results(tree).split("\n\n")
     assert title == "## Handwritten digits (default profile)"
     assert (
         "5 images of each class, mean ± standard error over 4 architectures, seeds [0, 1, 2, 3]" in text
@@ -101,6 +101,31 @@ def test_a_profile_tells_its_title_its_stages_and_its_claims(tree):
 def test_a_profile_that_measured_nothing_of_these_is_not_told(tree):
     Path("reports/digits/metrics/transfer.json").rename("reports/digits/metrics/architectures.json")
     assert readme.results(tree) == ""
+
+
+def test_claims_over_profiles_count_what_several_trainings_decide(tree):
+    for name, value in evaluated("ghn2").items():
+        Path(f"reports/digits/metrics/{name}.json").write_text(json.dumps(value))
+    shutil.copytree(ROOT / "profiles", "profiles")
+    for profile, claims in {
+        "digits-long": CLAIMS.replace("2.0,1.0,3.0,small,held", "-2.0,-3.0,-1.0,small,not held").replace(
+            "e,1", "old,1"
+        ),
+        "cifar10-small": CLAIMS,
+    }.items():
+        shutil.copytree("reports/digits", f"reports/{profile}")
+        Path(f"reports/{profile}/claims.csv").write_text(claims)
+    for path in Path("reports/cifar10-small/metrics").glob("*-[12].json"):
+        path.unlink()  # one training
+    table = readme.verdicts(tree)
+    assert list(table) == ["digits", "digits-long"] and len(table) == 5
+    assert list(table["digits"]) == ["+2 held", "-2 not held", "-2 not decided", "+2 not decided", ""]
+    assert list(table["digits-long"]) == ["-2 not held", "-2 not held", "-2 not decided", "", ""]
+    text = readme.headline(tree).split("\n\n")[-1]
+    assert text.startswith(
+        "Over the 2 profiles with several trainings, 2 of 5 claims are decided: 0 held, 1 not held, 1"
+    )
+    assert "| e | B | +2 not decided |  |" in readme.results(tree) and "| f |" not in readme.results(tree)
 
 
 def test_another_dataset_is_told_by_its_own_number_of_test_images(params):

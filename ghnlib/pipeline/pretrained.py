@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from ghnlib.params import Params
 from ghnlib.params_file import ParamsError, read_yaml, validate
 from ghnlib.pipeline.notebooks import write_text
+from ghnlib.released.checkpoints import PRETRAINED
 
-PRETRAINED = Path(__file__).parents[1] / "pretrained"
 LARGEST = 8 * 10**6
 """Bytes of one, so that the package stays small."""
 
@@ -48,9 +48,9 @@ ghnlib predict --ghn {{ name }} --model ghnlib.architectures.handwritten.resnet 
   {{ config.max_shape | join(" x ") }}; {{ "{:,}".format(parameters) }} parameters, stored in half precision.
 - **Data**: {{ data }}; {{ "{:,}".format(pool) }} training architectures of the scale *{{ scale }}*{{ own }}.
 - **Recipe**: {{ "{:,}".format(recipe.steps) }} steps of {{ recipe.meta_batch }} architecture(s) and
-  {{ recipe.batch_size }} images, {{ recipe.optimizer }}, rate {{ recipe.lr }}. Variant `{{ variant }}` of the profile
-  `{{ profile }}`, training seed {{ seed }}: of the seeds {{ seeds | join(", ") }} that with the best accuracy on
-  validation architectures and images.
+  {{ recipe.batch_size }} images, {{ recipe.optimizer }}, rate {{ recipe.lr }}{{ start }}. Variant `{{ variant }}` of
+  the profile `{{ profile }}`, training seed {{ seed }}{% if seeds | length == 1 %}, the only one{% else %}: of the
+  seeds {{ seeds | join(", ") }} that with the best accuracy on validation architectures and images{% endif %}.
 - **Licence**: MIT, as the package.
 - **Limits**: it has learnt small networks on these images. Networks of other kinds, widths or input sizes may stay near
   chance, {{ "%.0f" | format(100 / classes) }}%; other classes need their own class layer.
@@ -110,12 +110,9 @@ def card(
     """The model card. ``accuracies``: rows ``split``, ``seed``, ``index``, ``top1`` (%) of the variant; ``measured``:
     the metrics of the stage ``evaluate``."""
     scores = accuracies.fillna({"top1": 0.0}).groupby(["split", "seed"], sort=False)["top1"].mean().unstack("seed")
-    mean = f"mean of {scores.shape[1]} training(s)"
-    table = pd.DataFrame({
-        "architectures": accuracies.groupby("split", sort=False)["index"].nunique(),
-        "this one": scores[seed],
-        mean: scores.mean(axis=1),
-    })  # fmt: skip
+    mean = f"mean of {scores.shape[1]} trainings" if scores.shape[1] > 1 else "this one"
+    sizes = {"architectures": accuracies.groupby("split", sort=False)["index"].nunique()}
+    table = pd.DataFrame(sizes | {"this one": scores[seed]} | {mean: scores.mean(axis=1)})
     data, extra, recipe = params.data, params.deepnets.extra, params.train.recipe_of(variant)
     share = recipe.extra_share
     own = f", and in a share of {share:g} of its steps {len(extra)} networks written by hand" if share else ""
@@ -123,13 +120,15 @@ def card(
     by_hand = pd.DataFrame({mean: measured["own_networks"].get(variant, {})}).drop(MEANS, errors="ignore")
     by_hand.insert(0, "in its training", ["yes" if network in learnt else "no" for network in by_hand.index])
     source = Path(data.root).name if data.root else data.source
+    start = params.train.start_of(variant, seed)
+    start = f", going on from `{Path(start).as_posix().removeprefix('../../')}`" if start else ""
     return jinja2.Template(CARD, keep_trailing_newline=True).render(
         name=name, variant=variant, seed=seed, seeds=params.train.seeds, profile=params.profile, config=config,
         classes=config["num_classes"], side=data.image_size, parameters=parameters,
-        table=table.to_markdown(floatfmt=("", ".0f", ".1f", ".1f")),
+        table=table.to_markdown(floatfmt=("", ".0f", *[".1f"] * (len(table.columns) - 1))),
         by_hand=by_hand.to_markdown(floatfmt=".1f") if len(by_hand) else "",
         epoch=measured["accuracy"]["SGD, 1 epoch"]["test"], data=f"{source}, {data.image_size} pixels a side",
-        pool=params.deepnets.train_pool, own=own, scale=params.deepnets.scale, recipe=recipe,
+        pool=params.deepnets.train_pool, own=own, start=start, scale=params.deepnets.scale, recipe=recipe,
     )  # fmt: skip
 
 

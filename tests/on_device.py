@@ -14,10 +14,13 @@ from ghnlib.config import Recipe
 from ghnlib.data.images import Augment
 from ghnlib.data.sources import ImageSplits
 from ghnlib.deepnets.ghn2018 import AnytimeSpace
-from ghnlib.experiments import anytime, blocks, detection, diagnostics, initialisations, properties, search, transfer
 from ghnlib.experiments import setup as setups
-from ghnlib.experiments.pretraining import Learnt, Source, runs_from, starts_from_source
+from ghnlib.experiments.analysis import diagnostics, properties, search
+from ghnlib.experiments.anytime import blocks, exits
+from ghnlib.experiments.evaluate import initialisations
 from ghnlib.experiments.setup import Setup
+from ghnlib.experiments.transfer import detection, few_images
+from ghnlib.experiments.transfer.pretraining import Learnt, Source, runs_from, starts_from_source
 from ghnlib.hypernetwork import writing
 from ghnlib.measuring.accuracy import evaluate_predictions, evaluate_torchvision
 from ghnlib.params import Anytime, Transfer
@@ -141,12 +144,12 @@ def transferred(device, folder):
     starts = starts_from_source(setup, members, source)
     assert not any(isinstance(value, OnDevice) for start in starts["trained"] for value in start.values())
     learnt = Learnt(members, [starts])
-    yield transfer.transfer_networks(setup, source, {"DeepNets": transfer.Family(learnt, learnt)}).rows
+    yield few_images.transfer_networks(setup, source, {"DeepNets": few_images.Family(learnt, learnt)}).rows
     runs = runs_from(setup, source, learnt, [0])
     waiting = [value for run in runs for value in (run.sources.parameters or {}).values()]
     assert waiting and not any(isinstance(value, OnDevice) for value in waiting)
-    yield transfer.correlations_by_start(setup, source, learnt).drop(columns="counts")
-    yield transfer.start_costs(setup, source, members[0], ["ghn3"])
+    yield few_images.correlations_by_start(setup, source, learnt).drop(columns="counts")
+    yield few_images.start_costs(setup, source, members[0], ["ghn3"])
 
 
 def detected(device, folder):
@@ -181,9 +184,9 @@ def anytimes(device, folder):
     setup = setup_on(device, folder, "anytime")
     recipe = TrainingRecipe(2, 0.05, batch_size=8)
     network = DeepNets("val", space=AnytimeSpace(nodes=((3, 3), (2, 2), (2, 2)), exits=2, width=4), input_size=8)[0]
-    yield anytime._predicted_curve(network, hypernetwork(device, "gated_gnn", anytime=True), images(device).val)
-    yield anytime._trained_curve(Run(network, recipe, 0), images(device))
-    raw = params("tiny").anytime.model_dump(mode="json", exclude_unset=True)
+    yield exits._predicted_curve(network, hypernetwork(device, "gated_gnn", anytime=True), images(device).val)
+    yield exits._trained_curve(Run(network, recipe, 0), images(device))
+    raw = params("tiny").exits.model_dump(mode="json", exclude_unset=True)
     few = {"variants": {"synchronous": {"directions": "synchronous", "layers": 1}}, "train_networks": 2, "seeds": [0]}
     few |= {"blocks": raw["blocks"] | {"networks": 3, "steps": 2, "one_shot_steps": 2, "shares": [0.5], "cells": 2}}
     few |= {

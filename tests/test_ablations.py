@@ -5,7 +5,7 @@ import torch
 from shared import params
 
 from ghnlib import GHN
-from ghnlib.experiments.ablations import bases, changes, options_of
+from ghnlib.experiments.evaluate.ablations import bases, changes, options_of
 from ghnlib.reporting.publish import published
 
 CLASSES = {"cifar10": 10, "imagenet": 1000}

@@ -3,7 +3,7 @@
 import pytest
 from shared import params
 
-from ghnlib.experiments.blocks import REGULARISED
+from ghnlib.experiments.anytime.blocks import REGULARISED
 from ghnlib.training.networks import SCHEDULES
 
 IMAGES = {"cifar10": 45_000, "imagenet": 1_231_167}

@@ -20,10 +20,10 @@ from ghnlib.config import PRESETS, Recipe
 from ghnlib.data.images import mix
 from ghnlib.data.sources import ImageSplits
 from ghnlib.deepnets.ghn2018 import AnytimeSpace, BlockSpace
-from ghnlib.experiments import anytime, blocks
-from ghnlib.experiments.anytime import CHOSEN, GEOMETRY, MSDNET, RANDOM, Candidates, Comparison, area_under
-from ghnlib.experiments.blocks import Ranking
-from ghnlib.experiments.msdnet import MSDNetArchitecture, exit_flops
+from ghnlib.experiments.anytime import blocks, exits
+from ghnlib.experiments.anytime.blocks import Ranking
+from ghnlib.experiments.anytime.exits import CHOSEN, GEOMETRY, MSDNET, RANDOM, Candidates, Comparison, area_under
+from ghnlib.experiments.anytime.msdnet import MSDNetArchitecture, exit_flops
 from ghnlib.experiments.one_shot import CEILING
 from ghnlib.experiments.setup import Setup
 from ghnlib.graphs.graph import Graph
@@ -231,12 +231,12 @@ def searched(setup, hypernetworks):
 
 @pytest.fixture(scope="module")
 def candidates(setup):
-    return anytime.predict_candidates(setup)
+    return exits.predict_candidates(setup)
 
 
 @pytest.fixture(scope="module")
 def compared(setup, candidates):
-    return anytime.compare_anytime(setup, candidates)
+    return exits.compare_anytime(setup, candidates)
 
 
 def predicted_accuracy(ghn, network, images):
@@ -390,10 +390,10 @@ def test_the_best_are_trained_beside_others_and_an_msdnet_of_their_cost(setup, c
         net, setup.images.train, recipe, seed, lambda net: exit_accuracies(net, setup.images.test, 256)
     ).values()
     assert compared.curves.loc[compared.curves["network"] == drawn[1], "accuracy"].tolist() == accuracies
-    assert compared.with_predicted["group"].unique().tolist() == [CHOSEN, GEOMETRY, RANDOM, MSDNET, anytime.PREDICTED]
+    assert compared.with_predicted["group"].unique().tolist() == [CHOSEN, GEOMETRY, RANDOM, MSDNET, exits.PREDICTED]
     (by_costs,) = compared.agreement()[GEOMETRY]
     assert by_costs.n == len({*sum(compared.best, []), *geometry, *drawn})
-    assert anytime.area_table(compared).index.tolist() == [CHOSEN, GEOMETRY, RANDOM, MSDNET]
+    assert exits.area_table(compared).index.tolist() == [CHOSEN, GEOMETRY, RANDOM, MSDNET]
 
 
 def flat(accuracies):
@@ -416,7 +416,7 @@ def test_claims_are_differences_of_mean_areas_within_a_training_and_what_diverge
     areas = {0: 50.0, 1: 54.0, 2: math.nan, 3: 41.0, 4: 42.0, -1: 60.0}
     found = comparison_of(areas, best=[[2, 1, 0], [1, 0]])
     assert found.failed == ["network 2"]
-    claims, random = anytime.claims_of_areas(found), mean_interval([41, 42])
+    claims, random = exits.claims_of_areas(found), mean_interval([41, 42])
     assert claims["anytime-random"] == over_trainings([mean_interval([50, 54]).over(random)] * 2)
     assert claims["anytime-geometry"].value == 2 and claims["anytime-msdnet"].value == -8
     assert claims["anytime-msdnet"].trainings == 2
@@ -425,25 +425,25 @@ def test_claims_are_differences_of_mean_areas_within_a_training_and_what_diverge
     assert agreement.n == 4 and agreement.value == pytest.approx(
         np.corrcoef([20.0, 30, 10, 15], [50.0, 54, 41, 42])[0, 1]
     )
-    assert anytime.area_table(found).loc[CHOSEN, "area (%)"] == "52.0 ± 0.0"
+    assert exits.area_table(found).loc[CHOSEN, "area (%)"] == "52.0 ± 0.0"
     nothing = comparison_of(areas | {-1: math.nan}, best=[[0, 1]])
-    assert list(anytime.claims_of_areas(nothing)) == ["anytime-random", "anytime-geometry"]
+    assert list(exits.claims_of_areas(nothing)) == ["anytime-random", "anytime-geometry"]
 
 
 def test_a_training_that_diverges_has_costs_but_no_accuracy(setup, candidates):
-    exits = setup.anytime.exits
-    diverging = exits.model_copy(update={"sgd": exits.sgd.model_copy(update={"lr": math.inf})})
+    own = setup.anytime.exits
+    diverging = own.model_copy(update={"sgd": own.sgd.model_copy(update={"lr": math.inf})})
     own = replace(setup, anytime=setup.anytime.model_copy(update={"exits": diverging}))
     vars(own)["images"] = setup.images
-    found = anytime.compare_anytime(own, candidates)
+    found = exits.compare_anytime(own, candidates)
     assert found.curves["accuracy"].isna().all() and (found.curves["FLOPs"] > 0).all()
-    assert len(found.failed) == len(found.areas) and found.areas.isna().all() and not anytime.claims_of_areas(found)
+    assert len(found.failed) == len(found.areas) and found.areas.isna().all() and not exits.claims_of_areas(found)
     assert np.isfinite(found.msdnet_cost)
 
 
 def test_exits_are_drawn_in_red():
     axes = plt.subplots()[1]
-    anytime.draw_anytime(arch(), axes)
+    exits.draw_anytime(arch(), axes)
     colours = axes.collections[-1].get_facecolors()
     red = [i for i, colour in enumerate(colours) if tuple(colour) == to_rgba("tab:red")]
     assert len(colours) == len(net().shrinks) and red == sorted(maps[0] for maps in net().exits[:-1])

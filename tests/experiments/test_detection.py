@@ -15,10 +15,10 @@ from torchvision.models import resnet18, vgg11
 
 from ghnlib.architectures.vision import NamedNetwork
 from ghnlib.data.images import DataError
-from ghnlib.experiments import detection
-from ghnlib.experiments.pretraining import Source
-from ghnlib.experiments.scenes import Scenes, digit_scene, penn_fudan, scenes_of
 from ghnlib.experiments.setup import Setup
+from ghnlib.experiments.transfer import detection
+from ghnlib.experiments.transfer.pretraining import Source
+from ghnlib.experiments.transfer.scenes import Scenes, digit_scene, penn_fudan, scenes_of
 
 
 def few(**changes):

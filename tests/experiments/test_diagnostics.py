@@ -10,7 +10,7 @@ from shared import digits, params, pool, tiny
 from torch import nn
 
 from ghnlib import GHN
-from ghnlib.experiments import diagnostics
+from ghnlib.experiments.analysis import diagnostics
 from ghnlib.experiments.setup import Setup
 from ghnlib.training.initialization import Sources, initialize
 from ghnlib.training.networks import TrainingRecipe

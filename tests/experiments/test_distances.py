@@ -7,7 +7,7 @@ import pytest
 from shared import digits, params, pool, tiny
 
 from ghnlib.architectures.vision import NamedNetwork, without_skips
-from ghnlib.experiments.distances import (
+from ghnlib.experiments.analysis.distances import (
     SINGLE,
     Distances,
     compare_distances,

@@ -15,8 +15,8 @@ from ghnlib import GHN
 from ghnlib.architectures.vision import own_networks
 from ghnlib.data.images import DataError
 from ghnlib.data.sources import ImageSplits, images_of
-from ghnlib.experiments import ablations, scaling, sizes
-from ghnlib.experiments.evaluate import (
+from ghnlib.experiments.evaluate import ablations, network_sizes, scaling
+from ghnlib.experiments.evaluate.accuracy import (
     Evaluation,
     accuracy_table,
     best_networks,
@@ -28,9 +28,9 @@ from ghnlib.experiments.evaluate import (
     means_by_split,
     torchvision_table,
 )
-from ghnlib.experiments.initialisations import compare_initialisations
-from ghnlib.experiments.own_networks import evaluate_own_networks
-from ghnlib.experiments.quantisation import evaluate_quantised
+from ghnlib.experiments.evaluate.initialisations import compare_initialisations
+from ghnlib.experiments.evaluate.own_networks import evaluate_own_networks
+from ghnlib.experiments.evaluate.quantisation import evaluate_quantised
 from ghnlib.experiments.setup import Setup
 from ghnlib.measuring.accuracy import NOT_FINITE, predicted_accuracies
 from ghnlib.measuring.costs import flops, inference_flops, step_flops
@@ -378,12 +378,12 @@ def test_panels_show_networks_with_and_without_batch_norm_apart():
     rows = pd.concat([rows_of({"ghn2": [50.0, 60.0, 70.0, 80.0], "short": [1.0] * 4, "random": [9.0]}), rows_of({"ghn2": [40.0, 44.0]}, "deep"),
                       rows_of({"ghn2": [10.0, 12.0]}, "bnfree", batch_norm=False), rows_of({"ghn2": [99.0]}, "predefined")], ignore_index=True)  # fmt: skip
     found = Evaluation(rows, ["ghn2", "short"], ["ghn2"], "ghn2")
-    width, depth, nodes, bare = sizes.size_panels(found)
+    width, depth, nodes, bare = network_sizes.size_panels(found)
     assert [len(p.rows) for p in (width, depth, nodes, bare)] == [5, 7, 7, 2]
     assert set(depth.rows["method"]) == {"ghn2", "random"} and "predefined" not in set(nodes.rows["split"])
     assert (nodes.rows.groupby("fifth")["nodes"].nunique() <= 2).all()
-    assert sizes.size_correlations(found)["depth without batch norm: cells"] == pytest.approx(1)
-    assert sizes.norm_gap(found).value == pytest.approx(np.mean([50, 60, 70, 80, 40, 44]) - 11)
+    assert network_sizes.size_correlations(found)["depth without batch norm: cells"] == pytest.approx(1)
+    assert network_sizes.norm_gap(found).value == pytest.approx(np.mean([50, 60, 70, 80, 40, 44]) - 11)
 
 
 def test_torchvision_is_left_out_unless_it_is_asked_for(setup):

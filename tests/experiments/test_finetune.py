@@ -9,9 +9,9 @@ from scipy import stats
 from shared import ROOT, digits, pool, tiny
 
 from ghnlib.data.sources import ImageSplits
-from ghnlib.experiments import finetune, resnet50
 from ghnlib.experiments.families import class_layers
-from ghnlib.experiments.finetune import Budgets, FineTuned, wins
+from ghnlib.experiments.finetune import resnet50, tuning
+from ghnlib.experiments.finetune.tuning import Budgets, FineTuned, wins
 from ghnlib.experiments.setup import Setup
 from ghnlib.measuring.accuracy import estimate_batch_norm
 from ghnlib.params import FineTune
@@ -50,17 +50,17 @@ def other():
 
 @pytest.fixture(scope="module")
 def networks(setup):
-    return finetune.choose_networks(setup)
+    return tuning.choose_networks(setup)
 
 
 @pytest.fixture(scope="module")
 def tuned(setup, networks):
-    return finetune.tune_settings(setup, networks)
+    return tuning.tune_settings(setup, networks)
 
 
 @pytest.fixture(scope="module")
 def trained(setup, networks, tuned):
-    return finetune.train_networks(setup, networks, tuned)
+    return tuning.train_networks(setup, networks, tuned)
 
 
 def test_budgets_are_named_and_compared_with_those_of_the_papers():
@@ -68,13 +68,13 @@ def test_budgets_are_named_and_compared_with_those_of_the_papers():
     assert list(budgets.moments.values()) == ["0 steps", "4 steps", "8 steps", "1 epoch", "2 epochs"]
     assert (budgets.tenth, budgets.one, budgets.in_epochs(40)) == ("8 steps", "1 epoch", "40 (0.5 epochs)")
     assert [budgets.checkpoints(n) for n in budgets.steps] == [[0, 4, 8], [80], [80, 160]]
-    assert finetune.papers_of(budgets) == ["finetune/tenth-epoch", "finetune/epoch"]
+    assert tuning.papers_of(budgets) == ["finetune/tenth-epoch", "finetune/epoch"]
 
 
 def test_without_an_epoch_the_longest_budget_stands_in_for_it():
     budgets = Budgets((2, 30), 80)
     assert list(budgets.moments.values()) == ["0 steps", "2 steps", "30 steps"]
-    assert (budgets.tenth, budgets.one, finetune.papers_of(budgets)) == (None, "30 steps", [])
+    assert (budgets.tenth, budgets.one, tuning.papers_of(budgets)) == (None, "30 steps", [])
 
 
 def test_networks_are_the_first_and_those_of_torchvision_that_can_be_predicted(setup, networks):
@@ -90,7 +90,7 @@ def test_each_side_is_tuned_for_each_budget(setup, tuned):
     assert list(tuned) == [(family, steps) for family in ("DeepNets", "small-resnet") for steps in (1, 6)]
     assert list(tuned["DeepNets", 6]) == ["ghn3", "orthogonal", "random"]
     assert tuned["DeepNets", 1]["random"] == {"optimizer": "sgd", "lr": 0.01, "weight_decay": 3e-4}
-    table = finetune.settings_table(tuned, budgets)
+    table = tuning.settings_table(tuned, budgets)
     assert table.loc["DeepNets, 1 epoch", "random"] == "sgd, lr 0.01, weight decay 0.0003"
 
 
@@ -123,11 +123,11 @@ def trained_net(ghn, network, setup, seed):
 
 
 def test_tables_tell_the_deviation_over_trainings(trained):
-    table = finetune.accuracy_table(trained)
+    table = tuning.accuracy_table(trained)
     ends = trained.deepnets[trained.deepnets["moment"] == "1 epoch"]
     ends = ends.groupby(["initialisation", "training"])["accuracy"].mean()
     assert table.shape == (3, 3) and table.loc["ghn3", "1 epoch"] == with_deviation(ends["ghn3"])
-    assert finetune.family_table(trained).shape == (3, 3)
+    assert tuning.family_table(trained).shape == (3, 3)
     assert {lead.trainings for lead in trained.leads("ghn3").values()} == {2}
 
 
@@ -138,7 +138,7 @@ def test_another_metric_takes_the_place_of_accuracy(setup, trained):
             (trained.deepnets["moment"] == "1 epoch") & (trained.deepnets["initialisation"] == "ghn3")
         ]
         assert found.means()["ghn3"]["1 epoch"]["mean"] == pytest.approx(rows[metric].mean())
-    assert finetune.accuracy_table(found).shape == (3, 3) and not found.failed
+    assert tuning.accuracy_table(found).shape == (3, 3) and not found.failed
 
 
 def test_a_metric_that_no_run_has_counts_as_0():
@@ -156,7 +156,7 @@ def test_claims_are_leads_over_the_same_networks():
     found = trainings(
         rows_of(random=moments, ghn3={"0 steps": [40, 50, 60], "1 steps": [40, 70, 73], "1 epoch": [79, 85, 87]})
     )
-    claims = finetune.claims_of_leads(found) | finetune.claims_of_wins(found)
+    claims = tuning.claims_of_leads(found) | tuning.claims_of_wins(found)
     assert {name: (round(claim.value, 6), claim.n) for name, claim in claims.items()} == {
         "few-steps": (6.5, 2), "one-epoch": (6, 2), "full-training": (3.666667, 3), "wins-after-epoch": (0.166667, 3),
     }  # fmt: skip
@@ -168,7 +168,7 @@ def test_each_side_has_its_own_best_networks():
     found = trainings(rows_of(random={"0 steps": [10, 20, 30]}, ghn3={"0 steps": [60, 50, 40]}))
     assert found.scores(top=True)["random", "0 steps"].to_dict() == {1: 20.5, 2: 30.5}
     assert found.scores(top=True)["ghn3", "0 steps"].to_dict() == {0: 60.5, 1: 50.5}
-    assert finetune.accuracy_table(found, top=True)["0 steps"].to_dict() == {"random": "25.5", "ghn3": "55.5"}
+    assert tuning.accuracy_table(found, top=True)["0 steps"].to_dict() == {"random": "25.5", "ghn3": "55.5"}
     assert found.leads("ghn3", top=True)["0 steps"].value == 30 and found.leads("ghn3")["0 steps"].value == 30
 
 
@@ -186,13 +186,13 @@ def test_trainings_are_compared_by_seed_and_their_spread_widens_the_interval():
 def test_without_an_epoch_or_the_hypernetwork_there_is_no_claim_of_it():
     rows = rows_of(random={"1 steps": [1], "9 steps": [2]}, ghn3={"1 steps": [3], "9 steps": [5]})
     found = trainings(rows, Budgets((1, 9), 10))
-    assert {name: claim.value for name, claim in finetune.claims_of_leads(found).items()} == {
+    assert {name: claim.value for name, claim in tuning.claims_of_leads(found).items()} == {
         "few-steps": 2, "full-training": 3,
     }  # fmt: skip
-    assert not finetune.claims_of_wins(found)
-    assert list(finetune.wins_table(found, "ghn3").columns.levels[0]) == ["same budget", "random after 9 steps"]
+    assert not tuning.claims_of_wins(found)
+    assert list(tuning.wins_table(found, "ghn3").columns.levels[0]) == ["same budget", "random after 9 steps"]
     others = replace(found, variants=("ghn2",))
-    assert not finetune.claims_of_leads(others) and not finetune.claims_of_wins(others)
+    assert not tuning.claims_of_leads(others) and not tuning.claims_of_wins(others)
 
 
 def test_what_diverged_counts_as_0_and_what_failed_is_left_out():
@@ -205,7 +205,7 @@ def test_what_diverged_counts_as_0_and_what_failed_is_left_out():
 
 def test_published_wins_stand_beside_budgets_like_theirs():
     moments = {"0 steps": [10], "1 steps": [50], "1 epoch": [80]}
-    table = finetune.wins_table(trainings(rows_of(random=moments, ghn3=moments)), "ghn3")
+    table = tuning.wins_table(trainings(rows_of(random=moments, ghn3=moments)), "ghn3")
     assert table.iloc[:, -1].tolist() == ["5%, 1.6, -16.4", "14%, 11.0, -12.0", "74%, 12.3, -4.2"]
     assert table["random after 1 epoch", "mean loss"].tolist()[:2] == ["-70.0", "-30.0"]
 
@@ -214,7 +214,7 @@ def test_wins_are_counted_by_what_networks_are_made_of():
     networks = (*pool(size=6), *pool("bnfree", 2))
     moments = {"0 steps": [10] * 8}
     found = trainings(rows_of(random=moments, ghn3={"0 steps": [20, 20, 0, 20, 20, 20, 0, 0]}))
-    table = finetune.wins_by_kind(found, networks, "ghn3")["0 steps"]
+    table = tuning.wins_by_kind(found, networks, "ghn3")["0 steps"]
     without = [i for i, network in enumerate(networks) if not any(node.op == "bn" for node in network.graph.nodes)]
     assert table[f"no batch norm (of {len(without)})"] == f"{len(set(without) & {0, 1, 3, 4, 5})}.0"
     assert len(table) > 1 and "(of 0)" not in " ".join(table.index)

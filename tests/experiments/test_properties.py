@@ -11,8 +11,8 @@ from shared import digits, params, pool, tiny
 
 from ghnlib.data.images import mix
 from ghnlib.data.sources import ImageSplits
-from ghnlib.experiments import properties
-from ghnlib.experiments.diagnostics import first_weight
+from ghnlib.experiments.analysis import properties
+from ghnlib.experiments.analysis.diagnostics import first_weight
 from ghnlib.experiments.setup import Setup
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Node

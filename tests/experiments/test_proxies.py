@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from shared import pool
 from torch import nn
 
-from ghnlib.experiments.proxies import PROXIES
+from ghnlib.experiments.analysis.proxies import PROXIES
 
 LABELS = torch.arange(6) % 4
 

@@ -10,11 +10,11 @@ from shared import digits, params, pool, tiny
 
 from ghnlib.architectures.genotypes import GENOTYPES
 from ghnlib.data.images import Augment
-from ghnlib.experiments import search
-from ghnlib.experiments.chosen import PLAIN, REGULARISED, Chosen, as_large, train_chosen
+from ghnlib.experiments.analysis import search
+from ghnlib.experiments.analysis.chosen import PLAIN, REGULARISED, Chosen, as_large, train_chosen
+from ghnlib.experiments.analysis.properties import Trained
+from ghnlib.experiments.analysis.search import ranking_scores, rankings, search_costs
 from ghnlib.experiments.one_shot import CEILING, one_shot_scores, train_one_shot
-from ghnlib.experiments.properties import Trained
-from ghnlib.experiments.search import ranking_scores, rankings, search_costs
 from ghnlib.experiments.setup import Setup
 from ghnlib.reporting.statistics import mean_interval, over_trainings, rank_correlations
 from ghnlib.training.networks import TrainingRecipe

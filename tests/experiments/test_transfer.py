@@ -12,10 +12,10 @@ from shared import params, pool, tiny
 from torch import nn
 
 from ghnlib.data.images import DataError
-from ghnlib.experiments import pretraining
 from ghnlib.experiments.families import DEEPNETS, class_layers, family_networks
 from ghnlib.experiments.setup import Setup
-from ghnlib.experiments.transfer import (
+from ghnlib.experiments.transfer import pretraining
+from ghnlib.experiments.transfer.few_images import (
     Transferred,
     channel_correlations,
     claims_of_correlations,

@@ -13,7 +13,7 @@ import pandas as pd
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.vision import NEWER, torchvision_classifiers
 from ghnlib.data.images import ImageSet
-from ghnlib.experiments.ablations import bases
+from ghnlib.experiments.evaluate.ablations import bases
 from ghnlib.experiments.setup import Setup
 from ghnlib.experiments.splits import describe
 from ghnlib.measuring.accuracy import NOT_FINITE, SCORES, evaluate_predictions, evaluate_torchvision

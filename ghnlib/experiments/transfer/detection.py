@@ -20,9 +20,9 @@ from torch import Generator, Tensor, nn
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.vision import NamedNetwork
 from ghnlib.data.images import DataError
-from ghnlib.experiments.pretraining import Source
-from ghnlib.experiments.scenes import Scene, Scenes, scenes_of
 from ghnlib.experiments.setup import Setup
+from ghnlib.experiments.transfer.pretraining import Source
+from ghnlib.experiments.transfer.scenes import Scene, Scenes, scenes_of
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.kept import rows_kept
 from ghnlib.params import Detection

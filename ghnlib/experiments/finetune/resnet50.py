@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 
 from ghnlib.architectures.vision import NamedNetwork
-from ghnlib.experiments.finetune import Budgets
+from ghnlib.experiments.finetune.tuning import Budgets
 from ghnlib.experiments.setup import Setup
 from ghnlib.reporting.statistics import Measured, over_trainings
 from ghnlib.training.networks import Accuracy, TrainingRecipe, best_settings, grid_of, initial_runs, run_all

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ghnlib.architectures.vision import own_networks
-from ghnlib.experiments.evaluate import Evaluation
+from ghnlib.experiments.evaluate.accuracy import Evaluation
 from ghnlib.experiments.setup import Setup
 from ghnlib.measuring.accuracy import evaluate_predictions
 from ghnlib.reporting.statistics import with_deviation

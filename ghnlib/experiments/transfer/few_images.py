@@ -14,8 +14,8 @@ from ghnlib.architectures.architecture import Architecture
 from ghnlib.data.images import ImageSet
 from ghnlib.data.sources import ImageSplits
 from ghnlib.experiments.families import DEEPNETS, TrainedFamilies
-from ghnlib.experiments.pretraining import Family, Learnt, Source, processings, runs_from
 from ghnlib.experiments.setup import Setup
+from ghnlib.experiments.transfer.pretraining import Family, Learnt, Source, processings, runs_from
 from ghnlib.measuring.costs import flops, step_flops
 from ghnlib.measuring.kept import rows_kept
 from ghnlib.reporting.statistics import (

@@ -11,7 +11,7 @@ import pandas as pd
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.genotypes import GENOTYPES, Genotype
 from ghnlib.data.images import mix
-from ghnlib.experiments.properties import Trained, embed, regression
+from ghnlib.experiments.analysis.properties import Trained, embed, regression
 from ghnlib.experiments.setup import Setup
 from ghnlib.reporting.statistics import Measured, claims_over_trainings, finite, mean_interval, with_deviation
 from ghnlib.training.networks import Accuracy, Run, TrainingRecipe, run_all

@@ -10,10 +10,10 @@ import pandas as pd
 
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.data.images import ImageSet, mix
+from ghnlib.experiments.analysis.properties import Trained, sweet_spot, train_and_measure
+from ghnlib.experiments.analysis.proxies import PROXIES
+from ghnlib.experiments.evaluate.scaling import training_costs
 from ghnlib.experiments.one_shot import CEILING, ONE_SHOT, one_shot_scores, train_one_shot
-from ghnlib.experiments.properties import Trained, sweet_spot, train_and_measure
-from ghnlib.experiments.proxies import PROXIES
-from ghnlib.experiments.scaling import training_costs
 from ghnlib.experiments.setup import Setup
 from ghnlib.measuring.kept import map_kept
 from ghnlib.params import Analysis

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from ghnlib.architectures.vision import NamedNetwork
-from ghnlib.experiments.properties import Trained
+from ghnlib.experiments.analysis.properties import Trained
 from ghnlib.experiments.setup import Setup
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.reporting.statistics import Measured, finite

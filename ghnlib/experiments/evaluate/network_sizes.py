@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from ghnlib.experiments.evaluate import Evaluation
+from ghnlib.experiments.evaluate.accuracy import Evaluation
 from ghnlib.reporting.statistics import Measured, mean_interval, over_trainings
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ghnlib.architectures.architecture import Architecture
-from ghnlib.experiments.evaluate import KEYS, Evaluation, means_by_split, predict_and_evaluate
+from ghnlib.experiments.evaluate.accuracy import KEYS, Evaluation, means_by_split, predict_and_evaluate
 from ghnlib.experiments.setup import Setup
 from ghnlib.measuring.accuracy import NOT_FINITE
 from ghnlib.reporting.statistics import counted, with_deviation

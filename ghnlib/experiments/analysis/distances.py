@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
 from ghnlib.architectures.vision import NamedNetwork, without_skips
-from ghnlib.experiments.properties import embed
+from ghnlib.experiments.analysis.properties import embed
 from ghnlib.experiments.setup import Setup
 from ghnlib.graphs.graph import Graph
 from ghnlib.reporting.publish import EVALUATED, OUT_OF_DISTRIBUTION

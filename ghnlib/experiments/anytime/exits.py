@@ -19,8 +19,8 @@ from ghnlib.config import GHNConfig
 from ghnlib.data.images import ImageSet, mix
 from ghnlib.data.sources import ImageSplits
 from ghnlib.deepnets.ghn2018 import AnytimeArchitecture, AnytimeSpace
-from ghnlib.experiments.blocks import RANDOM, networks_of, train_in_space
-from ghnlib.experiments.msdnet import MSDNetArchitecture, exit_flops
+from ghnlib.experiments.anytime.blocks import RANDOM, networks_of, train_in_space
+from ghnlib.experiments.anytime.msdnet import MSDNetArchitecture, exit_flops
 from ghnlib.experiments.setup import Setup
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.accuracy import exit_accuracies

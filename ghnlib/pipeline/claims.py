@@ -25,8 +25,10 @@ def read_metrics(profile: str, trainings: Iterable[str]) -> dict[str, Any]:
 
 
 def scales(params: Params) -> dict[str, str]:
-    """By stage with claims: images, space of architectures, SGD steps, seeds. ``params``: or a ``Setup``."""
+    """By stage with claims: images, space of architectures, SGD steps, seeds; "networks" that no hypernetwork took part
+    in, "detection". ``params``: or a ``Setup``."""
     data, tuning, transfer, anytime = params.data, params.finetune, params.transfer, params.anytime
+    detection = transfer.detection
     images = Path(data.root or data.source).name + (f" {data.image_size} px" if data.image_size else "")
     space = f"{images}, {params.deepnets.scale}"
     steps = sorted({params.train.recipe_of(name).steps for name in params.train.plain})
@@ -39,6 +41,9 @@ def scales(params: Params) -> dict[str, str]:
         "transfer": f"{space}, GHN {transfer.train_steps} steps, then {transfer.steps} on {transfer.per_class} "
         f"images a class, seeds: {len(transfer.seeds)}",
         "analysis": f"{ghn}, networks {params.analysis.property_steps} steps",
+        "networks": f"{space}, networks {params.analysis.property_steps} steps",
+        "detection": f"{space}, GHN {transfer.train_steps} steps, then {detection.epochs} epochs of "
+        f"{detection.train_scenes} scenes, seeds: {len(detection.seeds)}",
         "anytime": f"{images}, {anytime.blocks.cells} blocks, GHN {anytime.recipe.steps} steps, networks "
         f"{anytime.blocks.steps} or {anytime.exits.steps}, {len(anytime.seeds)} training seed(s)",
     }
@@ -82,10 +87,10 @@ def _row(key: str, ours: Measured, scales: Mapping[str, str]) -> dict[str, Any]:
     claim, count = claim_of(key), f", {ours.count}" if ours.count else ""
     verdict = claim.verdict(ours)
     value, low, high = (float(f"{x:.3g}") for x in ours[:3])
+    scale = "" if isnan(ours.value) else scales[claim.scale or claim.stage] + count
     return {
         "paper": claim.paper, "claim": claim.claim, "published": claim.published, "ours": value, "low": low,
-        "high": high, "scale": "" if isnan(ours.value) else scales[claim.stage] + count, "verdict": verdict,
-        "differs": claim.differs if verdict == "not held" else "",
+        "high": high, "scale": scale, "verdict": verdict, "differs": claim.differs if verdict == "not held" else "",
     }  # fmt: skip
 
 

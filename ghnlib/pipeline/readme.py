@@ -14,9 +14,9 @@ import pandas as pd
 
 from ghnlib.params import Params
 from ghnlib.params_file import read_merged, read_yaml, validate
-from ghnlib.pipeline.claims import Agreement
-from ghnlib.pipeline.notebooks import write_text
-from ghnlib.reporting.publish import EVALUATED, published
+from ghnlib.pipeline.claims import Agreement, recorded_claims
+from ghnlib.pipeline.notebooks import NOTEBOOKS, write_text
+from ghnlib.reporting.publish import EVALUATED, claim_of, known_claims, published
 
 START = "<!-- results: written by `make readme` from reports/*/metrics -->"
 END = "<!-- end of results -->"
@@ -27,32 +27,38 @@ CAPTIONS = {
 
 
 class Section(NamedTuple):
-    """What is told of a profile: names of TOLD, and figures behind the accuracy without training."""
+    """What is told of a profile: names of TOLD; figures behind the accuracy without training; stages whose claims
+    count, the others being short; a note."""
 
     title: str
     told: tuple[str, ...]
     figures: tuple[str, ...] = ()
+    claims: tuple[str, ...] = tuple(NOTEBOOKS)
+    note: str = ""
 
 
 SECTIONS = {
     "digits": Section("Handwritten digits (default profile)", ("evaluate", "finetune", "transfer")),
     "digits-pretrained": Section(
-        "The hypernetwork of the package for digits (`make repro PROFILE=digits-pretrained`)", ("evaluate",)
+        "The hypernetwork of the package for digits (`make repro PROFILE=digits-pretrained`)",
+        ("evaluate",), claims=("evaluate",),
     ),
     "cifar10-pretrained": Section(
         "The hypernetwork of the package for CIFAR-10 (`make repro PROFILE=cifar10-pretrained`)",
-        ("evaluate",), ("evaluate",),
+        ("evaluate",), ("evaluate",), claims=("evaluate",),
     ),
     "digits-long": Section(
         "Handwritten digits, longer and in more sizes (`make repro PROFILE=digits-long`)",
         ("evaluate", "finetune"), ("evaluate", "scaling"),
+        note="Of an earlier form of this profile: images of 16 pixels, 3,000 steps, an earlier design space.",
     ),
     "cifar10-small": Section(
         "CIFAR-10, recompressed as JPEG (`make repro PROFILE=cifar10-small`)", ("evaluate", "finetune"), ("evaluate",)
     ),
     "fashion": Section(
         "Digits' hypernetworks continued on clothes, against trainings from scratch (`make repro PROFILE=fashion`)",
-        ("evaluate",),
+        ("evaluate",), claims=("evaluate",),
+        note="Those continued have the default profile's steps behind them.",
     ),
     "tiny-imagenet-transfer": Section(
         "From a part of Tiny-ImageNet to other images (`make repro PROFILE=tiny-imagenet-transfer`)", ("transfer",)
@@ -93,27 +99,30 @@ def results(root: Path) -> str:
 
 def _all_claims(root: Path) -> list[str]:
     table = verdicts(root)
-    rows = [[claim, paper, *found] for (paper, claim), found in zip(table.index, table.to_numpy()) if any(found)]
-    if not rows:
+    if table.empty:
         return []
+    rows = [[claim_of(key).claim, claim_of(key).paper, *found] for key, found in zip(table.index, table.to_numpy())]
     blank = "A number and its verdict; blank: not testable in this profile."
     columns = ["claim: above 0 is", "paper", *table.columns]
     return ["## Claims over all profiles", *_over_profiles(table), blank, _table(columns, rows)]
 
 
 def verdicts(root: Path) -> pd.DataFrame:
-    """Number and verdict of each claim (index ``paper``, ``claim``), a column for each profile whose hypernetworks were
-    trained several times; "" where a profile cannot test it. Rows are the claims of the first, the default profile."""
+    """Number and verdict of each claim that a profile decides or could, in the order of claims.yaml: rows are ids, a
+    column for each profile whose hypernetworks were trained several times; "" where a profile cannot test it."""
     found = {}
-    for profile in SECTIONS:
-        folder = root / "reports" / profile
-        if (folder / "claims.csv").exists() and _trainings(_metrics(folder), params_of(root, profile)) > 1:
-            table = pd.read_csv(folder / "claims.csv", index_col=["paper", "claim"])
-            words = table["verdict"].str.partition(" (")[0]
-            testable = ~words.str.startswith("not testable")
-            found[profile] = (table["ours"].map("{:+.3g} ".format) + words).where(testable, "")
-    first = next(iter(found.values()), pd.Series(dtype=str))
-    return pd.DataFrame({profile: of.reindex(first.index, fill_value="") for profile, of in found.items()})
+    for profile, section in SECTIONS.items():
+        metrics = _metrics(root / "reports" / profile)
+        if _trainings(metrics, params_of(root, profile)) > 1:
+            own = {stage: metrics[stage] for stage in section.claims if stage in metrics}
+            words = {key: (claim_of(key).verdict(ours), ours.value) for key, ours in recorded_claims(own).items()}
+            found[profile] = {
+                key: f"{value:+.3g} {word.partition(' (')[0]}"
+                for key, (word, value) in words.items() if not word.startswith("not testable")
+            }  # fmt: skip
+    order = list(known_claims())
+    keys = sorted({key for of in found.values() for key in of}, key=lambda key: order.index(key.partition("/")[0]))
+    return pd.DataFrame(found, index=keys, dtype=object).fillna("")
 
 
 def _over_profiles(table: pd.DataFrame) -> list[str]:
@@ -122,10 +131,11 @@ def _over_profiles(table: pd.DataFrame) -> list[str]:
         return []
     verdict = table.replace(r"^\S+ ", "", regex=True)
     held, not_held = (verdict == "held").any(axis=1), (verdict == "not held").any(axis=1)
+    both = held & not_held
     return [
-        f"Over the {table.shape[1]} profiles with several trainings, {(held | not_held).sum()} of {len(table)} claims "
-        f"are decided: {(held & ~not_held).sum()} held, {(~held & not_held).sum()} not held, {(held & not_held).sum()} "
-        "held in one and not in another."
+        f"Over the {table.shape[1]} profiles with several trainings, {(held | not_held).sum()} of "
+        f"{len(known_claims())} claims are decided: {(held & ~both).sum()} held, {(not_held & ~both).sum()} not held, "
+        f"{both.sum()} held in one and not in another."
     ]
 
 
@@ -136,14 +146,14 @@ def _part(root: Path, profile: str, section: Section, reports: str = "") -> list
     told = [name for name in section.told if TOLD[name].stage in metrics]
     if not told:
         return []
-    params, paragraphs = params_of(root, profile), [f"## {section.title}"]
+    params, paragraphs = params_of(root, profile), [f"## {section.title}", *filter(None, [section.note])]
     for name in told:
         paragraphs += TOLD[name].tell(metrics, params)
         figures = section.figures if name == "evaluate" else ()
         paragraphs += [f"![{CAPTIONS[figure]}]({reports}{profile}/figures/{figure}.png)" for figure in figures]
-    once = _trainings(metrics, params) == 1
-    undecided = "Hypernetworks were trained once each, so that no claim about them is decided here."
-    return [*paragraphs, undecided if once else _claims(folder, reports)]
+    if _trainings(metrics, params) == 1:
+        return [*paragraphs, "Hypernetworks were trained once each, so that no claim about them is decided here."]
+    return paragraphs + ([_claims(folder, reports)] if set(NOTEBOOKS) == set(section.claims) else [])
 
 
 def _metrics(folder: Path) -> dict[str, Any]:
@@ -165,19 +175,25 @@ def _claims(folder: Path, reports: str) -> str:
     contradicted = table[verdicts == "not held"]
     against = "; ".join(f"{claim} ({paper})" for claim, paper in zip(contradicted["claim"], contradicted["paper"]))
     adverse = ((verdicts == "not decided") & (table["ours"] <= 0)).sum()
+    decided = verdicts.isin(["held", "not held"]).sum()
     return (
         f"Of {len(table)} [claims of the papers]({reports}{folder.name}/8_claims.ipynb): {told}. "
         f"Contradicted here: {against or 'none'}. Not decided, but against the papers' direction: {adverse}."
-        f"{_elsewhere(folder / 'elsewhere.json')}"
+        f"{_elsewhere(folder / 'elsewhere.json', decided)}"
     )
 
 
-def _elsewhere(path: Path) -> str:
-    """How the claims agree with those under another arithmetic (benchmarks/elsewhere.py), if that was run."""
+def _elsewhere(path: Path, decided: int) -> str:
+    """How the claims, ``decided`` of which have a verdict, agree with those under another arithmetic
+    (benchmarks/elsewhere.py), if that was run."""
     if not path.exists():
         return ""
     found = Agreement(**{name: value for name, value in json.loads(path.read_text()).items() if name != "arithmetic"})
-    return f" Run anew with narrower vector instructions, which stands for another processor: {found}."
+    return (
+        f" Run anew with narrower vector instructions, which stands for another processor: of the {decided} claims "
+        f"decided here {found.decided} are decided there too, {found.same} alike; of {found.compared} numbers "
+        f"{len(found.outside)} lie outside the other's interval."
+    )
 
 
 def _without_training(metrics: Mapping[str, Any], params: Params) -> list[str]:
@@ -191,15 +207,14 @@ def _without_training(metrics: Mapping[str, Any], params: Params) -> list[str]:
         if trained.get(method, steps) == steps  # the figure of sizes tells what was trained for less
     ]  # fmt: skip
     few, several = params.data.test_per_class, _trainings(metrics, params)
-    seeds = f"mean ± deviation over {several} training seeds" if several > 1 else "one training"
+    spread = f"mean ± deviation over {several} trainings, each on" if several > 1 else "one training, on"
     images = f" on {few} test images of each class" if few else ""
     text = (
-        f"Top-1 accuracy (%) of unseen architectures **without any training of them**{images}: of hypernetworks, "
-        f"trained for {steps:,} steps, {seeds}; of random parameters "
-        f"and SGD mean ± standard error over architectures ({_sizes(found['accuracy'], trained)}). Chance is "
-        f"{found['chance']:.0f}%."
+        f"Top-1 accuracy (%) of unseen architectures **without any training of them**{images}; chance is "
+        f"{found['chance']:.0f}%. Hypernetworks: {steps:,} steps, {spread} {_sizes(found['accuracy'], trained)}. "
+        f"Random parameters and SGD: mean ± standard error over *n* test architectures{_fewer(found['accuracy'])}."
     )
-    table = _table(["parameters", *EVALUATED, "n test", "paper, CIFAR-10", "paper, ImageNet"], rows)
+    table = _table(["parameters", *EVALUATED, "*n*", "paper, CIFAR-10", "paper, ImageNet"], rows)
     return [text, table]
 
 
@@ -215,11 +230,15 @@ def _trainings(metrics: Mapping[str, Any], params: Params) -> int:
 
 
 def _sizes(accuracy: Mapping[str, Any], trained: Iterable[str]) -> str:
-    """Numbers of architectures that a hypernetwork, and those that the yardsticks, are measured on."""
+    """Numbers of architectures that a hypernetwork is measured on."""
     some = next(accuracy[name] for name in accuracy if name in trained)
+    return ", ".join(f"{some[split]['n']} {split}" for split in EVALUATED)
+
+
+def _fewer(accuracy: Mapping[str, Any]) -> str:
+    """And the yardsticks on those of other splits."""
     others = accuracy["random"].get("wide", {}).get("n")
-    fewer = f"; random and SGD: {others} of each split but test" if others else ""
-    return ", ".join(f"{some[split]['n']} {split}" for split in EVALUATED) + fewer
+    return f" and {others} of each other split" if others else ""
 
 
 def _fine_tuned(metrics: Mapping[str, Any], params: Params) -> list[str]:

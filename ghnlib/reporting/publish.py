@@ -53,7 +53,8 @@ NO_CLAIM = "No claim of the papers can be tested here at this scale."
 class Claim(NamedTuple):
     """A sentence that a number is above 0. ``paper``: and place in it; ``published``: its number, as printed;
     ``stage``: where ours is measured; ``needs``: of what alone the paper says it, where no profile has that;
-    ``differs``: from the paper, where ours contradicts it."""
+    ``differs``: from the paper, where ours contradicts it; ``scale``: what ours was measured with, if not what the
+    stage's hypernetworks are (a key of ``pipeline.claims.scales``)."""
 
     paper: str
     claim: str
@@ -61,6 +62,7 @@ class Claim(NamedTuple):
     stage: str
     needs: str = ""
     differs: str = ""
+    scale: str = ""
 
     def verdict(self, found: Measured) -> str:
         """That of the number, or that a number of other hypernetworks or lengths cannot decide it."""

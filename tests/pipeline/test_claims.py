@@ -24,7 +24,7 @@ from ghnlib.reporting.publish import known_claims
 from ghnlib.reporting.statistics import Measured
 
 ROOT = Path(__file__).parents[2]
-SCALES = {stage: f"{stage}'s scale" for stage in NOTEBOOKS}
+SCALES = {stage: f"{stage}'s scale" for stage in (*NOTEBOOKS, "networks", "detection")}
 NEEDS_XL = "not testable at this scale (needs GHN-3-XL, m = 16)"
 COLUMNS = ["paper", "claim", "published", "ours", "low", "high", "scale", "verdict", "differs"]
 
@@ -120,7 +120,7 @@ def test_a_claim_of_another_stage_is_an_error():
 
 def test_scales_name_images_steps_and_seeds_for_each_stage_with_claims():
     found = scales(validate(read_yaml(ROOT / "params.yaml")))
-    assert set(found) == {claim.stage for claim in known_claims().values()}
+    assert set(found) == {claim.scale or claim.stage for claim in known_claims().values()}
     assert found["finetune"].startswith("digits 8 px, small, GHN 3000 steps")
     assert found["finetune"].endswith(" steps, 4 training seed(s), then 0.1 or 1 epochs, seeds: 4")
 

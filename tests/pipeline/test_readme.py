@@ -10,6 +10,7 @@ import pytest
 from ghnlib.params_file import read_yaml, validate
 from ghnlib.pipeline import readme
 from ghnlib.reporting.publish import EVALUATED, published
+from ghnlib.reporting.statistics import Measured
 
 ROOT = Path(__file__).parents[2]
 FILES = {"README.md": readme.headline, "reports/README.md": readme.results}
@@ -104,28 +105,42 @@ def test_a_profile_that_measured_nothing_of_these_is_not_told(tree):
 
 
 def test_claims_over_profiles_count_what_several_trainings_decide(tree):
-    for name, value in evaluated("ghn2").items():
-        Path(f"reports/digits/metrics/{name}.json").write_text(json.dumps(value))
     shutil.copytree(ROOT / "profiles", "profiles")
-    for profile, claims in {
-        "digits-long": CLAIMS.replace("2.0,1.0,3.0,small,held", "-2.0,-3.0,-1.0,small,not held").replace(
-            "e,1", "old,1"
-        ),
-        "cifar10-small": CLAIMS,
-    }.items():
-        shutil.copytree("reports/digits", f"reports/{profile}")
-        Path(f"reports/{profile}/claims.csv").write_text(claims)
-    for path in Path("reports/cifar10-small/metrics").glob("*-[12].json"):
-        path.unlink()  # one training
-    table = readme.verdicts(tree)
-    assert list(table) == ["digits", "digits-long"] and len(table) == 5
-    assert list(table["digits"]) == ["+2 held", "-2 not held", "-2 not decided", "+2 not decided", ""]
-    assert list(table["digits-long"]) == ["-2 not held", "-2 not held", "-2 not decided", "", ""]
-    text = readme.headline(tree).split("\n\n")[-1]
-    assert text.startswith(
-        "Over the 2 profiles with several trainings, 2 of 5 claims are decided: 0 held, 1 not held, 1"
+    held, against, open_ = (
+        Measured(2.0, 1.0, 3.0, 9, 3),
+        Measured(-2.0, -3.0, -1.0, 9, 3),
+        Measured(-2.0, -3.0, 1.0, 9, 3),
     )
-    assert "| e | B | +2 not decided |  |" in readme.results(tree) and "| f |" not in readme.results(tree)
+    found = {
+        "digits": {"without-training-ghn2-mlp": held, "without-training-ghn2-ghn1": held, "penalty": open_},
+        "digits-long": {"without-training-ghn2-mlp": against, "penalty": against, "attention": held},
+        "digits-pretrained": {"without-training-ghn2-ghn1": held},
+        "cifar10-small": {"edges": held},
+    }
+    others = {"cifar10-small": ("-1", "-2"), "digits-pretrained": ("-2",)}  # seeds that these have not
+    for profile, claims in found.items():
+        folder = Path(f"reports/{profile}/metrics")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder.parent / "claims.csv").write_text(CLAIMS)
+        own = {"claims": {key: measured._asdict() for key, measured in claims.items()}}
+        for name, value in evaluated("ghn3", **own).items():
+            if not name.endswith(others.get(profile, "none")):
+                (folder / f"{name}.json").write_text(json.dumps(value))
+    shorter = {"claims": {"orth": held._asdict()}}
+    Path("reports/digits-pretrained/metrics/transfer.json").write_text(json.dumps(shorter))
+    table = readme.verdicts(tree)
+    assert table.to_dict("index") == {
+        key: dict(zip(["digits", "digits-pretrained", "digits-long"], row))
+        for key, row in {
+            "without-training-ghn2-mlp": ["+2 held", "", "-2 not held"],
+            "without-training-ghn2-ghn1": ["+2 held", "+2 held", ""],
+            "penalty": ["-2 not decided", "", "-2 not held"],
+            "attention": ["", "", "+2 held"],
+        }.items()
+    }
+    (text,) = readme._over_profiles(table)
+    assert text.startswith("Over the 3 profiles with several trainings, 4 of ") and "2 held, 1 not held, 1" in text
+    assert "| GHN-3 Table 10 |  |  | +2 held |" in readme.results(tree)
 
 
 def test_another_dataset_is_told_by_its_own_number_of_test_images(params):
@@ -146,12 +161,12 @@ def evaluated(*methods, **more):
 def test_the_published_numbers_stand_beside_ours(params):
     paragraphs = readme.TOLD["evaluate"].tell(evaluated("mlp", "ghn2"), params)
     header, _, mlp, ghn2, random = table_of(paragraphs)
-    assert header == ["parameters", *EVALUATED, "n test", "paper, CIFAR-10", "paper, ImageNet"]
+    assert header == ["parameters", *EVALUATED, "*n*", "paper, CIFAR-10", "paper, ImageNet"]
     assert mlp == ["mlp", *["50.0 ± 2.0"] * 5, "25", published("evaluate/cifar10")["mlp"], ""]
     assert ghn2[-2:] == [published(f"evaluate/{images}")["ghn2"] for images in ("cifar10", "imagenet")]
     assert random[:3] == ["random", "10.0 ± 0.5", ""] and len(paragraphs) == 2
-    assert "trained for 100 steps, mean ± deviation over 3 training seeds; of random" in paragraphs[0]
-    assert "(25 test, 25 wide, 25 deep, 25 dense, 25 bnfree)" in paragraphs[0]
+    assert "100 steps, mean ± deviation over 3 trainings, each on 25 test, 25 wide, 25 deep, 25" in paragraphs[0]
+    assert paragraphs[0].endswith("over *n* test architectures.")
 
 
 def test_one_training_of_each_hypernetwork_is_said_and_decides_nothing(tree, params):
@@ -159,7 +174,7 @@ def test_one_training_of_each_hypernetwork_is_said_and_decides_nothing(tree, par
     found = {"accuracy": {"ghn2": splits, "random": {"test": mean(10.0, 20)}}, "chance": 10.0}
     metrics = {"train-ghn2": {"steps": 100}, "evaluate": found}
     paragraphs = readme.TOLD["evaluate"].tell(metrics, params)
-    assert "trained for 100 steps, one training; of" in paragraphs[0] and table_of(paragraphs)[2][1] == "50.0"
+    assert "100 steps, one training, on 25 test" in paragraphs[0] and table_of(paragraphs)[2][1] == "50.0"
     for name, value in metrics.items():
         Path(f"reports/digits/metrics/{name}.json").write_text(json.dumps(value))
     assert readme.results(tree).endswith("so that no claim about them is decided here.")

@@ -42,6 +42,8 @@ REFINEMENTS = {"weight_norm": "weight normalisation", "shape_encoding": "shape e
 PUBLISHED = "vanilla"
 """The variant that is GHN 2018 as published."""
 RANDOM, TOP, TOP_BEST = "random", "GHN Top", "GHN Top-Best"
+DRAWN = 4
+"""Times as many networks at random as a hypernetwork chooses: their mean is what all choices are compared with."""
 REGULARISED = {"drop_path": 0.4, "auxiliary_weight": 0.5}
 """Training of the architectures that a search chooses, with an auxiliary head at two thirds (section 5.1)."""
 
@@ -167,17 +169,18 @@ def _accuracies(net: nn.Module, images: ImageSplits) -> dict[str, float]:
 
 
 def ranking_table(setup: Setup, ranking: Ranking) -> pd.DataFrame:
-    """A row a method: T, nodes of training blocks, what of GHN-2 it has; mean accuracy (%) and Pearson's R with trained
-    accuracy, of hypernetworks the mean ± deviation over trainings, of others R with its interval."""
+    """A row a method: T, nodes of training blocks, what of GHN-2 it has, if any has; mean accuracy (%) and Pearson's R
+    with trained accuracy, of hypernetworks the mean ± deviation over trainings, of others R with its interval."""
     rows = {}
     for name in setup.anytime.variants:
         config = setup.anytime.config(name)
         rows[name] = {
             "T": config.layers, "training nodes": setup.anytime.train_nodes(name),
-            "of GHN-2": ", ".join(words for key, words in REFINEMENTS.items() if getattr(config, key)),
+            "refinements of GHN-2": ", ".join(words for key, words in REFINEMENTS.items() if getattr(config, key)),
             "accuracy (%)": with_deviation([scores[name].mean() for scores in ranking.scores]),
         }  # fmt: skip
-    table = pd.DataFrame(rows).T.reindex([*rows, *ranking.baselines, CEILING])
+    table = pd.DataFrame(rows).T.replace("", None).dropna(axis=1, how="all")
+    table = table.reindex([*rows, *ranking.baselines, CEILING])
     for title, half in (("R, all", False), ("R, top half", True)):
         found = ranking.correlations(half)
         table[title] = [
@@ -223,8 +226,8 @@ def lines_of_design(setup: Setup, ranking: Ranking) -> list[tuple[str, pd.DataFr
 
 class Search(NamedTuple):
     """Blocks that GHN 2018 chooses among random ones, trained (Tables 1 and 2). ``networks``: those searched; ``best``:
-    of each training the indices of those with the highest accuracy with predicted parameters; ``drawn``: as many at
-    random; ``trained``: rows of ``run_all``, of each of them."""
+    of each training the indices of those with the highest accuracy with predicted parameters; ``drawn``: at random,
+    ``DRAWN`` times as many; ``trained``: rows of ``run_all``, of each of them."""
 
     networks: Sequence[BlockArchitecture]
     best: Sequence[list[int]]
@@ -256,7 +259,8 @@ def search_blocks(setup: Setup, hypernetworks: Sequence[GHN]) -> Search:
     networks = blocks_of(setup, "search", search.candidates)
     scores = setup.validated(dict(enumerate(hypernetworks)), networks)
     best = [scores[k].nlargest(search.chosen).index.tolist() for k in scores]
-    drawn = np.random.default_rng(setup.seed).choice(search.candidates, search.chosen, replace=False).tolist()
+    count = min(search.candidates, DRAWN * search.chosen)
+    drawn = np.random.default_rng(setup.seed).choice(search.candidates, count, replace=False).tolist()
     todo = {i: networks[i] for i in sorted({*drawn, *sum(best, [])})}
     return Search(networks, best, drawn, _train_each(setup, todo, search.steps, runs=(0,), **REGULARISED))
 
@@ -308,12 +312,13 @@ def transfer_blocks(setup: Setup, found: Search) -> Transferred | None:
     if search.second is None:
         return None
     images, todo = setup.other_images(search.second), {}
-    for i in sorted({*found.top_best, *found.drawn}):
+    drawn = found.drawn[: search.chosen]
+    for i in sorted({*found.top_best, *drawn}):
         todo[i] = widest(found.networks[i].adapted(len(images.classes), images.side), 1e6 * search.mflops)
     rows = _train_each(setup, todo, search.steps, runs=(0,), images=images).set_index("network")
     sizes = pd.DataFrame({i: {"C": a.C, "MFLOPs": inference_flops(a) / 1e6} for i, a in todo.items()}).T
     table = sizes.join(rows).reindex(columns=["C", "MFLOPs", "test accuracy"])
-    return Transferred(found.top_best, found.drawn, table, setup.differs(search.second))
+    return Transferred(found.top_best, drawn, table, setup.differs(search.second))
 
 
 def widest(architecture: BlockArchitecture, limit: float) -> BlockArchitecture:

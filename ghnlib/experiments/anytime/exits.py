@@ -37,7 +37,7 @@ from ghnlib.reporting.statistics import (
 from ghnlib.training.networks import EVALUATION_BATCH, Run, initial_network, train_network
 
 CHOSEN, GEOMETRY, MSDNET = "chosen by GHN", "chosen by costs alone", "MSDNet"
-PREDICTED = "predicted parameters of the chosen"
+PREDICTED = "predicted parameters of the chosen, validation images"
 
 
 def _curve(architecture: AnytimeArchitecture | MSDNetArchitecture, accuracies: Sequence[float]) -> list[dict]:

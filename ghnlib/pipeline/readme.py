@@ -22,7 +22,7 @@ START = "<!-- results: written by `make readme` from reports/*/metrics -->"
 END = "<!-- end of results -->"
 CAPTIONS = {
     "evaluate": "Accuracy over architectures and training steps",
-    "scaling": "Accuracy over parameters and FLOPs of training, for three sizes and meta-batches",
+    "scaling": "Accuracy over parameters and FLOPs of training",
 }
 
 
@@ -48,7 +48,7 @@ SECTIONS = {
         ("evaluate",), ("evaluate",), claims=("evaluate",),
     ),
     "digits-long": Section(
-        "Handwritten digits, longer and in more sizes (`make repro PROFILE=digits-long`)",
+        "Handwritten digits, longer (`make repro PROFILE=digits-long`)",
         ("evaluate", "finetune"), ("evaluate", "scaling"),
         note="Of an earlier form of this profile: images of 16 pixels, 3,000 steps, an earlier design space.",
     ),

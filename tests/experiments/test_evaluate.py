@@ -376,8 +376,13 @@ def test_gradient_norms_are_compared_by_seed(setup):
                 f"models/{name}-{seed}/history.csv", index=False
             )
     assert scaling.claims_of_scaling(setup) == {}
-    train = setup.train.model_copy(update={"variants": dict.fromkeys(names, setup.train.variants["ghn2"])})
-    assert scaling.claims_of_scaling(replace(setup, train=train))["gradient-norm"][:4] == (3.0, 3.0, 3.0, None)
+    own = setup.train.variants["ghn2"]
+    variants = {name: own.model_copy(update={"meta_batch": int(name[-1])}) for name in names}
+    train = setup.train.model_copy(update={"variants": variants})
+    found = scaling.claims_of_scaling(replace(setup, train=train))
+    assert {key: ours[:4] for key, ours in found.items()} == {
+        "gradient-norm/ghn2-m1 over ghn2-m8": (3.0, 3.0, 3.0, None)
+    }
 
 
 def test_panels_show_networks_with_and_without_batch_norm_apart():

@@ -4,11 +4,13 @@ training."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import permutations
 from typing import Any
 
 import pandas as pd
 
 from ghnlib.architectures.architecture import Architecture
+from ghnlib.experiments.evaluate.ablations import changes, options_of
 from ghnlib.experiments.setup import Setup
 from ghnlib.graphs.graph import Graph
 from ghnlib.measuring.costs import flops, step_flops
@@ -57,11 +59,17 @@ def _training_cost(setup: Setup, variant: str, graphs: Sequence[Graph], of_image
 
 
 def claims_of_scaling(setup: Setup) -> dict[str, Measured]:
-    """Of PPUDA Fig. 9, where its two meta-batches were trained."""
-    if not {"ghn2-m1", "ghn2-m8"} <= set(setup.train.variants):
-        return {}
-    small, large = (setup.history(name).groupby("seed")["grad_norm"].mean() for name in ("ghn2-m1", "ghn2-m8"))
-    return {"gradient-norm": over_trainings([Measured(float(lead)) for lead in small - large])}
+    """Of PPUDA Fig. 9, for GHN-2 trained with two meta-batches and otherwise alike: "gradient-norm/A over B" -> by how
+    much the gradient's norm is larger with the smaller."""
+    options, found = options_of(setup.train), {}
+    for a, b in permutations(options, 2):
+        larger = changes(options[b], options[a])
+        alike = options[a]["encoder"] == "gated_gnn" and [*larger] == ["meta_batch"]
+        if alike and larger["meta_batch"] > options[a]["meta_batch"]:
+            small, large = (setup.history(name).groupby("seed")["grad_norm"].mean() for name in (a, b))
+            leads = [Measured(float(lead)) for lead in small - large]
+            found[f"gradient-norm/{a} over {b}"] = over_trainings(leads)
+    return found
 
 
 def scaling_points(costs: pd.DataFrame) -> pd.DataFrame:

@@ -277,10 +277,14 @@ def _detected(metrics: Mapping[str, Any], params: Params) -> list[str]:
     detection = params.transfer.detection
     scenes = "digit scenes" if detection.root is None else "Penn-Fudan"
     precision = metrics["transfer"]["average_precision"]
+    lost = {name: count for name, count in metrics["transfer"].get("diverged_detectors", {}).items() if count}
+    diverged = f" Diverged, and counted as 0: {', '.join(f'{count} from {name}' for name, count in lost.items())}."
     return [
         f"Average precision (%) of Faster R-CNN on {detection.test_scenes} images ({scenes}, {detection.image_size} "
         f"pixels), trained for {detection.epochs} epochs, the rate tuned for each initialisation, seeds "
         f"{list(detection.seeds)}: {', '.join(f'{name} {value:.1f}' for name, value in precision.items())}."
+        + diverged
+        * bool(lost)
     ]
 
 
@@ -316,8 +320,8 @@ def _mean(value: Mapping[str, float] | None, predicted: bool = False) -> str:
     """Of hypernetworks, ``predicted``, with the deviation over trainings, if there are several."""
     if value is None:
         return ""
-    if not predicted and value["n"] == 1:
-        return f"{value['mean']:.1f} (n = 1)"
+    if not predicted and value["n"] < 3:
+        return f"{value['mean']:.1f} (n = {value['n']})"
     spread = value.get("over_trainings") if predicted else value["standard_error"]
     return f"{value['mean']:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
 

@@ -65,7 +65,8 @@ Networks written by hand (ghnlib/architectures/handwritten.py), the same:
 {{ by_hand }}
 {% endif %}
 {{ epoch.n }} of the test architectures after one epoch of SGD from random parameters:
-{{ "%.1f" | format(epoch.mean) }} ± {{ "%.1f" | format(epoch.standard_error) }} (standard error over architectures).
+{{ "%.1f" | format(epoch.mean) }}{% if epoch.n > 2 %} ± {{ "%.1f" | format(epoch.standard_error) }} (standard error
+over architectures){% endif %}.
 """
 
 

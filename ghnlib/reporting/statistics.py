@@ -54,13 +54,13 @@ class Measured(NamedTuple):
         return f"{self.verdict}: {self.value:+.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
-def mean_and_error(values: Iterable[float]) -> dict[str, float]:
-    """Number of values that are not NaN, their mean, population deviation, standard error (deviation / sqrt(n))."""
-    values = np.asarray(list(values), dtype=float)
-    values = values[~np.isnan(values)]
-    mean, deviation = float(values.mean()), float(values.std())
-    error = deviation / len(values) ** 0.5 if len(values) else nan
-    return {"n": len(values), "mean": mean, "deviation": deviation, "standard_error": error}
+def mean_and_error(values: Iterable[float]) -> dict[str, float | None]:
+    """Number of values that are not NaN, their mean, deviation (of a sample, over n - 1) and standard error (deviation
+    / sqrt(n)), both None of a single value."""
+    values = pd.Series(list(values), dtype=float).dropna()
+    several = len(values) > 1
+    deviation, error = (float(values.std()), float(values.sem())) if several else (None, None)
+    return {"n": len(values), "mean": float(values.mean()), "deviation": deviation, "standard_error": error}
 
 
 def mean_interval(values: Iterable[float]) -> Measured:
@@ -200,7 +200,14 @@ def with_interval(found: Measured) -> str:
     return f"{found.value:.2f}" + ("" if isnan(found.low) else f" [{found.low:.2f}, {found.high:.2f}]")
 
 
+def rate_in_words(lr: float, tried: Sequence[float]) -> str:
+    """A learning rate that was chosen; says so if it is the smallest or largest of several that were tried, since a
+    better one may lie beyond."""
+    return f"{lr:g}" + " (end of grid)" * (len(tried) > 1 and lr in (min(tried), max(tried)))
+
+
 def with_standard_error(values: pd.Series) -> str:
-    """``mean ± standard error`` of the values that are not NaN, in their unit; ``mean (n = 1)`` of a single one."""
-    spread = f"± {values.std(ddof=0) / values.count() ** 0.5:.1f}" if values.count() > 1 else f"(n = {values.count()})"
+    """``mean ± standard error`` of the values that are not NaN, in their unit; ``mean (n = 2)`` of fewer than three,
+    whose deviation says little."""
+    spread = f"± {values.sem():.1f}" if values.count() > 2 else f"(n = {values.count()})"
     return f"{values.mean():.1f} {spread}"

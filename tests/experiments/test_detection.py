@@ -118,14 +118,14 @@ def test_a_backbone_without_feature_layers_ends_only_its_own_rows():
     broken, others = (found[found["backbone"] == name] for name in backbones)
     assert broken["ap"].isna().all() and broken["error"].str.startswith("DataError: Sequential cannot be a back").all()
     assert others["ap"].between(0, 100).all() and (others["error"] == "").all()
-    detected = detection.Detected(found, scenes_of(few(), 0), "ghn3")
+    detected = detection.Detected(found, scenes_of(few(), 0), "ghn3", ())
     assert list(detected.failed.index) == ["plain"] and list(detected.table) == ["net", "net, learning rate"]
     assert detected.claims == {} == detected.leads
 
 
 def test_where_every_backbone_fails_the_report_says_so():
     found = detection.detect_from_each({"plain": Plain()}, {}, scenes_of(few(), 0), statistics(), few(seeds=(0,)))
-    detected = detection.Detected(found, scenes_of(few(), 0), "ghn3")
+    detected = detection.Detected(found, scenes_of(few(), 0), "ghn3", ())
     assert len(found) == 2 and found["ap"].isna().all() and list(detected.failed.index) == ["plain"]
     assert detected.table.empty and detected.precision == detected.leads == detected.claims == {}
 
@@ -155,7 +155,7 @@ def test_the_runs_of_a_seed_start_from_the_training_of_it(monkeypatch):
     )
     predicted = found[found["initialisation"] == "ghn3"]
     assert predicted["training"].tolist() == [0, 1, 0] and predicted["ap"].tolist() == [10.0, 20.0, 10.0]
-    lead = detection.Detected(found, Scenes([], []), "ghn3").claims["detection"]
+    lead = detection.Detected(found, Scenes([], []), "ghn3", (0.1, 0.3)).claims["detection"]
     assert (lead.value, lead.trainings) == (15.0, 2) and lead.high - 15 == pytest.approx(stats.t.ppf(0.975, 1) * 5)
 
 
@@ -179,11 +179,12 @@ def test_what_diverged_counts_as_nothing_found():
     rows = [("net", "random", 0.1, 0, 20.0, ""), ("net", "random", 0.1, 1, math.nan, ""), ("net", "orthogonal", 0.1, 0, 30.0, ""),
             ("net", "orthogonal", 0.1, 1, 10.0, ""), ("net", "ghn3", 0.3, 0, 50.0, ""), ("net", "ghn3", 0.3, 1, 44.0, "")]  # fmt: skip
     table = pd.DataFrame(rows, columns=columns)
-    detected = detection.Detected(table.assign(training=table["seed"]), Scenes([], []), "ghn3")
+    detected = detection.Detected(table.assign(training=table["seed"]), Scenes([], []), "ghn3", (0.1, 0.3))
     assert detected.precision == {"random": 10.0, "orthogonal": 20.0, "ghn3": 47.0}
     assert detected.claims["detection"].value == 37 == detected.leads["ghn3 - random"].value
     assert detected.claims["detection"].trainings == 2 and detected.leads["ghn3 - random"].n == 1
     assert detected.diverged.to_dict("records") == [
         {"backbone": "net", "initialisation": "random", "lr": 0.1, "seed": 1}
     ]
-    assert detected.table.loc["ghn3"].to_list() == ["47.0 ± 4.2", 0.3]
+    assert detected.table.loc["ghn3"].to_list() == ["47.0 ± 4.2", "0.3 (end of grid)"]
+    assert detected.diverged_by_start == {"random": 1, "orthogonal": 0, "ghn3": 0}

@@ -252,7 +252,10 @@ def test_initialisations_have_costs_in_training_steps_and_accuracies_before_and_
     after = found.scores[2]
     expected = [after["ghn", seed] - after["random", 0] for seed in (0, 1)]
     assert found.after["random"].value == pytest.approx(np.mean(expected)) and found.after["random"].trainings == 2
-    assert found.means["ghn"]["0 steps"]["mean"] == pytest.approx(found.scores.loc["ghn"][0].mean())
+    of_networks = found.scores.loc["ghn"][0].groupby("network").mean()
+    before = found.means["ghn"]["0 steps"]
+    assert (before["n"], before["mean"]) == (2, pytest.approx(of_networks.mean()))
+    assert before["standard_error"] == pytest.approx(of_networks.sem())
     assert found.table.loc["xavier"].isna().tolist() == [True, False, True, True]
 
 

@@ -90,15 +90,15 @@ def test_each_side_is_tuned_for_each_budget(setup, tuned):
     assert list(tuned) == [(family, steps) for family in ("DeepNets", "small-resnet") for steps in (1, 6)]
     assert list(tuned["DeepNets", 6]) == ["ghn3", "orthogonal", "random"]
     assert tuned["DeepNets", 1]["random"] == {"optimizer": "sgd", "lr": 0.01, "weight_decay": 3e-4}
-    table = tuning.settings_table(tuned, budgets)
-    assert table.loc["DeepNets, 1 epoch", "random"] == "sgd, lr 0.01, weight decay 0.0003"
+    table = tuning.settings_table(tuned, budgets, setup.finetune.lrs)
+    assert table.loc["DeepNets, 1 epoch", "random"] == "sgd, lr 0.01 (end of grid), weight decay 0.0003"
 
 
 def test_each_network_is_trained_from_each_side_at_each_budget(trained):
     assert trained.moments == ["0 steps", "1 steps", "1 epoch"]
     assert trained.per_network.groupby(["initialisation", "moment"]).size().eq(2).all()
     assert trained.rows.groupby("training")["seed"].unique().map(list).to_dict() == {0: [0], 1: [5]}
-    assert set(trained.longest["step"]) == set(range(1, 7)) and set(trained.evaluated["step"]) == {0, 6}
+    assert set(trained.longest["step"]) == set(range(1, 7)) and len(trained.losses) == 3 * 2 * 6
     assert trained.by_family().shape == (3, 3) and trained.by_family().loc[("small-resnet", "ghn3")].notna().all()
     rows = trained.per_network.loc["ghn3", "1 epoch"]
     assert trained.means()["ghn3"]["1 epoch"]["mean"] == pytest.approx(rows.mean())
@@ -181,6 +181,14 @@ def test_trainings_are_compared_by_seed_and_their_spread_widens_the_interval():
     lead = replace(one, rows=two).leads("ghn3")["0 steps"]
     half = stats.t.ppf(0.975, 1) * 3  # leads of 2 and 8, none of it over networks
     assert lead == (5, pytest.approx(5 - half), pytest.approx(5 + half), 3, 2)
+
+
+def test_the_interval_of_a_share_ends_where_shares_do():
+    rows = rows_of(random={"1 epoch": [50, 50, 50]}, ghn3={"1 epoch": [60, 60, 60]})
+    behind = rows.assign(training=1, accuracy=rows["accuracy"].where(rows["initialisation"] == "random", 40))
+    found = trainings(rows)
+    share = tuning.claims_of_wins(replace(found, rows=pd.concat([found.rows, found.rows.assign(**behind)])))
+    assert share["wins-after-epoch"][:3] == (0, -0.5, 0.5)
 
 
 def test_without_an_epoch_or_the_hypernetwork_there_is_no_claim_of_it():

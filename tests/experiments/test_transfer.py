@@ -338,7 +338,7 @@ def made(accuracies, name="ghn3", family=DEEPNETS):
          "error": "", "dataset": "d", "family": family}
         for start, values in accuracies.items() for i, value in enumerate(values)
     ]  # fmt: skip
-    return Transferred(pd.DataFrame(rows), {("d", DEEPNETS): {}}, name)
+    return Transferred(pd.DataFrame(rows), {("d", DEEPNETS): {}}, name, {})
 
 
 def test_starts_are_compared_network_by_network_and_trained_ones_on_their_own_networks():
@@ -371,7 +371,7 @@ def test_a_control_that_changes_nothing_is_told_from_one_that_does():
     parts = [
         made({**same, "trained-orth": [value]}, family=family).rows for family, value in (("a", 80), ("b-swin", 85))
     ]
-    found = Transferred(pd.concat(parts), {}, "ghn3")
+    found = Transferred(pd.concat(parts), {}, "ghn3", {})
     assert found.family_table("d")["trained-orth - trained"].to_dict() == {"a": "equal throughout", "b-swin": "+5"}
     assert {key: lead.value for key, lead in found.family_claims.items()} == {"new-classes-swin/d, b-swin": 10.0}
     assert (found.families_won("random"), found.families_won("orthogonal")) == (2, 0)

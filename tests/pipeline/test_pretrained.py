@@ -27,7 +27,7 @@ def run(tmp_path, monkeypatch):
     for seed, validated in ((0, 80.0), (1, 90.0)):
         tiny(hid=8 * (seed + 1)).save_pretrained(tmp_path / f"models/ghn3-{seed}")
         (metrics / f"train-ghn3-{seed}.json").write_text(json.dumps({"validation_accuracy": validated}))
-    epoch = {"n": 2, "mean": 58.24, "standard_error": 6.5}
+    epoch = {"n": 3, "mean": 58.24, "standard_error": 6.5}
     found = {"own_networks": {"ghn3": {"resnet": 97.0, "unseen": 1.0}}, "accuracy": {"SGD, 1 epoch": {"test": epoch}}}
     (metrics / "evaluate.json").write_text(json.dumps(found))
     (tmp_path / "results").mkdir()

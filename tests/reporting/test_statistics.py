@@ -33,8 +33,9 @@ def test_the_interval_of_a_difference_adds_those_of_both():
 
 
 def test_means_leave_out_networks_that_failed():
-    expected = {"n": 2, "mean": 2.0, "deviation": 1.0, "standard_error": pytest.approx(0.5**0.5)}
+    expected = {"n": 2, "mean": 2.0, "deviation": pytest.approx(2**0.5), "standard_error": pytest.approx(1.0)}
     assert statistics.mean_and_error([1.0, NAN, 3.0]) == expected
+    assert statistics.mean_and_error([3.0]) == {"n": 1, "mean": 3.0, "deviation": None, "standard_error": None}
     assert statistics.mean_interval([1.0, NAN, 3.0]) == statistics.mean_interval([1.0, 3.0])
 
 
@@ -64,9 +65,16 @@ def test_the_share_of_wins_has_an_exact_interval():
     assert none[:4] == (-0.5, -0.5, pytest.approx(1 - 0.025 ** (1 / 3) - 0.5), 3)
 
 
-def test_a_single_value_has_no_standard_error():
+def test_fewer_than_three_values_have_no_standard_error():
     assert statistics.with_standard_error(pd.Series([96.1, NAN])) == "96.1 (n = 1)"
-    assert statistics.with_standard_error(pd.Series([90.0, NAN, 92.0])) == "91.0 ± 0.7"
+    assert statistics.with_standard_error(pd.Series([90.0, NAN, 92.0])) == "91.0 (n = 2)"
+    assert statistics.with_standard_error(pd.Series([90.0, 91.0, 92.0])) == f"91.0 ± {3**-0.5:.1f}"
+
+
+def test_a_rate_at_an_end_of_several_is_marked():
+    words = [statistics.rate_in_words(lr, (0.01, 0.1, 0.03)) for lr in (0.01, 0.03, 0.1)]
+    assert words == ["0.01 (end of grid)", "0.03", "0.1 (end of grid)"]
+    assert statistics.rate_in_words(0.01, (0.01,)) == "0.01"
 
 
 def test_rank_correlations_leave_out_what_is_missing():

@@ -47,7 +47,7 @@ class OneShot(NamedTuple):
     @property
     def by_chance(self) -> bool:
         """Whether it is no better than one answer to all images: its ranking then says nothing."""
-        return self.learnt["mean"] - 2 * self.learnt["standard_error"] <= self.constant
+        return self.learnt["mean"] - 2 * (self.learnt["standard_error"] or 0.0) <= self.constant
 
 
 def ranking_scores(setup: Setup, trained: Trained) -> tuple[list[pd.DataFrame], OneShot]:

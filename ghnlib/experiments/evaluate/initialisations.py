@@ -6,22 +6,24 @@ from functools import cached_property
 from itertools import islice
 
 import pandas as pd
+from torch import Tensor
 
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.data.images import mix
 from ghnlib.experiments.setup import Setup
 from ghnlib.measuring.costs import flops, step_flops
-from ghnlib.measuring.kept import rows_kept
+from ghnlib.measuring.kept import map_kept, rows_kept
 from ghnlib.reporting.statistics import (
     Measured,
     counted,
     mean_and_error,
     over_trainings,
     paired_interval,
+    rate_in_words,
     with_standard_error,
 )
 from ghnlib.training.initialization import INITIALIZATIONS, Sources
-from ghnlib.training.networks import Accuracy, Run, TrainingRecipe, best_settings, initial_network, run_all
+from ghnlib.training.networks import Accuracy, Run, TrainingRecipe, best_settings, initial_network, on_cpu, run_all
 
 PEERS = 16
 """Validation architectures whose predictions "ghn-mean" averages."""
@@ -36,16 +38,22 @@ class Comparison:
     """Networks trained from each initialisation, at the rate that is best for it. ``rows``: of ``run_all``, with
     ``initialisation``, ``training`` (seed of the hypernetwork that predicts; of others the first), ``network``, ``lr``,
     ``step`` (0 and the last), ``accuracy`` (percent, test images), ``error``; ``costs``: by initialisation, in training
-    steps."""
+    steps; ``lrs``: the rates that were tried."""
 
     rows: pd.DataFrame
     costs: pd.Series
+    lrs: Sequence[float]
 
     @cached_property
     def scores(self) -> pd.DataFrame:
         """Accuracies, see ``counted``: rows are initialisations, trainings and networks, columns steps."""
         keys = ["initialisation", "training", "network"]
         return counted(self.rows).pivot(index=keys, columns="step", values="accuracy")
+
+    @property
+    def per_network(self) -> pd.DataFrame:
+        """The same, means over trainings: rows are initialisations and networks."""
+        return self.scores.groupby(level=["initialisation", "network"], sort=False).mean()
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -80,18 +88,20 @@ class Comparison:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row an initialisation: cost, rate, accuracy at each step, mean ± standard error over networks and
-        trainings."""
-        rates = self.rows.groupby("initialisation", sort=False)["lr"].first()
+        """One row an initialisation: cost, rate, accuracy at each step, mean over trainings ± standard error
+        over networks."""
+        rates = (
+            self.rows.groupby("initialisation", sort=False)["lr"].first().map(lambda lr: rate_in_words(lr, self.lrs))
+        )
         table = pd.DataFrame({"cost in training steps": self.costs.round(2), "lr": rates}).reindex(rates.index)
-        for step, values in self.scores.items():
+        for step, values in self.per_network.items():
             table[f"{step} steps"] = values.groupby(level=0).agg(with_standard_error)
         return table.rename_axis(None)
 
     @property
     def means(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Initialisation -> "N steps" -> ``mean_and_error`` over networks."""
-        by_name = self.scores.groupby(level=0, sort=False)
+        """Initialisation -> "N steps" -> ``mean_and_error`` over networks of the means over trainings."""
+        by_name = self.per_network.groupby(level=0, sort=False)
         return {
             name: {f"{step} steps": mean_and_error(values) for step, values in rows.items()} for name, rows in by_name
         }
@@ -110,8 +120,11 @@ def compare_initialisations(
     trainings = {seed: replace(common, ghn=ghn) for seed, ghn in setup.hypernetworks[variant].items()}
     cases = [(name, seed) for name in names for seed in list(trainings)[: None if _predicts(name) else 1]]
     recipe = setup.recipe(section.sgd, section.initialised_steps)
-    at_rate = [replace(recipe, lr=lr) for lr in section.initialised_lrs]
-    runs = [_run(name, seed, -1, tuning, own, trainings[seed]) for name, seed in cases for own in at_rate]
+    runs = [_run(name, seed, -1, tuning, recipe, trainings[seed]) for name, seed in cases]
+    starts = map_kept(_start, [(run,) for run in runs], (), **setup.kept, failures=True)
+    started = [run if isinstance(start, str) else replace(run, initialisation="ghn", sources=Sources(parameters=start))
+               for run, start in zip(runs, starts)]  # fmt: skip
+    runs = [replace(run, recipe=replace(recipe, lr=lr)) for run in started for lr in section.initialised_lrs]
     tuned = best_settings(run_all(runs, images.train, Accuracy(images.val), **setup.kept), "initialisation", ["lr"])
     runs = [_run(name, seed, i, architecture, replace(recipe, **tuned[name]), trainings[seed])
             for name, seed in cases for i, architecture in enumerate(architectures)]  # fmt: skip
@@ -120,7 +133,7 @@ def compare_initialisations(
     run = _run("random", 0, 0, counted, recipe, next(iter(trainings.values())))
     tasks = [({"initialisation": name}, (name,)) for name in names]
     costs = rows_kept(initialisation_cost, tasks, (run,), **setup.kept).set_index("initialisation")
-    return Comparison(rows, costs["cost"])
+    return Comparison(rows, costs["cost"], section.initialised_lrs)
 
 
 def _predicts(name: str) -> bool:
@@ -134,6 +147,11 @@ def _run(
     own = replace(sources, graph=architecture.graph)
     labels = {"initialisation": name, "training": training, "network": network}
     return Run(architecture, recipe, mix(sources.seed, network + 1), name, own, labels)
+
+
+def _start(run: Run) -> dict[str, Tensor]:
+    """Initial parameters: to learn scales takes longer than a run, and is the same for each rate."""
+    return on_cpu(initial_network(run).named_parameters())
 
 
 def initialisation_cost(name: str, run: Run) -> Mapping[str, float]:

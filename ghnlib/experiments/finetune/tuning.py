@@ -21,6 +21,7 @@ from ghnlib.reporting.statistics import (
     mean_interval,
     over_trainings,
     paired_interval,
+    rate_in_words,
     share_above_half,
     tables_over_trainings,
 )
@@ -161,10 +162,10 @@ class FineTuned(TrainedFamilies):
         return rows[(rows["budget"] == self.budgets.steps[-1]) & (rows["step"] > 0)]
 
     @property
-    def evaluated(self) -> pd.DataFrame:
-        """Rows of the longest training with an accuracy, and before the first step."""
-        start = self.deepnets[self.deepnets["step"] == 0]
-        return pd.concat([start, self.longest]).dropna(subset="accuracy")
+    def losses(self) -> pd.DataFrame:
+        """Its loss by initialisation, step and network, mean over seeds."""
+        means = self.longest.groupby(["initialisation", "step", "network"], sort=False)["loss"].mean()
+        return means.reset_index()
 
     def leads(self, name: str, top: bool = False) -> dict[str, Measured]:
         """By moment, the points of accuracy by which predictions are ahead of "random", over networks and trainings: on
@@ -242,11 +243,16 @@ def wins(results: pd.DataFrame, name: str, against: str | None = None) -> pd.Dat
     return pd.DataFrame(columns | {"mean loss": losses.mean(axis=1), "largest loss": losses.min(axis=1)})
 
 
-def settings_table(tuned: Mapping[tuple[str, int], Settings], budgets: Budgets) -> pd.DataFrame:
-    """What was tuned, in words: rows are families and budgets, columns initialisations."""
-    words = "{optimizer}, lr {lr:g}, weight decay {weight_decay:g}".format
+def settings_table(
+    tuned: Mapping[tuple[str, int], Settings], budgets: Budgets, lrs: Mapping[str, Sequence[float]]
+) -> pd.DataFrame:
+    """What was tuned, in words: rows are families and budgets, columns initialisations. ``lrs``: the grid's."""
+    words = "{optimizer}, lr {rate}, weight decay {weight_decay:g}".format
+    rates = lambda setting: {"rate": rate_in_words(setting["lr"], lrs[setting["optimizer"]])}
     rows = {
-        f"{family}, {budgets.name(steps)}": {name: words(**setting) for name, setting in settings.items()}
+        f"{family}, {budgets.name(steps)}": {
+            name: words(**setting, **rates(setting)) for name, setting in settings.items()
+        }
         for (family, steps), settings in tuned.items()
     }
     return pd.DataFrame(rows).T
@@ -317,4 +323,5 @@ def claims_of_wins(trained: FineTuned) -> dict[str, Measured]:
         return {}
     counts = [one.wins("ghn3").loc["1 epoch"] for one in trained.by_training]
     shares = [share_above_half(int(count["wins"]), int(count["networks"])) for count in counts]
-    return {"wins-after-epoch": over_trainings(shares)}
+    found = over_trainings(shares)  # the deviation over trainings knows no bounds, a share does
+    return {"wins-after-epoch": found._replace(low=max(found.low, -0.5), high=min(found.high, 0.5))}

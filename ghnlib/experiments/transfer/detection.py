@@ -26,7 +26,14 @@ from ghnlib.experiments.transfer.scenes import Scene, Scenes, scenes_of
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.kept import rows_kept
 from ghnlib.params import Detection
-from ghnlib.reporting.statistics import Measured, claims_over_trainings, counted, paired_interval, with_deviation
+from ghnlib.reporting.statistics import (
+    Measured,
+    claims_over_trainings,
+    counted,
+    paired_interval,
+    rate_in_words,
+    with_deviation,
+)
 from ghnlib.training.initialization import NOISE, add_noise, orthogonalize
 from ghnlib.training.networks import best_settings
 
@@ -194,11 +201,12 @@ def _initialised(network: Architecture, start: Start, seed: int) -> nn.Module:
 @dataclass(frozen=True)
 class Detected:
     """Detectors on backbones from each initialisation. ``rows``: of ``detect_from_each``, for the ``scenes``; ``name``:
-    the hypernetwork's variant."""
+    the hypernetwork's variant; ``lrs``: the rates that were tried."""
 
     rows: pd.DataFrame
     scenes: Scenes
     name: str
+    lrs: Sequence[float]
 
     @cached_property
     def counted(self) -> pd.DataFrame:
@@ -210,6 +218,11 @@ class Detected:
         """Settings of the runs whose loss was not finite."""
         lost = self.rows["ap"].isna() & (self.rows["error"] == "")
         return self.rows[lost].drop(columns=["training", "ap", "error"])
+
+    @property
+    def diverged_by_start(self) -> dict[str, int]:
+        """How many of these there are of each initialisation."""
+        return {start: int((self.diverged["initialisation"] == start).sum()) for start in self.precision}
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -227,7 +240,13 @@ class Detected:
         over trainings), and its rate."""
         sides = self.counted.groupby(SIDE[::-1], sort=False)
         cells = sides["ap"].agg(with_deviation).unstack(sort=False)
-        rates = sides["lr"].first().unstack(sort=False).add_suffix(", learning rate")
+        rates = (
+            sides["lr"]
+            .first()
+            .map(lambda lr: rate_in_words(lr, self.lrs))
+            .unstack(sort=False)
+            .add_suffix(", learning rate")
+        )
         return cells.join(rates).rename_axis(index=None, columns=None)
 
     @property
@@ -260,4 +279,4 @@ def detect(setup: Setup, source: Source) -> Detected:
     scenes = scenes_of(settings, setup.seed).to(setup.device)
     statistics = images.train.mean, images.train.std
     rows = detect_from_each(backbones, {source.name: source.trainings}, scenes, statistics, settings, **setup.kept)
-    return Detected(rows, scenes, source.name)
+    return Detected(rows, scenes, source.name, settings.lrs)

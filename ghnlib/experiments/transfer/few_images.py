@@ -1,6 +1,6 @@
 """The report on transfer of networks to other classes or another dataset with few images (GHN-orth, GHN-3 Table 7)."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isnan
@@ -25,6 +25,7 @@ from ghnlib.reporting.statistics import (
     mean_and_error,
     mean_interval,
     paired_interval,
+    rate_in_words,
     tables_over_trainings,
 )
 from ghnlib.training.networks import Accuracy, Run, best_settings, grid_of, initial_network, run_all, tune
@@ -37,10 +38,11 @@ KINDS = {"convnext": "new-classes-convnext", "swin": "new-classes-swin"}
 class Transferred(TrainedFamilies):
     """Networks after training on few images of each target. ``rows``: also ``dataset``, the target; ``tuned``: (target,
     family) -> initialisation -> its setting, see ``tune``, and its ``Processing``; ``name``: the hypernetwork's
-    variant."""
+    variant; ``lrs``: the rates that were tried, by optimiser."""
 
     tuned: Mapping[tuple[str, str], Mapping[str, Mapping[str, object]]]
     name: str
+    lrs: Mapping[str, Sequence[float]]
 
     @property
     def steps(self) -> int:
@@ -70,9 +72,10 @@ class Transferred(TrainedFamilies):
                  for one in self.by_training]  # fmt: skip
         table = tables_over_trainings([mean.unstack(sort=False).add_suffix(" steps") for mean in means])
         table["networks"] = self.at_end.loc[dataset].count()
-        settings = self.tuned[dataset, DEEPNETS].items()
-        words = pd.Series({start: ", ".join(f"{key} {value}" for key, value in own.items()) for start, own in settings})
-        return table.assign(tuned=words).rename_axis(index=None, columns=None)
+        settings = {start: {**own, "lr": rate_in_words(own["lr"], self.lrs[own["optimizer"]])}
+                    for start, own in self.tuned[dataset, DEEPNETS].items()}  # fmt: skip
+        words = {start: ", ".join(f"{key} {value}" for key, value in own.items()) for start, own in settings.items()}
+        return table.assign(tuned=pd.Series(words)).rename_axis(index=None, columns=None)
 
     @cached_property
     def leads(self) -> dict[str, dict[str, Measured]]:
@@ -200,7 +203,7 @@ def transfer_networks(setup: Setup, source: Source, families: Mapping[str, Famil
             rows, tuned[dataset, name] = _transfer_family(setup, source, family, target, few)
             parts.append(rows.assign(dataset=dataset, family=name))
             print(f"{dataset}, {name}: transferred", flush=True)
-    return Transferred(pd.concat(parts), tuned, source.name)
+    return Transferred(pd.concat(parts), tuned, source.name, setup.transfer.lrs)
 
 
 def _transfer_family(

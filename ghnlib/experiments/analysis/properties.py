@@ -276,12 +276,6 @@ def table_of_properties(found: Sequence[Predictions], hypernetworks: Sequence[st
     return pd.DataFrame(rows).T
 
 
-def noise_agreement(trained: Trained) -> Measured:
-    """Kendall's tau of accuracies on clean and on noisy images (PPUDA Fig. 11)."""
-    rows = trained.table[trained.sound]
-    return tau_of(rows["accuracy"].corr(rows["noisy accuracy"], "kendall"), len(rows))
-
-
 class SweetSpot(NamedTuple):
     """A parabola through errors by mean shortest path. ``coefficients``: of the squared, the plain and the zeroth power
     of the path; ``curvature``: points a squared deviation of the path, above 0 if the error is least in between."""
@@ -311,7 +305,8 @@ def claims_of_properties(found: Sequence[Predictions], trained: Trained) -> dict
     """Of PPUDA section 5.2 and Figs. 4, 6 f and 11. ``found``: of each training, see ``predict_properties``."""
     rows = trained.table[trained.sound]
     spot = sweet_spot(rows["path"], 100 - rows["test accuracy"])
-    single = {"clean-and-noisy": Measured(0.0, 0.0, 0.0).over(noise_agreement(trained))}
+    noisy = tau_of(rows["accuracy"].corr(rows["noisy accuracy"], "kendall"), len(rows))
+    single = {"clean-and-noisy": Measured(0.0, 0.0, 0.0).over(noisy)}
     single |= {"error-and-path": spot.curvature} if spot else {}
     return finite(claims_over_trainings([_property_claims(each) for each in found]) | single)
 

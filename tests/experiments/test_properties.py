@@ -28,6 +28,18 @@ def images():
     return digits(seed=0, image_size=16)
 
 
+@pytest.mark.parametrize("count", [36, 1000])
+def test_networks_of_the_ground_truth_have_batch_norm_while_their_split_has_such(count):
+    changed = params().analysis.model_copy(update={"property_networks": count})
+    setup = Setup("analysis", "digits", 0, folder=None, data=params().data, deepnets=params().deepnets,
+                  analysis=changed)  # fmt: skip
+    vars(setup)["images"] = digits(image_size=16)
+    found = properties.property_networks(setup)
+    for split, half in (("val", found[: count // 2]), ("test", found[count // 2 :])):
+        normed = [architecture for architecture in pool(split, 500, input_size=16) if architecture.norm]
+        assert len(half) == count // 2 and half[: len(normed)] == normed[: count // 2]
+
+
 def test_networks_are_measured_once_and_an_interrupted_call_goes_on(tmp_path, monkeypatch):
     tiny = params("tiny")
     changes = {"property_steps": 2, "checkpoints": (1,), "networks": 1, "seconds": True}
@@ -120,10 +132,11 @@ def test_a_property_that_follows_the_features_is_predicted_and_noise_is_not():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(60, 4))
     found = properties.predict_property(features, features @ [1.0, 2.0, 0.5, 0.0], FITTED, GRID)
-    assert found["low"] > 0.5 and found["low"] < found["tau"] < found["high"] and found["n"] == 30
+    assert 0.5 < found.tau.low < found.tau.value < found.tau.high and found.tau.n == 30
+    assert list(found.metrics.values()) == [30, found.tau.value, found.deviation, found.tau.low, found.tau.high]
     unrelated = properties.predict_property(rng.normal(size=(60, 4)), features[:, 0], FITTED, GRID)
-    assert unrelated["low"] < 0 < found["low"]
-    assert properties.predict_property(np.zeros((60, 1)), features[:, 0], FITTED, GRID)["tau"] == 0
+    assert unrelated.tau.low < 0
+    assert properties.predict_property(np.zeros((60, 1)), features[:, 0], FITTED, GRID).tau.value == 0
 
 
 def test_networks_of_the_test_are_not_learnt_from():
@@ -131,12 +144,11 @@ def test_networks_of_the_test_are_not_learnt_from():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 3)), rng.normal(size=60)
     turned = np.where(FITTED, y, -y)
-    assert properties.predict_property(x, turned, FITTED, GRID)["tau"] == pytest.approx(
-        -properties.predict_property(x, y, FITTED, GRID)["tau"]
-    )
+    found = [properties.predict_property(x, of, FITTED, GRID).tau.value for of in (y, turned)]
+    assert found[0] == pytest.approx(-found[1])
     graphs = [architecture.graph for architecture in pool(size=20, input_size=16)]
     first, second = (properties.predict_from_graphs(graphs, of[20:40], FITTED[20:40]) for of in (y, turned))
-    assert first["tau"] == pytest.approx(-second["tau"]) and first["n"] == 10
+    assert first.tau.value == pytest.approx(-second.tau.value) and first.tau.n == 10
 
 
 def test_graphs_embedded_together_are_embedded_as_alone():
@@ -155,7 +167,7 @@ def test_each_training_predicts_and_baselines_are_computed_once():
     trained = properties.Trained(architectures, table, [], [], None)
     found = properties.predict_properties(setup, trained, [{"ghn2": rng.normal(size=(12, 4))} for _ in range(3)])
     assert found[0]["parameters"] is found[2]["parameters"] and found[0]["ghn2"] != found[1]["ghn2"]
-    taus = [each["ghn2"]["accuracy"]["tau"] for each in found]
+    taus = [each["ghn2"]["accuracy"].tau.value for each in found]
     shown = properties.table_of_properties(found, ["ghn2"])
     assert shown.loc["ghn2", "accuracy"] == f"{np.mean(taus):.2f} ± {np.std(taus, ddof=1):.2f}"
     claim = properties.claims_of_properties(found, trained._replace(table=measured(table)))["property-accuracy"]
@@ -198,5 +210,5 @@ def test_the_neural_predictor_averages_neighbours_within_each_graph():
 def test_a_property_of_real_graphs_is_predicted_and_noise_is_not():
     graphs = [architecture.graph for architecture in pool(size=60, input_size=16)]
     found = properties.predict_from_graphs(graphs, np.log10([len(graph) for graph in graphs]), FITTED)
-    assert found["low"] > 0.3 and found["n"] == 30
-    assert properties.predict_from_graphs(graphs, np.random.default_rng(0).normal(size=60), FITTED)["low"] < 0.1
+    assert found.tau.low > 0.3 and found.tau.n == 30
+    assert properties.predict_from_graphs(graphs, np.random.default_rng(0).normal(size=60), FITTED).tau.low < 0.1

@@ -12,11 +12,11 @@ from ghnlib.architectures.genotypes import GENOTYPES
 from ghnlib.data.images import Augment
 from ghnlib.experiments.analysis import search
 from ghnlib.experiments.analysis.chosen import PLAIN, REGULARISED, Chosen, as_large, train_chosen
-from ghnlib.experiments.analysis.properties import Trained
+from ghnlib.experiments.analysis.properties import Predicted, Trained
 from ghnlib.experiments.analysis.search import ranking_scores, rankings, search_costs
 from ghnlib.experiments.one_shot import CEILING, one_shot_scores, train_one_shot
 from ghnlib.experiments.setup import Setup
-from ghnlib.reporting.statistics import mean_interval, over_trainings, rank_correlations
+from ghnlib.reporting.statistics import Measured, mean_interval, over_trainings, rank_correlations
 from ghnlib.training.networks import TrainingRecipe
 
 
@@ -54,15 +54,15 @@ def rows_of(**taus):
 
 def test_claims_of_ranking_compare_with_the_best_proxy_and_leave_out_what_was_not_ranked():
     every = rows_of(ghn1=0.3, ghn2=0.2, ghn3=0.4, snip=0.1, plain=0.3, **{"one-shot": np.nan, "SGD, 2 steps": 0.1})
-    found = {"all": every, "top half": rows_of(ghn1=0.1)}
-    properties = {"ghn2": {"accuracy": {"tau": 0.6, "low": 0.5, "high": 0.7, "n": 40}}}
+    found = {"all": every, "of test": rows_of(ghn2=0.1), "top half": rows_of(ghn1=0.1)}
+    properties = {"ghn2": {"accuracy": Predicted(Measured(0.6, 0.5, 0.7, 40), 0.0)}}
     claims = search.claims_of_ranking([found], [properties], few=2)
     values = {name: round(measured.value, 6) for name, measured in claims.items()}
     assert values == {
         "ranking-ghn3": 0.4, "ranking-ghn3-ghn2": 0.2, "ranking-ghn3-proxies": 0.1, "top-half-ghn1": 0.2,
-        "ranking-ghn1-steps": 0.4, "property-over-prediction": 0.4,
+        "ranking-ghn1-steps": 0.4, "property-over-prediction": 0.5,
     }  # fmt: skip
-    other = {"all": every.assign(tau=every["tau"] + 0.2), "top half": found["top half"]}
+    other = found | {"all": every.assign(tau=every["tau"] + 0.2)}
     claim = search.claims_of_ranking([found, other], [properties] * 2, few=2)["ranking-ghn3"]
     assert claim.value == pytest.approx(0.5) and claim.trainings == 2
 
@@ -85,6 +85,7 @@ def test_the_ceiling_is_of_a_share_trained_with_another_seed(tmp_path):
     assert found[0]["all"].loc[CEILING, "n"] == 3
     shown = search.ranking_table(found, ["ghn2"], pd.DataFrame({"steps": {"ghn2": 2.0}}))
     rs = [each["all"].loc["ghn2", "r"] for each in found]
+    assert shown.loc[CEILING, "tau, all"] == "n = 3"
     assert shown.loc["ghn2", "R, all"] == f"{np.mean(rs):.2f} ± {np.std(rs, ddof=1):.2f}"
 
 
@@ -134,8 +135,9 @@ def test_a_surrogate_without_a_score_is_not_chosen():
 
 
 def test_a_ranking_without_a_score_says_so():
-    table = search.ranking_table(
-        [{"all": rows_of(ghn1=0.3, broken=np.nan)}], [], pd.DataFrame({"steps": {"ghn1": 2.0}})
-    )
+    rows = rows_of(ghn1=0.3, few=0.3, broken=np.nan)
+    rows.loc["few", "n"] = 9
+    table = search.ranking_table([{"all": rows}], [], pd.DataFrame({"steps": {"ghn1": 2.0}}))
+    assert table.loc["few", "tau, all"].endswith("], n = 9")
     assert table.loc["broken", "tau, all"] == "not testable" and table.loc["ghn1", "tau, all"].startswith("0.30 [0.09")
     assert rank_correlations(pd.DataFrame({"x": [1.0, np.nan]}), [1.0, 2.0])["tau"].isna().all()

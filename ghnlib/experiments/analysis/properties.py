@@ -4,7 +4,7 @@ import timeit
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Self
 from warnings import catch_warnings
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.data.images import ImageSet, mix
 from ghnlib.data.sources import ImageSplits
+from ghnlib.deepnets.splits import SPLITS
 from ghnlib.experiments.setup import Setup
 from ghnlib.experiments.splits import graph_statistics
 from ghnlib.graphs.graph import Graph
@@ -100,10 +101,18 @@ class Trained(NamedTuple):
 
 
 def property_networks(setup: Setup) -> list[Architecture]:
-    """The architectures of the ground truth: half of val, half of test."""
+    """The architectures of the ground truth: half of val, half of test, of each split those with batch norm first."""
     count = setup.analysis.property_networks
-    halves = {"val": count // 2, "test": count - count // 2}
-    return [architecture for name, size in halves.items() for architecture in setup.split(name, size)]
+    found = []
+    for name, size in {"val": count // 2, "test": count - count // 2}.items():
+        split = setup.split(name, max(size, SPLITS[name].size))
+        found += sorted(split, key=lambda architecture: architecture.norm is None)[:size]
+    return found
+
+
+def of_test(setup: Setup, trained: Trained) -> pd.Series:
+    """Which sound networks regressions are tested on: those of test, they learn from those of val."""
+    return trained.sound & (trained.table.index >= setup.analysis.property_networks // 2)
 
 
 def train_and_measure(
@@ -198,22 +207,37 @@ def regression(grid: Regression, seed: int = 0) -> TransformedTargetRegressor:
     return TransformedTargetRegressor(search, transformer=StandardScaler(), check_inverse=False)
 
 
-def predict_property(features: np.ndarray, target: np.ndarray, fitted: np.ndarray, grid: Regression) -> dict:
-    """Kendall's tau between a property (networks,) and its prediction by ``regression`` from features (networks, d),
-    learnt from the networks that are ``fitted`` (networks,), tested on the others (PPUDA Fig. 4): ``n`` networks of the
-    test, ``tau`` (mean over five seeds of the folds; a constant prediction counts as 0), its ``deviation`` over them
-    and 95 % interval over networks."""
+class Predicted(NamedTuple):
+    """Agreement of a property with its predictions on networks of the test. ``tau``: Kendall's, mean over ``SEEDS`` (a
+    constant prediction counts as 0), its interval over networks; ``deviation``: of tau over seeds."""
+
+    tau: Measured
+    deviation: float
+
+    @classmethod
+    def of(cls, predicted: Sequence[np.ndarray], target: np.ndarray) -> Self:
+        """``predicted``: (networks,) by each seed; ``target``: the property (networks,)."""
+        taus = np.nan_to_num([stats.kendalltau(each, target).statistic for each in predicted])
+        return cls(tau_of(taus.mean(), len(target)), float(taus.std()))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """In one mapping."""
+        tau = self.tau
+        return {"n": tau.n, "tau": tau.value, "deviation": self.deviation, "low": tau.low, "high": tau.high}
+
+
+Predictions = Mapping[str, Mapping[str, Predicted]]
+"""By what a property is predicted from (a hypernetwork's embeddings, "FLOPs") and by property."""
+
+
+def predict_property(features: np.ndarray, target: np.ndarray, fitted: np.ndarray, grid: Regression) -> Predicted:
+    """A property (networks,) predicted by ``regression`` from features (networks, d), learnt from the networks that are
+    ``fitted`` (networks,), tested on the others (PPUDA Fig. 4)."""
     x, y = features.astype(float), target.astype(float)
     with config_context(assume_finite=True, skip_parameter_validation=True):  # the checks take half of the time
         predicted = [regression(grid, seed).fit(x[fitted], y[fitted]).predict(x[~fitted]) for seed in SEEDS]
-    return _agreement(predicted, y[~fitted])
-
-
-def _agreement(predicted: Sequence[np.ndarray], target: np.ndarray) -> dict[str, float]:
-    """What ``predict_property`` returns."""
-    taus = np.nan_to_num([stats.kendalltau(each, target).statistic for each in predicted])
-    tau = tau_of(taus.mean(), len(target))
-    return {"n": tau.n, "tau": tau.value, "deviation": float(taus.std()), "low": tau.low, "high": tau.high}
+    return Predicted.of(predicted, y[~fitted])
 
 
 PREDICTOR = "Neural Predictor"
@@ -221,17 +245,17 @@ PREDICTOR = "Neural Predictor"
 
 def predict_properties(
     setup: Setup, trained: Trained, embedded: Sequence[Mapping[str, np.ndarray]]
-) -> list[dict[str, dict[str, dict[str, float]]]]:
-    """What ``predict_property`` finds of each property, for each training of the hypernetworks: from embeddings
-    (networks, d) by hypernetwork; and, the same in each, from random ones, from the logarithms of parameters and FLOPs,
-    and by ``NeuralPredictor``. Learnt from networks of val, tested on those of test."""
+) -> list[Predictions]:
+    """How well each property is predicted, for each training of the hypernetworks: from embeddings (networks, d) by
+    hypernetwork; and, the same in each, from random ones, from the logarithms of parameters and FLOPs, and by
+    ``NeuralPredictor``. Learnt from networks of val, tested on those of test."""
     table, sound, keys = trained.table, trained.sound.to_numpy(), trained.properties
-    fitted = (np.arange(len(table)) < setup.analysis.property_networks // 2)[sound]
+    fitted = ~of_test(setup, trained).to_numpy()[sound]
     logs = np.log10(table[["parameters", "FLOPs"]].to_numpy())
     targets = table[keys].assign(FLOPs=logs[:, 1])[sound]
     graphs = [graph for graph, finite in zip(trained.graphs, sound) if finite]
 
-    def by_features(inputs: Mapping[str, np.ndarray]) -> dict[str, dict]:
+    def by_features(inputs: Mapping[str, np.ndarray]) -> dict[str, dict[str, Predicted]]:
         return {name: {key: predict_property(features[sound], targets[key].to_numpy(), fitted, setup.analysis.svr)
                        for key in keys} for name, features in inputs.items()}  # fmt: skip
 
@@ -241,21 +265,15 @@ def predict_properties(
     return [by_features(states) | shared for states in embedded]
 
 
-def table_of_properties(found: Sequence[Mapping[str, Mapping]], hypernetworks: Sequence[str]) -> pd.DataFrame:
+def table_of_properties(found: Sequence[Predictions], hypernetworks: Sequence[str]) -> pd.DataFrame:
     """Taus, a row a kind of features: of hypernetworks mean ± deviation over their trainings, of others over seeds."""
     rows = {}
     for name, row in found[0].items():
         if name in hypernetworks:
-            rows[name] = {key: with_deviation([each[name][key]["tau"] for each in found], 2) for key in row}
+            rows[name] = {key: with_deviation([each[name][key].tau.value for each in found], 2) for key in row}
         else:
-            rows[name] = {key: "{tau:.2f} ± {deviation:.2f}".format(**of_key) for key, of_key in row.items()}
+            rows[name] = {key: f"{tau.value:.2f} ± {deviation:.2f}" for key, (tau, deviation) in row.items()}
     return pd.DataFrame(rows).T
-
-
-def noise_agreement(trained: Trained) -> Measured:
-    """Kendall's tau of accuracies on clean and on noisy images (PPUDA Fig. 11)."""
-    rows = trained.table[trained.sound]
-    return tau_of(rows["accuracy"].corr(rows["noisy accuracy"], "kendall"), len(rows))
 
 
 class SweetSpot(NamedTuple):
@@ -283,20 +301,20 @@ def sweet_spot(path: pd.Series, error: pd.Series) -> SweetSpot | None:
     return SweetSpot(coefficients, Measured(*map(float, scaled), len(rows)))
 
 
-def claims_of_properties(found: Sequence[Mapping[str, Mapping]], trained: Trained) -> dict[str, Measured]:
+def claims_of_properties(found: Sequence[Predictions], trained: Trained) -> dict[str, Measured]:
     """Of PPUDA section 5.2 and Figs. 4, 6 f and 11. ``found``: of each training, see ``predict_properties``."""
     rows = trained.table[trained.sound]
     spot = sweet_spot(rows["path"], 100 - rows["test accuracy"])
-    single = {"clean-and-noisy": Measured(0.0, 0.0, 0.0).over(noise_agreement(trained))}
+    noisy = tau_of(rows["accuracy"].corr(rows["noisy accuracy"], "kendall"), len(rows))
+    single = {"clean-and-noisy": Measured(0.0, 0.0, 0.0).over(noisy)}
     single |= {"error-and-path": spot.curvature} if spot else {}
     return finite(claims_over_trainings([_property_claims(each) for each in found]) | single)
 
 
-def _property_claims(found: Mapping[str, Mapping]) -> dict[str, Measured]:
+def _property_claims(found: Predictions) -> dict[str, Measured]:
     if "ghn2" not in found:
         return {}
-    of_ghn2, of_predictor = (tau_of(found[name]["accuracy"]["tau"], found[name]["accuracy"]["n"])
-                             for name in ("ghn2", PREDICTOR))  # fmt: skip
+    of_ghn2, of_predictor = (found[name]["accuracy"].tau for name in ("ghn2", PREDICTOR))
     return {"property-accuracy": of_ghn2, "property-over-neural-predictor": of_ghn2.over(of_predictor)}
 
 
@@ -340,7 +358,7 @@ def _averages(rows: np.ndarray, columns: np.ndarray) -> Tensor:
         return averages.to_sparse_csr()
 
 
-def predict_from_graphs(graphs: Sequence[Graph], target: np.ndarray, fitted: np.ndarray) -> dict[str, float]:
+def predict_from_graphs(graphs: Sequence[Graph], target: np.ndarray, fitted: np.ndarray) -> Predicted:
     """``predict_property`` by a ``NeuralPredictor``, trained anew with each seed."""
     train, tested = np.flatnonzero(fitted), np.flatnonzero(~fitted)
     scaler, unseen = StandardScaler().fit(target[train, None]), _joined([graphs[i] for i in tested])
@@ -352,7 +370,7 @@ def predict_from_graphs(graphs: Sequence[Graph], target: np.ndarray, fitted: np.
         net = _trained_predictor(batches, seed)
         with torch.no_grad():
             predicted.append(net(unseen).numpy())
-    return _agreement(predicted, target[tested])
+    return Predicted.of(predicted, target[tested])
 
 
 def _trained_predictor(batches: Sequence[tuple[tuple, Tensor]], seed: int) -> NeuralPredictor:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.data.images import ImageSet, mix
-from ghnlib.experiments.analysis.properties import Trained, sweet_spot, train_and_measure
+from ghnlib.experiments.analysis.properties import Predictions, Trained, of_test, sweet_spot, train_and_measure
 from ghnlib.experiments.analysis.proxies import PROXIES
 from ghnlib.experiments.evaluate.scaling import training_costs
 from ghnlib.experiments.one_shot import CEILING, ONE_SHOT, one_shot_scores, train_one_shot
@@ -105,20 +105,27 @@ TOP_OF = 100
 
 
 def rankings(setup: Setup, trained: Trained, scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """``rank_correlations`` of scores with trained accuracies, of "all" networks and of the "top half" of the first
-    ``TOP_OF``; the row ``RANDOM`` is the mean of 200 random rankings."""
+    """``rank_correlations`` of scores with trained accuracies, of "all" networks, of those "of test" and of the "top
+    half" of the first ``TOP_OF``; the row ``RANDOM`` is the mean of 200 random rankings."""
     table, sound = trained.table, trained.sound
     chance = pd.DataFrame(np.random.default_rng(setup.seed).normal(size=(len(table), 200)))
     few = table[sound][:TOP_OF]
+    parts = {"all": (table[sound], None), "of test": (table[of_test(setup, trained)], None)}
     found = {}
-    for part, among, top in (("all", table[sound], None), ("top half", few, len(few) // 2)):
+    for part, (among, top) in (parts | {"top half": (few, len(few) // 2)}).items():
         ours, drawn = (rank_correlations(s.loc[among.index], among["accuracy"], top) for s in (scores, chance))
         found[part] = pd.concat([ours, drawn.mean().to_frame(RANDOM).T]).astype({"n": int})
     return found
 
 
+def _measured(rows: pd.DataFrame, key: str) -> dict[str, Measured]:
+    """``tau`` or ``r`` of each row of ``rank_correlations``, with its interval."""
+    of = {"tau": tau_of, "r": r_of}[key]
+    return {name: of(row[key], row["n"]) for name, row in rows.iterrows()}
+
+
 def claims_of_ranking(
-    found: Sequence[Mapping[str, pd.DataFrame]], properties: Sequence[Mapping[str, Mapping]], few: int
+    found: Sequence[Mapping[str, pd.DataFrame]], properties: Sequence[Predictions], few: int
 ) -> dict[str, Measured]:
     """Of GHN-3 Table 13 and PPUDA section 5.2 (tau), of GHN Table 3 (R); what was not ranked is left out. ``found``:
     ``rankings`` of each training; ``properties``: ``predict_properties``; ``few``: SGD steps that GHN-1 is compared
@@ -126,12 +133,9 @@ def claims_of_ranking(
     return claims_over_trainings([_ranking_claims(*each, few) for each in zip(found, properties)])
 
 
-def _ranking_claims(
-    found: Mapping[str, pd.DataFrame], properties: Mapping[str, Mapping], few: int
-) -> dict[str, Measured]:
-    every = finite({name: tau_of(row["tau"], row["n"]) for name, row in found["all"].iterrows()})
-    rs, half = (finite({name: r_of(row["r"], row["n"]) for name, row in found[part].iterrows()})
-                for part in ("all", "top half"))  # fmt: skip
+def _ranking_claims(found: Mapping[str, pd.DataFrame], properties: Predictions, few: int) -> dict[str, Measured]:
+    every, tested = (finite(_measured(found[part], "tau")) for part in ("all", "of test"))
+    rs, half = (finite(_measured(found[part], "r")) for part in ("all", "top half"))
     best = max((name for name in PROXIES if name in every), key=lambda name: every[name].value, default="")
     pairs = {
         "ranking-ghn3-ghn2": (every, "ghn3", "ghn2"),
@@ -143,9 +147,8 @@ def _ranking_claims(
     claims = {name: of[a].over(of[b]) for name, (of, a, b) in pairs.items() if a in of and b in of}
     claims |= {"ranking-ghn3": every["ghn3"]} if "ghn3" in every else {}
     claims |= {"top-half-ghn1": half["ghn1"]} if "ghn1" in half else {}
-    if "ghn2" in every and "ghn2" in properties:
-        predicted = properties["ghn2"]["accuracy"]
-        claims["property-over-prediction"] = tau_of(predicted["tau"], predicted["n"]).over(every["ghn2"])
+    if "ghn2" in tested and "ghn2" in properties:
+        claims["property-over-prediction"] = properties["ghn2"]["accuracy"].tau.over(tested["ghn2"])
     return claims
 
 
@@ -153,16 +156,24 @@ def ranking_table(
     found: Sequence[Mapping[str, pd.DataFrame]], hypernetworks: Sequence[str], costs: pd.DataFrame
 ) -> pd.DataFrame:
     """One row a method: tau and R of each part, of hypernetworks mean ± deviation over trainings, of others with their
-    intervals; then ``search_costs``. ``found``: ``rankings`` of each training."""
+    intervals, and with n where it is less than the others'; then ``search_costs``. ``found``: ``rankings`` of each
+    training."""
     columns: dict[str, dict[str, str]] = {}
     for part, rows in found[0].items():
-        for key, title, measure in (("tau", "tau", tau_of), ("r", "R", r_of)):
+        for key, title in (("tau", "tau"), ("r", "R")):
             columns[f"{title}, {part}"] = {
                 name: with_deviation([each[part].loc[name, key] for each in found], 2)
-                if name in hypernetworks else with_interval(measure(row[key], row["n"]))
-                for name, row in rows.iterrows()
+                if name in hypernetworks else _in_words(measured, rows["n"].max())
+                for name, measured in _measured(rows, key).items()
             }  # fmt: skip
     return pd.DataFrame(columns).join(costs.round({"steps": 0, "TFLOPs": 2, "steps each": 0, "GFLOPs each": 2}))
+
+
+def _in_words(found: Measured, most: int) -> str:
+    n = f"n = {found.n}"
+    if 0 < found.n < 5:
+        return n  # any order of so few is likely by chance
+    return f"{with_interval(found)}, {n}" if 0 < found.n < most else with_interval(found)
 
 
 def costs_of_search(setup: Setup, trained: Trained) -> pd.DataFrame:

@@ -116,12 +116,20 @@ class NamedNetwork(Description):
         slow = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # minutes of drawing
         small, own = name in SMALL_FAMILIES, ":" in name
         make = _own(name, size) if own else partial(_small if small else models.get_model, name, **slow)
-        with torch.device(device or "cpu"):
-            net = make(num_classes=num_classes or self.num_classes)
-            if size < IMAGENET_FORM and not own and not small:
-                keep_resolution(net)
+        make, device = partial(make, num_classes=num_classes or self.num_classes), torch.device(device or "cpu")
+        try:
+            with device:
+                net = make()
+        except RuntimeError:  # on meta, of a constructor that reads values as RegNet's does
+            if device.type != "meta":
+                raise
+            with torch.random.fork_rng(devices=[]):
+                net = without_weights(make).to(device)
         if not isinstance(net, nn.Module):
             raise TypeError(f"{name} returns a {type(net).__name__}, not a torch.nn.Module")
+        if size < IMAGENET_FORM and not own and not small:
+            with device:
+                keep_resolution(net)
         if not track_running_stats:
             stop_tracking(net)
         net.expected_input_sz = size
@@ -201,6 +209,15 @@ class WeightsOnMeta(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+def without_weights(make: Callable[[], nn.Module]) -> nn.Module:
+    """What a function makes, without memory for weights where that works."""
+    try:
+        with WeightsOnMeta():
+            return make()
+    except RuntimeError:  # a constructor that runs a part of the network
+        return make()
+
+
 def network_by_name(name: str, num_classes: int) -> nn.Module:
     """Call an importable function or class that makes a network, without memory for weights where that works.
 
@@ -214,8 +231,4 @@ def network_by_name(name: str, num_classes: int) -> nn.Module:
         raise ValueError(f"no network {name!r}: give an importable name such as torchvision.models.resnet50") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        try:
-            with WeightsOnMeta():
-                return make(num_classes=num_classes)
-        except RuntimeError:  # a constructor that runs a part of the network
-            return make(num_classes=num_classes)
+        return without_weights(partial(make, num_classes=num_classes))

@@ -4,6 +4,7 @@ import operator
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ghnlib.architectures.genotypes import GENOTYPES
 from ghnlib.architectures.plan import IMAGENET_FORM
 from ghnlib.architectures.vision import NamedNetwork
 from ghnlib.deepnets.ghn2018 import AnytimeArchitecture, AnytimeSpace, BlockSpace
-from ghnlib.deepnets.spaces import PAPER, SMALL, DesignSpace, Draws
+from ghnlib.deepnets.spaces import PAPER, SMALL, WIDTH_RULES, DesignSpace, Draws
 from ghnlib.deepnets.splits import SPLITS, belongs_to
 from ghnlib.params import DeepNets as Section
 from ghnlib.released.deepnets1m import OfficialFile
@@ -53,12 +54,12 @@ class DeepNets:
         space: a name in ``SPACES`` or a ``DesignSpace``; the split's variation of it applies.
         num_classes, input_size: of the networks; None: the space's.
         size: number of architectures; None: the published one.
-        path: an official HDF5 file to read instead of sampling, with its ``*_meta.json`` beside it.
+        path: an official HDF5 file to read instead of sampling, with its ``*_meta.json`` beside it; see
+            ``OfficialFile``.
         widths: a key of ``WIDTH_RULES`` for a split whose widths are drawn: "narrow" (PPUDA), "wide" (GHN-3, ImageNet).
-        repair: mend the known defects of the graphs in official files, as GHN-3 does; GHN-2 was trained without.
 
     Raises:
-        ValueError: unknown split or space; more architectures asked for than a file holds; a damaged file.
+        ValueError: an unknown or impossible argument; more architectures asked for than a file holds; a damaged file.
         FileNotFoundError: ``path`` or its meta JSON do not exist.
     """
 
@@ -71,24 +72,29 @@ class DeepNets:
         input_size: int | None = None,
         size: int | None = None,
         path: str | Path | None = None,
-        repair: bool = True,
         widths: str | None = None,
     ):
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
         if isinstance(space, str) and space not in SPACES:
             raise ValueError(f"unknown space {space!r}; known: {', '.join(SPACES)}")
+        if widths is not None and widths not in WIDTH_RULES:
+            raise ValueError(f"unknown widths {widths!r}; known: {', '.join(WIDTH_RULES)}")
         base = SPACES[space] if isinstance(space, str) else space
         self.split, self.seed, self.space = split, seed, base.for_split(split)
-        if widths and getattr(self.space, "width_rule", None):
+        if widths is not None and getattr(self.space, "width_rule", None):
             self.space = replace(self.space, width_rule=widths)
         self._arguments = {
-            "num_classes": num_classes or base.num_classes,
-            "input_size": input_size or base.input_size,
+            "num_classes": base.num_classes if num_classes is None else num_classes,
+            "input_size": base.input_size if input_size is None else input_size,
         }
-        self._file = None if path is None else OfficialFile(path, split, repair)
+        self._file = None if path is None else OfficialFile(path, split)
         limit = None if self._file is None else len(self._file)
         self._size = (limit or SPLITS[split].size) if size is None else size
+        limits = {"seed": (seed, 0), "size": (self._size, 0)} | {k: (v, 1) for k, v in self._arguments.items()}
+        for name, (value, least) in limits.items():
+            if not isinstance(value, Integral) or value < least:
+                raise ValueError(f"{name}={value!r}: a whole number of at least {least} is needed")
         if split == "predefined":
             limit = len(PREDEFINED)
         if limit is not None and self._size > limit:

@@ -77,7 +77,8 @@ class Graph:
             primitives: registered ones that are known besides the papers', see ``vocabulary``.
 
         Raises:
-            ValueError: an unknown convention or primitive.
+            ValueError: an unknown convention or primitive, or an impossible ``input_shape``.
+            TypeError: not a network.
             TraceError: the network cannot be traced; the message names the module or operation.
         """
         return cls(*trace(net, input_shape, convention, example, no_grad, primitives))

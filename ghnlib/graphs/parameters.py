@@ -12,6 +12,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from ghnlib.graphs.copying import Quantised
 from ghnlib.graphs.nodes import Node, Role
 from ghnlib.graphs.vocabulary import RANKS, REGISTERED
+from ghnlib.graphs.wrappers import is_a
 
 
 class Parameter(NamedTuple):
@@ -170,7 +171,7 @@ def _reason(name: str, module: nn.Module, convention: Convention) -> str:
 
 def out_of_reach(convention: str, net: nn.Module, nodes: list[Node], wiring: nx.DiGraph) -> str:
     """Why the released code of a convention fails on this network; "" if it does not."""
-    if convention == "ppuda" and type(net).__name__ == "VisionTransformer":
+    if convention == "ppuda" and is_a(net, "VisionTransformer"):
         return "refuses vision transformers"
     if convention != "ghn3":
         return ""

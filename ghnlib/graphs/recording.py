@@ -6,10 +6,11 @@ place in the forward pass.
 
 import copy
 import inspect
+import operator
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from ghnlib.graphs.copying import TraceError, copy_of
 from ghnlib.graphs.running import Shortcuts, Watch
+from ghnlib.graphs.wrappers import is_a, wrapped
 
 BATCH = 2  # batch normalisation in training mode refuses a single value per channel
 ACCUMULATE = "torch::autograd::AccumulateGrad"
@@ -143,12 +145,10 @@ class _Run:
         self.watch = Watch(net, self.shadow, follow=not no_grad)
         self.on_meta, self.shape = on_meta, None
         if example is None:
-            default = 299 if type(self.shadow).__name__ == "Inception3" else 224
-            size = getattr(self.shadow, "expected_input_sz", default) if input_shape is None else input_shape
-            self.shape = (3, size, size) if isinstance(size, int) else tuple(size)
+            self.shape = _shape_of(_default_size(self.shadow) if input_shape is None else input_shape)
             weight = next((p for p in self.shadow.parameters() if p.is_floating_point()), torch.empty(0, device="meta"))
             example = torch.randn(BATCH, *self.shape, dtype=weight.dtype, device=weight.device)
-        self.given = "example" if self.shape is None else "shape" if input_shape else ""
+        self.given = "example" if self.shape is None else "" if input_shape is None else "shape"
         self.call = _with_tensors(_call(net, example), self.leaf)
         self.leaves = [tensor for _, tensor in _tensors(self.call) if tensor.requires_grad]
 
@@ -224,6 +224,22 @@ class _Run:
             f"{title} cannot be traced on {what.get(self.given, f'the default input shape {self.shape}')}: {where} "
             f"fails with: {error}. {remedy}{values if self.on_meta else ''}"
         )
+
+
+def _default_size(net: nn.Module) -> int | tuple[int, ...]:
+    default = 299 if is_a(net, "Inception3") else 224
+    return next((m.expected_input_sz for m in wrapped(net) if hasattr(m, "expected_input_sz")), default)
+
+
+def _shape_of(size: Any) -> tuple[int, ...]:
+    """Of one input, from its shape or the side of an image."""
+    try:
+        shape = tuple(map(operator.index, size if isinstance(size, Iterable) else (3, size, size)))
+    except TypeError:
+        shape = (0,)
+    if min(shape, default=1) < 1:
+        raise ValueError(f"input_shape={size!r}: (channels, height, width), or the side of images with three channels")
+    return shape
 
 
 def _call(net: nn.Module, example: Any) -> tuple[tuple, dict[str, Any]]:

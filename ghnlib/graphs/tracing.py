@@ -19,6 +19,7 @@ from ghnlib.graphs.parameters import CONVENTIONS, Convention, Parameter, out_of_
 from ghnlib.graphs.parametrized import parts_in
 from ghnlib.graphs.recording import ACCUMULATE, Recording, Step, record
 from ghnlib.graphs.vocabulary import check
+from ghnlib.graphs.wrappers import is_a, wrapped
 
 
 def trace(
@@ -35,6 +36,8 @@ def trace(
     if convention not in CONVENTIONS:
         raise ValueError(f"convention is {convention!r}; it must be one of {', '.join(CONVENTIONS)}")
     check(primitives)
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"a network is a torch.nn.Module, not a {type(net).__name__}")
     rules = CONVENTIONS[convention]._replace(primitives=tuple(primitives))
     recording = record(net, input_shape, rules.first_output, example, no_grad)
     reduction = Reduction(recording, rules)
@@ -99,7 +102,7 @@ class Reduction:
             self.wiring.remove_node(node)
         self.final = self.parents(OUTPUT)
         self.wiring.remove_node(OUTPUT)
-        if rules.pool_first and type(recording.network).__name__ == "SqueezeNet":
+        if rules.pool_first and is_a(recording.network, "SqueezeNet"):
             self.pool_before_classifier()
         loose = [i for i, senders in self.wiring.in_degree if i and not senders]
         tables = {i for i in loose if self.nodes[i].op == "pos_enc" or self.nodes[i].role is Role.EMBEDDING}
@@ -269,10 +272,13 @@ class Reduction:
     # --- finishing
 
     def pool_before_classifier(self) -> None:
-        (pool,) = self.final
-        (bias,) = self.final = self.parents(pool)
-        (weight,) = self.parents(bias)
-        features = self.parents(weight)
+        chain, features = [], self.final
+        while len(chain) < 3 and len(features) == 1:
+            chain += features
+            features = self.parents(chain[-1])
+        if [self.nodes[i].op for i in chain] != ["glob_avg", "bias", "conv"]:
+            return  # its classifier was replaced
+        pool, bias, weight = chain
         self.wiring.remove_edges_from([(bias, pool), *product(features, [weight])])
         self.wiring.add_edges_from([(pool, weight), *product(features, [pool])])
 
@@ -315,7 +321,7 @@ class Reduction:
         """The nodes of the class layer: of the first output that has one, but of one that it leads to, as features
         lead to logits. timm's backbones say that they have no classes.
         """
-        if getattr(self.recording.network, "num_classes", None) == 0:
+        if any(getattr(module, "num_classes", None) == 0 for module in wrapped(self.recording.network)):
             return []
         finder = Classifiers(self.recording.steps, [bool(value.nodes) for value in self.values], self.met)
         found: list[int] = []

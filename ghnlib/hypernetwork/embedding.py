@@ -13,9 +13,13 @@ from ghnlib.graphs.nodes import PRIMITIVES, Node, as_planes
 NO_SHAPE = -1
 
 
-def _nearest(values: np.ndarray, largest: int) -> np.ndarray:
-    """Index of the nearest value for 0..largest; ties go to the smaller value."""
-    return np.abs(np.arange(largest + 1)[:, None] - values[None]).argmin(1)
+def _nearest(values: np.ndarray, limit: int) -> np.ndarray:
+    """Index of the nearest value for 0, 1, ...; ties go to the smaller one. A number over the limit, if it is no value
+    itself, has the limit's; the last index is that of all larger numbers."""
+    numbers = np.arange(values[-1] + 2)
+    rows = np.searchsorted((values[1:] + values[:-1]) / 2, numbers.clip(max=limit))
+    rows[values] = np.arange(len(values))
+    return rows
 
 
 class NodeEmbedding(nn.Module):
@@ -76,8 +80,8 @@ class NodeEmbedding(nn.Module):
         return ops + torch.cat([self.channel(rows(channel)).flatten(1), self.spatial(rows(spatial)).flatten(1)], 1)
 
     def _rows(self, shapes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        channel = self._channel_row[shapes[:, :2].clip(0, 8192)]
-        spatial = self._spatial_row[shapes[:, 2:].clip(0, 16)]
+        channel = self._channel_row[shapes[:, :2].clip(0, len(self._channel_row) - 1)]
+        spatial = self._spatial_row[shapes[:, 2:].clip(0, len(self._spatial_row) - 1)]
         missing = shapes[:, :2] == NO_SHAPE
         channel[missing] = self.channel.num_embeddings - 1
         spatial[missing] = self.spatial.num_embeddings - 1

@@ -49,6 +49,17 @@ def without_autocast() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def indices_on_cpu() -> Iterator[None]:
+    """Whatever device a caller chose for new tensors, as in ``with torch.device("meta")``: the way from the CPU to the
+    hypernetwork is written out."""
+    if torch.get_default_device().type == "cpu":  # the context slows every function of torch down
+        yield
+        return
+    with torch.device("cpu"):
+        yield
+
+
 class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnlib"):
     """A graph hypernetwork: graphs in, parameters of the networks out.
 
@@ -92,6 +103,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
             if isinstance(module, nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=module.embedding_dim**-0.5)
 
+    @indices_on_cpu()
     def encode(self, graphs: Sequence[Graph]) -> Tensor:
         """Node states (N, d) of all graphs, one graph after the other."""
         states = self.norm(self.encoder(self.embedding(graphs), graphs))
@@ -121,7 +133,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
     @without_autocast()
     def predict(
         self,
-        networks: nn.Module | Graph | Sequence[nn.Module | Graph],
+        networks: nn.Module | Graph | Iterable[nn.Module | Graph],
         input_shape: tuple[int, ...] | None = None,
         predict_class_layers: ClassLayers = None,
         *,
@@ -142,15 +154,19 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
             Parameter name -> tensor; a list of such dicts for a meta-batch.
 
         Raises:
-            ValueError: another value of ``predict_class_layers``.
+            ValueError: another value of ``predict_class_layers``, or an impossible ``input_shape``.
+            TypeError: neither a network nor a graph.
             TraceError: a network cannot be traced.
         """
         graphs = [self.graph_of(network, input_shape, example) for network in _as_list(networks)]
         predictions = self(graphs, predict_class_layers)
-        return predictions if isinstance(networks, Sequence) else predictions[0]
+        return predictions[0] if isinstance(networks, nn.Module | Graph) else predictions
 
+    @indices_on_cpu()
     def forward(self, graphs: Sequence[Graph], predict_class_layers: ClassLayers = None) -> list[dict[str, Tensor]]:
         """Parameters of the networks of a meta-batch of graphs: one dict of name -> tensor each."""
+        if not graphs:
+            return []
         states = self.encode(graphs)
         groups: dict[tuple[Role, tuple[int, ...]], list[_Target]] = {}
         row = 0
@@ -170,7 +186,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
     @without_autocast()
     def initialize(
         self,
-        networks: nn.Module | Sequence[nn.Module],
+        networks: nn.Module | Iterable[nn.Module],
         input_shape: tuple[int, ...] | None = None,
         predict_class_layers: ClassLayers = None,
         *,
@@ -220,7 +236,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
                 reasons |= {n: NO_WAY_BACK.format(whole) for n, whole in names.items() if whole in values.keys() - kept}
                 predictions.append(Prediction(net, values, reasons | kept))
         reports = write(predictions, batch_norm)
-        return reports if isinstance(networks, Sequence) else reports[0]
+        return reports[0] if isinstance(networks, nn.Module) else reports
 
     def why_skipped(self, name: str, graph: Graph, predict_class_layers: ClassLayers = None) -> str:
         """The reason that a parameter of the graph's network is not predicted."""
@@ -355,7 +371,8 @@ class _Target(NamedTuple):
 
 
 def _as_list(networks) -> list:
-    return list(networks) if isinstance(networks, Sequence) and not isinstance(networks, nn.Module) else [networks]
+    several = isinstance(networks, Iterable) and not isinstance(networks, nn.Module | str | Mapping)
+    return list(networks) if several else [networks]
 
 
 def _check_names(overrides: Mapping) -> None:

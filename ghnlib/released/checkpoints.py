@@ -24,6 +24,12 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 """What ``save_pretrained`` writes."""
 MAX_TENSORS, MAX_HEADER = 10_000, 2 * 2**20
 """Tensors of a file, and bytes that describe them or the configuration; GHN-3-XL has 291 tensors in 28,000 bytes."""
+OTHERS = {
+    b"version https://git-lfs": "it is a pointer of Git LFS: run git lfs pull",
+    b"<!doctype html": "it is a web page: download the file itself",
+    b"<html": "it is a web page: download the file itself",
+}
+"""What is there instead of a file, by its first bytes."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Official tensor name -> ours. Released GHN-3 files keep the three node tables at top level, later ones in gnn.0.
@@ -147,10 +153,16 @@ def read_tensors(path: Path) -> Any:
     Raises:
         Exception: it is something else, truncated, larger than the limits, or wants to run code; of any class.
     """
+    with path.open("rb") as file:
+        start = file.read(40)
+    for words, reason in OTHERS.items():
+        if start.strip().lower().startswith(words):
+            raise ValueError(reason)
+    if not start:
+        raise ValueError("it is empty")
     if path.suffix != ".safetensors":
         return read_pickle(path)
-    with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
+    header = int.from_bytes(start[:8], "little")
     if header > MAX_HEADER:
         raise ValueError(f"its header has {header:,} bytes, at most {MAX_HEADER:,} are read")
     return load_file(path)
@@ -219,7 +231,7 @@ def _configuration(state: dict[str, Tensor], stated: Any) -> dict[str, Any]:
         config[ours] = stated.get(theirs, {"weight_norm": False, "ve": False}.get(theirs, config[ours]))
     if config["encoder"] == "graphormer":
         config["heads"] = stated.get("heads", config["heads"])
-    if "heads" not in stated and "is_ghn2" not in stated:
+    elif "heads" not in stated and "is_ghn2" not in stated:
         config["convention"] = "ppuda"
     return config
 

@@ -43,11 +43,12 @@ class Cells(BaseModel):
 
 
 class Description(BaseModel):
-    """A network in the meta JSON: of what is not there, ``Architecture`` has the value."""
+    """A network in the meta JSON: of what is not there, and of layers and units that are 0, ``Architecture`` has the
+    value."""
 
     model_config = ConfigDict(strict=True)
     genotype: Cells
-    norm: Annotated[str, Field(pattern="^bn")] | None
+    norm: Annotated[str, Field(pattern="^bn")] | None = "bn"
     stem_type: Literal[0, 1] = 0
     C: Annotated[int, Field(gt=0, le=4_096)] = 32
     n_cells: Annotated[int, Field(gt=0, le=200)] = 8
@@ -55,8 +56,8 @@ class Description(BaseModel):
     stem_pool: Flag = False
     preproc: Flag = True
     C_mult: Annotated[int, Field(gt=0, le=8)] = 2
-    fc_layers: Literal[1, 2] = 1
-    fc_dim: Annotated[int, Field(gt=0, le=65_536)] = 256
+    fc_layers: Literal[0, 1, 2] = 1
+    fc_dim: Annotated[int, Field(ge=0, le=65_536)] = 256
     glob_avg: Flag = True
     num_nodes: Annotated[int, Field(gt=0)] | None = None
     num_params: Annotated[dict[str, int], Field(min_length=1)] | None = None
@@ -93,21 +94,20 @@ class StoredArchitecture(Architecture):
 
 
 class OfficialFile:
-    """One split of an official HDF5 file, opened when first read (and anew in every process).
+    """One split of an official HDF5 file, opened when first read (and anew in every process). The two known defects of
+    the edges in released files are mended, as GHN-3 does; files with an attribute ``repaired`` have none.
 
     Args:
         path: the HDF5 file; ``<stem>_meta.json`` must lie beside it.
         split: name of the group.
-        repair: mend the two known defects of the edges in released files, as GHN-3 does; files with an attribute
-            ``repaired`` have none.
 
     Raises:
         FileNotFoundError: one of the files does not exist.
         ValueError: the meta JSON cannot be read, is incomplete or has no such split.
     """
 
-    def __init__(self, path: str | Path, split: str, repair: bool = True):
-        self.path, self.split, self.repair = Path(path), split, repair
+    def __init__(self, path: str | Path, split: str):
+        self.path, self.split = Path(path), split
         meta_path = self.path.with_name(f"{self.path.stem}_meta.json")
         for needed in (self.path, meta_path):
             if not needed.is_file():
@@ -176,9 +176,10 @@ class OfficialFile:
         records = tuple((op, parameter_name(name, cell)) for op, cell, name in rows)
         genotype = Genotype(**dict(net.genotype))
         edges = np.argwhere(adjacency == 1).tolist()
-        if self.repair and not self._handle().attrs.get("repaired", False):
+        if not self._handle().attrs.get("repaired", False):
             edges = repair_edges(edges, [op for op, _ in records], dict(net), "msa" in genotype.names)
-        arguments = {key: getattr(net, key) for key in ARGUMENTS if key in net.model_fields_set}
+        given = net.model_fields_set - {key for key in ("fc_layers", "fc_dim") if not getattr(net, key)}
+        arguments = {key: getattr(net, key) for key in ARGUMENTS if key in given}
         edges = tuple(map(tuple, edges))
         return StoredArchitecture(genotype, norm="bn" if net.norm else None, **arguments, records=records, edges=edges)
 

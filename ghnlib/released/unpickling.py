@@ -12,6 +12,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ MAX_OPCODES = 300_000
 """GHN-3-XL with its optimiser has 37,000."""
 MAX_DIRECTORY = 4 * 2**20
 """Bytes of a zip file's directory; of GHN-3-XL with its optimiser 66,000."""
+COMPRESSED = (b"x\x01", b"x^", b"x\x9c", b"x\xda", b"\x1f\x8b", b"BZ", b"\xfd7", b"]\x00", b"\x04\x22")
+"""What files of zlib, gzip, bz2, xz, lzma and lz4 begin with."""
 LEGACY = 0x1950A86A20F9469CFC6C
 """What torch's files before version 1.6 begin with."""
 STORAGES = {
@@ -44,8 +47,11 @@ def read_pickle(path: Path) -> Any:
     size = path.stat().st_size
     reader = _Reader(size)
     with path.open("rb") as file:
-        if file.read(2) == b"PK":
+        start = file.read(2)
+        if start == b"PK":
             return reader.zipped(file)
+        if start in COMPRESSED:
+            raise pickle.UnpicklingError("it is compressed: dump it without compress")
         # Unlike a file, a map does not set aside the memory for a length before it has the data.
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             return reader.legacy(mapped) if LEGACY.to_bytes(10, "little") in mapped[:16] else reader.load(mapped)
@@ -244,5 +250,7 @@ _SAFE: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): lambda tensor, grad, hooks: tensor,
     **dict.fromkeys([("argparse", "Namespace"), ("torch", "device"), ("_codecs", "encode")], _Ignored),
+    **dict.fromkeys([(f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")], _Ignored),
+    **dict.fromkeys(product(("pathlib", "pathlib._local"), ("PosixPath", "WindowsPath")), _Ignored),
     **dict.fromkeys([("builtins", "set"), ("__builtin__", "set"), ("collections", "Counter")], _Ignored),
 }

@@ -40,6 +40,14 @@ def test_networks_are_built_without_weights_where_that_works():
     assert not any(p.is_meta for p in network_by_name("shared.Reading", 10).parameters())
 
 
+@pytest.mark.parametrize("name", ["regnet_y_400mf", "small-swin", "shared:Reading", "resnet18"])
+def test_networks_on_meta_are_there_altogether_and_draw_nothing(name):
+    state = torch.get_rng_state()
+    net = NamedNetwork(10, 32, name).build()
+    assert all(tensor.is_meta for tensor in (*net.parameters(), *net.buffers()))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize("name", ["torchvision.models.nothing", "nothing.at.all", "resnet18"])
 def test_a_name_that_is_none_is_said(name):
     with pytest.raises(ValueError, match=f"{name}.*importable name"):

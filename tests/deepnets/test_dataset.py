@@ -64,6 +64,16 @@ def test_mistakes_are_explained():
         DeepNets(space="large")
     with pytest.raises(ValueError, match="there are 4"):
         DeepNets("predefined", size=5)
+    with pytest.raises(ValueError, match="unknown widths 'huge'; known: narrow, wide"):
+        DeepNets(widths="huge")
+
+
+@pytest.mark.parametrize(("key", "value", "least"), [
+    ("num_classes", -5, 1), ("num_classes", 0, 1), ("input_size", -5, 1), ("size", -3, 0), ("seed", -1, 0), ("seed", 0.5, 0),
+])  # fmt: skip
+def test_impossible_numbers_are_named(key, value, least):
+    with pytest.raises(ValueError, match=f"{key}={value}: a whole number of at least {least}"):
+        DeepNets(**{key: value})
 
 
 def test_impossible_spaces_are_explained(monkeypatch):

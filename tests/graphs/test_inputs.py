@@ -1,8 +1,10 @@
 """What networks are called with, how their functions are called, and why a parameter has no node."""
 
+import re
 import warnings
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -72,7 +74,20 @@ def test_an_example_serves_prediction():
 
 def test_a_number_is_the_side_of_an_image():
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
-    assert names(trace(net, 32)) == names(trace(net, (3, 32, 32)))
+    assert names(trace(net, 32)) == names(trace(net, np.int64(32))) == names(trace(net, (3, 32, 32)))
+
+
+@pytest.mark.parametrize("size", [32.0, "32", 0, -32, (3, 0, 32), (3, 32.0, 32)])
+def test_impossible_shapes_are_named(size):
+    with pytest.raises(ValueError, match=re.escape(f"input_shape={size!r}: (channels, height, width)")):
+        trace(BATCH, size)
+
+
+@pytest.mark.parametrize("net", ["resnet50", None, nn.Linear, BATCH.state_dict()])
+def test_what_is_no_network_is_named(net):
+    for read in (trace, tiny().predict):
+        with pytest.raises(TypeError, match=f"torch.nn.Module, not a {type(net).__name__}$"):
+            read(net)
 
 
 @pytest.mark.filterwarnings("ignore:.*non-tuple sequence")

@@ -472,6 +472,37 @@ def test_ghn3_pools_squeezenet_before_its_classifier():
     assert graph.edges[-2:].tolist() == [[62, 63], [63, 64]]
 
 
+class Logits(nn.Module):
+    """A network in a wrapper of somebody's own."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return {"logits": self.net(x)}
+
+
+def derived(net):
+    net.__class__ = type("Derived", (torchvision.models.SqueezeNet,), {})
+    return net
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, Logits, derived])
+def test_networks_are_known_within_others_and_when_derived_from(wrap):
+    net = torchvision_model("squeezenet1_1")
+    expected = trace(net, convention="ghn3")
+    graph = trace(wrap(net), convention="ghn3")
+    assert [(n.op, n.role) for n in graph.nodes] == [(n.op, n.role) for n in expected.nodes]
+    assert np.array_equal(graph.edges, expected.edges)
+
+
+def test_ghn3_leaves_a_replaced_head_of_squeezenet():
+    net = torchvision_model("squeezenet1_1")
+    net.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 5))
+    assert names(trace(net, convention="ghn3"))[-3:] == ["glob_avg", "classifier.2.weight", "classifier.2.bias"]
+
+
 def test_ppuda_sees_no_class_layer_in_squeezenet():
     graph = trace(torchvision_model("squeezenet1_1"), convention="ppuda")
     assert {Role.CLASS_WEIGHT, Role.CLASS_BIAS}.isdisjoint(node.role for node in graph.nodes)
@@ -602,7 +633,7 @@ def test_networks_may_say_what_they_expect(size):
     with pytest.raises(TraceError, match="input_shape="):
         trace(net)
     net.expected_input_sz = size
-    assert len(trace(net)) == 3
+    assert len(trace(net)) == len(trace(nn.DataParallel(net))) == 3
 
 
 def test_errors_name_the_module_and_the_remedy():

@@ -40,6 +40,11 @@ def test_channels_read_the_row_of_the_nearest_value_and_ties_go_down(classes, si
     assert embedding.channel.num_embeddings == 392
 
 
+def test_numbers_beyond_the_tables_that_are_values_have_their_rows():
+    channel, spatial = NodeEmbedding(16, 9000, 18)._rows(np.array([[9000, 8192, 17, 16], [9001, 8999, 18, 19]]))
+    assert channel.tolist() == [[390, 389], [389, 389]] and spatial.tolist() == [[10, 9], [9, 9]]
+
+
 @pytest.mark.parametrize(("side", "rows", "pairs"), [
     (16, 11, {2: 3, 4: 3, 12: 11, 32: 16}), (11, 9, {2: 3, 6: 5, 13: 14, 15: 14}),
 ])  # fmt: skip
@@ -189,6 +194,23 @@ def test_gated_gnn_updates_node_by_node_in_both_directions(virtual_edges):
     weights, inputs = torch.randn_like(x), [x, *encoder.parameters()]
     gradients = [torch.autograd.grad((states * weights).sum(), inputs) for states in (ours, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_the_device_of_new_tensors_does_not_matter(encoder):
+    ghn, net, other = tiny(encoder, anytime=True), Residual(), Residual()
+    expected, embedded = ghn.predict(net, SHAPE), ghn.embed(net, SHAPE)
+    with torch.device("meta"):
+        torch.testing.assert_close(ghn.predict(net, SHAPE), expected, rtol=0, atol=0)
+        torch.testing.assert_close(ghn.embed(net, SHAPE), embedded, rtol=0, atol=0)
+        ghn.initialize(other, SHAPE)
+    torch.testing.assert_close(dict(other.named_parameters()), expected)
+
+
+def test_a_meta_batch_may_be_any_iterable():
+    ghn, nets = tiny(), [Residual(), Residual(classes=7)]
+    torch.testing.assert_close(ghn.predict(net for net in nets), ghn.predict(nets), rtol=0, atol=0)
+    assert ghn.predict([]) == [] and len(ghn.initialize(net for net in nets)) == 2
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

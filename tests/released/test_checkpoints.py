@@ -1,6 +1,7 @@
 """Reading and writing hypernetworks, ours and the official formats, and refusing what is broken or unsafe."""
 
 import argparse
+import itertools
 import json
 import os
 import pickle
@@ -17,7 +18,7 @@ from shared import tiny
 from ghnlib import GHN, GHNConfig
 from ghnlib.config import PRESETS
 from ghnlib.hypernetwork.pretrained import least_values
-from ghnlib.released.checkpoints import CheckpointError, our_name
+from ghnlib.released.checkpoints import CheckpointError, our_name, read_checkpoint
 from ghnlib.released.unpickling import read_pickle
 
 
@@ -57,6 +58,23 @@ def test_ghn3_training_files(tmp_path):
     loaded = GHN.from_pretrained(tmp_path / "ghn.pt")
     assert loaded.config == GHNConfig(hid=16, layers=2, heads=2, max_shape=(16, 16, 11, 11), convention="ghn3")
     assert_equal(loaded, ghn)
+
+
+def test_graphormers_have_the_graphs_of_ghn3_whatever_their_file_states(tmp_path):
+    config = {key: value for key, value in CONFIG.items() if key not in ("heads", "layers", "is_ghn2")}
+    torch.save({"state_dict": official_names(tiny()), "config": config}, tmp_path / "ghn.pt")
+    assert GHN.from_pretrained(tmp_path / "ghn.pt").config.convention == "ghn3"
+
+
+@pytest.mark.parametrize("write", [torch.save, save_legacy, joblib.dump])
+def test_results_and_paths_beside_the_tensors_are_ignored(tmp_path, write):
+    rest = {
+        "epoch": np.int64(3),
+        "accuracy": np.float64(0.5),
+        "args": argparse.Namespace(folder=tmp_path, name=np.str_("x")),
+    }
+    write({"state_dict": official_names(tiny()), "config": CONFIG, **rest}, tmp_path / "ghn.pt")
+    assert_equal(GHN.from_pretrained(tmp_path / "ghn.pt"), tiny())
 
 
 def test_hub_files_are_read_with_inferred_configuration(tmp_path):
@@ -107,6 +125,17 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "text.pt").write_text("not a checkpoint")
     with pytest.raises(CheckpointError):
         GHN.from_pretrained(tmp_path / "text.pt")
+    lfs, page = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc", b"\n<!DOCTYPE html>\n<html>404</html>"
+    for name, (content, message) in itertools.product(
+        ("file.pt", "file.safetensors"), ((b"", "it is empty"), (lfs, "run git lfs pull"), (page, "it is a web page"))
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"{name}.*{message}"):
+            read_checkpoint(tmp_path / name)
+    for method in "zlib", "gzip", "bz2", "xz", "lzma":
+        joblib.dump(official_names(tiny()), tmp_path / "small.pt", compress=(method, 3))
+        with pytest.raises(CheckpointError, match="small.pt.*compressed: dump it without compress"):
+            GHN.from_pretrained(tmp_path / "small.pt")
     torch.save({"state_dict": {"conv1.weight": torch.zeros(3)}}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="not a hypernetwork"):
         GHN.from_pretrained(tmp_path / "other.pt")

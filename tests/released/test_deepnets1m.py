@@ -123,6 +123,21 @@ def test_descriptions_of_official_files_are_checked(official, key, value, messag
         file.read(1)
 
 
+def test_arguments_at_the_defaults_of_the_released_networks_may_be_missing(official):
+    archs, path, meta = official
+    described = json.loads(meta.read_text())
+    nets = described["val"]["nets"]
+    for net in nets:
+        if net["fc_layers"] == 1:
+            net |= {"fc_layers": 0, "fc_dim": 0}
+        if net["norm"]:
+            del net["norm"]
+    assert any(net["fc_layers"] == 0 for net in nets) and any("norm" not in net for net in nets)
+    meta.write_text(json.dumps(described))
+    for arch, read in zip(archs, DeepNets("val", path=path), strict=True):
+        assert (read.identity, read.graph.nodes) == (arch.identity, arch.graph.nodes)
+
+
 def test_more_networks_than_are_stored_are_refused(official):
     _, path, meta = official
     described = json.loads(meta.read_text())

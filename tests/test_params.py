@@ -127,6 +127,12 @@ def test_a_variant_that_starts_from_a_hypernetwork_has_a_lower_rate_and_its_file
     check_starts(params, ["on-0", "own-3", "ghn3-0"])
     with pytest.raises(ParamsError, match=r"train.variants.on.start_from = 'models/a-3': there is no such.*hub id"):
         check_starts(params, train.trainings)
+    for start in "models/ghn3-{seed}", str(tmp_path / "models" / "ghn3-0" / "model.safetensors"):
+        raw["train"]["variants"]["on"]["start_from"] = start
+        with pytest.raises(
+            ParamsError, match=r"train.variants.on.start_from = '.*models/ghn3-0.*': this run trains it"
+        ):
+            check_starts(validate(raw), train.trainings)
 
 
 def test_limits_are_those_of_the_embedded_digits(raw):

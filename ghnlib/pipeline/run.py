@@ -181,11 +181,13 @@ def _disk_full(message: str) -> str:
 
 @contextmanager
 def _own_kernel() -> Iterator[Config]:
-    """A python3 kernel that is this interpreter and sees this folder's ghnlib, whatever else is installed. It is
-    reached by sockets in a folder of its own: stages that start at the same moment may draw the same port."""
+    """A python3 kernel that is this interpreter and sees this folder's ghnlib, whatever else is installed, then the
+    modules of one's own beside the pipeline above, of which this may be a profile's run. It is reached by sockets in a
+    folder of its own: stages that start at the same moment may draw the same port."""
     with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ):
         write_kernel_spec(str(Path(folder, "kernels", "python3")), extra_arguments=["--log-level=40"])
-        paths = filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])
+        above = (str(folder) for folder in Path.cwd().parents if (folder / "dvc.yaml").exists())
+        paths = filter(None, [str(Path.cwd()), *above, os.environ.get("PYTHONPATH")])
         os.environ |= {"JUPYTER_PATH": folder, "IPYTHONDIR": folder, "PYTHONPATH": os.pathsep.join(paths)}
         # One thread: the order of sums, and so the report, does not depend on how many cores are free.
         os.environ |= {"PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "OMP_NUM_THREADS": "1"}

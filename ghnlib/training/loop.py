@@ -204,14 +204,15 @@ def _loop(trainer, architectures, extra, images, seed, augment, validate, folder
             # checkpoints of earlier versions have no such list
             progress["losses"] = [*progress.get("losses", []), progress["window"][-1]["loss"]][-JUDGED:]
             _stop_if_worse_than_guessing(progress["losses"], step, recipe, trainer.ghn.config.num_classes)
-            logged = step % recipe.log_every == 0 or step == recipe.steps
+            validated = step % recipe.validate_every == 0 or step == recipe.steps
+            logged = step % recipe.log_every == 0 or validated
             if logged:
                 _note_throughput(folder, since, step, time.monotonic() - started, recipe)
                 window = pd.DataFrame(progress["window"]).replace(math.inf, math.nan)  # of a step without an update
                 deviation = float(window["grad_norm"].std(ddof=0))
                 row = {"step": step, **window.mean().to_dict(), "grad_norm_deviation": deviation}
                 progress["window"] = []
-                if validate and (step % recipe.validate_every == 0 or step == recipe.steps):
+                if validate and validated:
                     row |= validate(trainer.ghn)
                 progress["history"].append(row)
                 if log and is_first_rank():

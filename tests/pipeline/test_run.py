@@ -154,6 +154,16 @@ def test_a_refused_value_of_an_experiment_leaves_the_parameters(tree, capfd, mon
     assert ("other changes stay" in said) == bool(left)
 
 
+def test_the_run_of_a_profile_sees_modules_of_ones_own_beside_the_pipeline(tree, monkeypatch):
+    root = tree(PARAMETERS)
+    for folder in root, root / "runs" / "own":
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "dvc.yaml").touch()
+        monkeypatch.chdir(folder)
+    with run._own_kernel():
+        assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(folder), str(root), str(ROOT)]
+
+
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_stopped_runner_takes_its_kernel_along(tree, sent, status):
     root = tree(PARAMETERS, "import os, time; open('pid', 'w').write(str(os.getpid()))", "time.sleep(60)")

@@ -142,6 +142,53 @@ def test_the_checkpoint_of_another_configuration_is_set_aside(tmp_path, capsys):
     assert_same_weights(other, fresh)
 
 
+@pytest.mark.parametrize("what", ["start", "labels", "classes", "networks", "number", "extra"])
+def test_the_training_of_another_start_or_on_others_is_set_aside(tmp_path, capsys, what):
+    images, networks, ghn = digits().train, architectures(), new_ghn()
+    recipe = Recipe(steps=1, batch_size=8, meta_batch=1, extra_share=0.5)
+    extra = own_networks(["ghnlib.architectures.handwritten:vgg"], 10, 16)
+    train_ghn(new_ghn(), networks, images, recipe, tmp_path, 0, extra=extra)
+    train_ghn(new_ghn(), architectures(), images, recipe, tmp_path, 0, extra=extra)
+    assert "starting anew" not in capsys.readouterr().out
+    if what == "start":
+        ghn.norm.bias.data.fill_(0.1)
+    images = {"labels": replace(images, labels=images.labels.flip(0)),
+              "classes": images.subset(range(9))}.get(what, images)  # fmt: skip
+    networks = {"networks": list(pool("train", 12, seed=1)), "number": networks[:-1]}.get(what, networks)
+    extra = own_networks(["ghnlib.architectures.handwritten:vit"], 10, 16) if what == "extra" else extra
+    train_ghn(ghn, networks, images, recipe, tmp_path, 0, extra=extra)
+    assert "starting anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("at", [1, 5])
+def test_interrupted_and_called_again_with_the_same_hypernetwork_it_resumes(tmp_path, monkeypatch, at):
+    whole, _ = train(tmp_path / "whole")
+    update, steps, ghn = MetaTrainer.step, count(), new_ghn()
+
+    def interrupted(*arguments, **options):
+        if next(steps) == at:
+            raise KeyboardInterrupt
+        return update(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaTrainer, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "part", ghn=ghn)
+    assert_same_weights(whole, train(tmp_path / "part", ghn=ghn)[0])
+
+
+@pytest.mark.parametrize(("networks", "images", "said"), [
+    ([], digits().train, "there are 0 networks and 1[0-9]+ images"),
+    (architectures(), digits().train.subset([]), "there are 12 networks and 0 images"),
+    ([torch.nn.Linear(3, 3)], digits().train, "a Linear has no graph: give architectures"),
+    (pool("train", 2, num_classes=5), digits().train, r"is for 10 classes, networks are for 5: for_classes\(5\)"),
+    (architectures(), replace(digits().train, classes=tuple("abcdefghijk")), r"images are of 11 classes.*for_classes\(11"),
+])  # fmt: skip
+def test_what_a_hypernetwork_cannot_be_trained_on_is_named(tmp_path, networks, images, said):
+    with pytest.raises(TrainingError, match=said):
+        train_ghn(new_ghn(), networks, images, Recipe(meta_batch=1), tmp_path, 0)
+
+
 def test_other_intervals_continue_a_training(tmp_path, capsys):
     whole, _ = train(tmp_path / "whole")
     train(tmp_path / "part", validate=None)
@@ -383,7 +430,7 @@ def test_sigterm_saves_and_exits_143(tmp_path):
     child.terminate()
     child.join()
     assert child.exitcode == 143
-    assert 2 <= torch.load(tmp_path / "part" / "checkpoint.pt")["progress"]["step"] < DURABLE.steps
+    assert 1 <= torch.load(tmp_path / "part" / "checkpoint.pt")["progress"]["step"] < DURABLE.steps
     train_in_child(tmp_path / "part")
     assert (tmp_path / "part" / "history.csv").read_bytes() == (tmp_path / "whole" / "history.csv").read_bytes()
 
@@ -407,7 +454,6 @@ def test_processes_save_when_their_caller_is_killed(tmp_path):
         while ranks_that_save(caller.pid) < 2:
             assert caller.is_alive() and time.monotonic() < deadline
             time.sleep(0.05)
-        assert not (tmp_path / "checkpoint.pt").exists()
     finally:
         caller.kill()
         caller.join()
@@ -506,7 +552,7 @@ def test_losses_far_above_guessing_stop_the_training_soon_after_its_warm_up():
     for at, steps in (200, 200), (400, 2000), (1000, 2000), (2000, 2000), (500, 3000), (10_200, 100_000):
         stop(wild, at, Recipe(steps=steps), 10)
         for losses in high, [math.nan] * 100:
-            with pytest.raises(TrainingError, match=f"after {at} of {steps} steps.*guessing has 2.3.*train.recipe.lr"):
+            with pytest.raises(TrainingError, match=f"after {at} of {steps} steps.*guessing has 2.3.*the recipe's lr"):
                 stop(losses, at, Recipe(steps=steps), 10)
 
 
@@ -531,17 +577,11 @@ def test_a_training_that_diverges_with_finite_losses_fails(tmp_path, monkeypatch
     assert torch.load(tmp_path / "checkpoint.pt")["progress"]["step"] == 6
 
 
-def test_checkpoints_of_earlier_versions_are_resumed(tmp_path, capsys):
-    whole, history = train(tmp_path)
-    for name in "checkpoint.pt", "checkpoint.previous.pt":
-        state = torch.load(tmp_path / name)
-        del state["progress"]["losses"]
-        torch.save(state, tmp_path / name)
-    cut(tmp_path / "checkpoint.pt")
-    resumed, again = train(tmp_path)
-    assert "resuming after step 9" in capsys.readouterr().out
-    assert_same_weights(whole, resumed)
-    pd.testing.assert_frame_equal(history, again, check_exact=True)
+def test_a_short_training_without_a_finite_loss_fails(tmp_path, monkeypatch):
+    update = MetaTrainer.step
+    monkeypatch.setattr(MetaTrainer, "step", lambda *a, **k: update(*a, **k) | {"loss": math.nan})
+    with pytest.raises(TrainingError, match="none of the last 12 steps has a finite loss: lower the recipe's lr"):
+        train(tmp_path)
 
 
 def test_a_step_without_an_update_leaves_the_mean_gradient_norm_finite(tmp_path, monkeypatch):

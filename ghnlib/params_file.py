@@ -24,6 +24,10 @@ DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
 """Embedded images of each digit."""
 
 
+KINDS = re.compile(r"\[key\]|constrained-(int|float|str)|literal\[.*")
+"""What pydantic adds to the path of a value that is of one of several kinds."""
+
+
 class ParamsError(Exception):
     """Parameters that cannot be used; the message names key, value and what is allowed."""
 
@@ -40,7 +44,7 @@ def validate(raw: Any, where: str = "params.yaml") -> Params:
 
 
 def _describe(error: Mapping[str, Any]) -> str:
-    *section, last = path = [str(part) for part in error["loc"] if part != "[key]"] or [""]
+    *section, last = path = [part for part in map(str, error["loc"]) if not KINDS.fullmatch(part)] or [""]
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         allowed = _keys_of(section)

@@ -139,7 +139,8 @@ def validation_accuracy(ghn: GHN, architectures: Sequence[Architecture], images:
 
 
 def run_job(job: Job, devices: int) -> pd.DataFrame:
-    """Run ``train_variant`` here, or in a process for each of several cores (or GPUs), which share every meta-batch.
+    """Run ``train_variant`` here, or in a process for each of several cores (or GPUs), which share every meta-batch: no
+    more of them than it has networks, others would be idle.
 
     Checkpoints stay in ``job.folder``, and the same call resumes a training that was killed. It writes ``job.json``
     there; with that file, several nodes that share the folder train together by
@@ -156,8 +157,8 @@ def run_job(job: Job, devices: int) -> pd.DataFrame:
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.json").write_text(job.model_dump_json(indent=1))
-    if devices > 1:
-        _share(folder, devices)
+    if (used := min(devices, job.recipe.meta_batch)) > 1:
+        _share(folder, used)
     else:
         train_variant(job)
     return pd.read_csv(folder / "history.csv")

@@ -78,6 +78,13 @@ def test_independent_stages_are_stages_of_the_pipeline(params):
     assert {stage for group in pipeline.independent_stages(params) for stage in group} == set(known) - {"claims"}
 
 
+def test_trainings_depend_on_the_keys_that_they_read_alone(params):
+    named = read_yaml(ROOT / "dvc.yaml")["stages"]["train"]["params"]
+    for section, unread in ("data", {"test_per_class", "download"}), ("deepnets", {"test", "ood"}):
+        keys = {key.partition(".")[2] for key in named if key.partition(".")[0] == section}
+        assert keys == set(type(getattr(params, section)).model_fields) - unread
+
+
 @pytest.mark.parametrize("names", [["tony"], ["tiny", "digits-long"]])
 def test_unknown_profiles_are_refused(names):
     with pytest.raises(ParamsError, match="there are .*cifar10-small"):

@@ -330,6 +330,11 @@ def test_a_killed_training_resumes_with_the_same_result(tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "whole" / "history.csv"), resumed, check_exact=True)
 
 
+def test_no_more_processes_train_than_a_meta_batch_has_networks(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "_share", lambda folder, devices: train_variant(job(folder, {"steps": devices})))
+    assert [run_job(job(tmp_path / f"{n}", {"steps": 1}), n)["step"].max() for n in (1, 2, 3)] == [1, 2, 2]
+
+
 def test_resumed_on_another_number_of_processes(tmp_path, monkeypatch):
     recipe = {"log_every": 1, "validate_every": 3, "lr": 1e-4}
     train_variant(job(tmp_path / "whole", recipe))

@@ -107,8 +107,19 @@ def test_a_process_that_lacks_images_ends_in_one_line(tmp_path):
     wanted = job(tmp_path, data={**JOB["data"], "source": "folder", "root": str(tmp_path / "none")})
     (tmp_path / "job.json").write_text(wanted.model_dump_json())
     with pytest.raises(SystemExit) as stopped:
-        jobs._main(str(tmp_path / "job.json"))
+        jobs._main([str(tmp_path / "job.json")])
     assert re.fullmatch(f"DataError: no images in {tmp_path}/none: [^\n]+", stopped.value.code)
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"), [(None, []), (None, ["job.json"]), ("{}", ["job.json"]), ("{}", ["job.json", "job.json"])]
+)
+def test_what_is_no_file_of_a_job_is_named_and_how_one_is_written(tmp_path, monkeypatch, text, arguments):
+    monkeypatch.chdir(tmp_path)
+    if text:
+        (tmp_path / "job.json").write_text(text)
+    with pytest.raises(SystemExit, match=r"job.json.*ghnlib.pipeline.run job@VARIANT-SEED writes"):
+        jobs._main(arguments)
 
 
 class Interrupted(Exception):
@@ -221,8 +232,9 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     recipe = {"steps": 3, "log_every": 1, "meta_batch": 3, "lr": 1e-5}
     folders = [tmp_path / n for n in "12"]
     train_variant(job(folders[0], recipe))
-    path = tmp_path / "job.json"
-    path.write_text(job(folders[1], recipe).model_dump_json())
+    path = folders[1] / "job.json"
+    path.parent.mkdir()
+    path.write_text(job("elsewhere", recipe).model_dump_json())  # the folder of the file counts
     nodes = ["--nnodes=1", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", *nodes, "-m", "ghnlib.training.jobs", path]
     subprocess.run(torchrun, check=True)

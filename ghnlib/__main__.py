@@ -25,6 +25,7 @@ from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.released.checkpoints import CheckpointError
 
 TORCHVISION = "torchvision.models."
+SOURCES = "digits or cifar10 (in the package), a folder, an official file or released name, a hub repository"
 # column -> width and format of its values
 COLUMNS = {
     "nodes": (5, "d"), "parameters": (11, ",d"), "predicted %": (11, ".2f"), "trace s": (7, ".2f"),
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--ghn", required=True, help="a folder, an official file or released name, a hub repository")
+    common.add_argument("--ghn", required=True, help=SOURCES)
     common.add_argument("--num-classes", type=_positive, help="passed to the model; default: the hypernetwork's")
     about = "of the model's input, such as 3 32 32; one number: the side of an image of three channels"
     common.add_argument("--input-shape", type=_positive, nargs="+", metavar="N", help=about)

@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 from ghnlib.bounds import Batch, BelowOne, Bits, Classes, Depth, FromList, Kernel, NonNegative, Positive, Share, Width
 
 CHECKED = ConfigDict(strict=True)
+MOST_PRIMITIVES = 100
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -75,7 +76,7 @@ class GHNConfig:
     window: Literal["centre", "corner"] = "centre"
     initialization: Literal["framework", "ghn3", "identity"] = "framework"
     convention: Literal["correct", "ghn3", "ppuda"] = "correct"
-    primitives: Annotated[tuple[str, ...], FromList, Field(max_length=100)] = ()
+    primitives: Annotated[tuple[str, ...], FromList, Field(max_length=MOST_PRIMITIVES)] = ()
 
     def __post_init__(self):
         if self.max_shape[2] != self.max_shape[3]:
@@ -160,7 +161,7 @@ class Recipe:
             architecture drawn.
         widths: how wide training architectures are at the papers' scale, "narrow" (PPUDA) or "wide" (GHN-3, ImageNet).
         max_nodes: meta-batches with more nodes than this times ``meta_batch``, or 8 if that is more, are passed over.
-        log_every, validate_every: intervals; a checkpoint is written with every log line.
+        log_every, validate_every: intervals; a validation has a log line, a checkpoint is written with every line.
     """
 
     steps: Annotated[int, Field(gt=0, le=10**8)] = 1000

@@ -24,6 +24,10 @@ DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
 """Embedded images of each digit."""
 
 
+KINDS = re.compile(r"\[key\]|constrained-(int|float|str)|literal\[.*")
+"""What pydantic adds to the path of a value that is of one of several kinds."""
+
+
 class ParamsError(Exception):
     """Parameters that cannot be used; the message names key, value and what is allowed."""
 
@@ -40,7 +44,7 @@ def validate(raw: Any, where: str = "params.yaml") -> Params:
 
 
 def _describe(error: Mapping[str, Any]) -> str:
-    *section, last = path = [str(part) for part in error["loc"] if part != "[key]"] or [""]
+    *section, last = path = [part for part in map(str, error["loc"]) if not KINDS.fullmatch(part)] or [""]
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         allowed = _keys_of(section)
@@ -107,14 +111,20 @@ def is_path(source: str, root: Path = Path()) -> bool:
 
 
 def check_starts(params: Params, trainings: Iterable[str]) -> None:
-    """Raise ParamsError if files are missing that some of the trainings start from."""
+    """Raise ParamsError if files are missing that some of the trainings start from, or made by others of this run: no
+    stage would wait for those."""
+    own = {Path("models", name).resolve() for name in params.train.trainings}
     for variant, seed in (params.train.trainings[name] for name in trainings):
         start = params.train.start_of(variant, seed)
-        if start and is_path(start) and not Path(start).exists():
-            raise ParamsError(
-                f"train.variants.{variant}.start_from = {_short(start)}: there is no such file or folder (for the seed "
-                f"{seed}). Train that hypernetwork first, or give another file or hub id"
-            )
+        if not (start and is_path(start)):
+            continue
+        key, path = f"train.variants.{variant}.start_from = {_short(start)}", Path(start).resolve()
+        if not own.isdisjoint((path, *path.parents)):
+            raise ParamsError(f"{key}: this run trains it itself. Start from it in a profile, which has a run of its "
+                              "own (as profiles/fashion.yaml does), or give another file or hub id")  # fmt: skip
+        if not path.exists():
+            raise ParamsError(f"{key}: there is no such file or folder (for the seed {seed}). Train that hypernetwork "
+                              "first, or give another file or hub id")  # fmt: skip
 
 
 def _images_of(params: Params) -> Iterator[tuple[str, Data | Target]]:

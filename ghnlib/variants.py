@@ -1,7 +1,7 @@
 """What params.yaml may say of hypernetworks: what they share, and what each variant of them changes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Annotated, Any, Self, get_type_hints
 
@@ -37,8 +37,23 @@ Variant = create_model("Variant", __base__=Section, **_fields_of(GHNConfig), **_
 """What a variant changes: any key of ``train.ghn`` or ``train.recipe``."""
 
 
+USED = {
+    "rank": ("decoder", ("lowrank",)), "window": ("decoder", ("conv", "mlp")), "fan": ("weight_norm", (True,)),
+    "virtual_edges": ("encoder", ("gated_gnn", "graphormer")), "directions": ("encoder", ("gated_gnn", "graphormer")),
+    "stacked": ("encoder", ("gated_gnn",)), "passing": ("stacked", (True,)), "modules": ("stacked", (True,)),
+    **dict.fromkeys(("heads", "attention", "centrality", "input_distance", "batching"), ("encoder", ("graphormer",))),
+}  # fmt: skip
+"""Options that change nothing but where another has one of these values. The layers of an MLP are none: it may name
+those of the variant that it is compared with."""
 CONTINUED = 0.5
 """Of ``train.recipe.lr``, where a variant that starts from a trained hypernetwork gives no rate."""
+
+
+def _unused(config: GHNConfig, stated: Iterable[str]) -> Iterator[str]:
+    for key in sorted(USED.keys() & stated):
+        other, values = USED[key]
+        if (found := getattr(config, other)) not in values:
+            yield f"{key} changes nothing with {other}={found}, only with {' or '.join(map(str, values))}: leave it out"
 
 
 class Hypernetworks(Section):
@@ -54,11 +69,12 @@ class Hypernetworks(Section):
             if getattr(self.variants[name], "start_from", None):
                 continue  # its architecture is known when the file is read
             try:
-                self.config(name)
+                reasons = list(_unused(self.config(name), self.variants[name].model_fields_set))
             except ValidationError as error:
-                reasons = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
-                text = f"variants.{name}: {reasons}"
-                raise PydanticCustomError("impossible", "{text}", {"text": text}) from None
+                reasons = [e["msg"].removeprefix("Value error, ") for e in error.errors()]
+            if reasons:
+                text = f"variants.{name}: {'; '.join(reasons)}"
+                raise PydanticCustomError("impossible", "{text}", {"text": text})
         return self
 
     def config(self, name: str, num_classes: int = 10) -> GHNConfig:

@@ -53,6 +53,16 @@ def test_a_variant_is_what_all_share_with_its_changes(raw):
         ("train.variants.ghn3.steps", 0, ["train.variants.ghn3.steps", "0", "greater than 0"]),
         ("train.variants.ghn3.encoder", "gnn", ["train.variants.ghn3.encoder = 'gnn'", "graphormer"]),
         ("train.variants.ghn3.hid", 30, ["train.variants.ghn3", "hid=30", "multiple of 4"]),
+        (
+            "train.variants.ghn3.stacked",
+            True,
+            ["variants.ghn3: stacked changes nothing with encoder=graphormer, only with"],
+        ),
+        ("train.variants.ghn3.rank", 8, ["rank changes nothing with decoder=conv, only with lowrank: leave it out"]),
+        ("train.variants.ghn2.batching", "misaligned", ["batching changes nothing with encoder=gated_gnn"]),
+        ("train.variants.ghn2.passing", False, ["passing changes nothing with stacked=False"]),
+        ("train.variants.mlp.directions", "forward", ["directions changes nothing with encoder=mlp"]),
+        ("train.variants.ghn1.fan", "out", ["fan changes nothing with weight_norm=False"]),
         ("train.variants.GHN 9", {}, ["GHN 9", "pattern"]),
         ("train.variants", {}, ["train.variants", "{}", "at least 1"]),
         ("data.val_share", 1.5, ["data.val_share", "1.5", "less than 1"]),
@@ -127,6 +137,12 @@ def test_a_variant_that_starts_from_a_hypernetwork_has_a_lower_rate_and_its_file
     check_starts(params, ["on-0", "own-3", "ghn3-0"])
     with pytest.raises(ParamsError, match=r"train.variants.on.start_from = 'models/a-3': there is no such.*hub id"):
         check_starts(params, train.trainings)
+    for start in "models/ghn3-{seed}", str(tmp_path / "models" / "ghn3-0" / "model.safetensors"):
+        raw["train"]["variants"]["on"]["start_from"] = start
+        with pytest.raises(
+            ParamsError, match=r"train.variants.on.start_from = '.*models/ghn3-0.*': this run trains it"
+        ):
+            check_starts(validate(raw), train.trainings)
 
 
 def test_limits_are_those_of_the_embedded_digits(raw):
@@ -144,6 +160,14 @@ def test_reading_images_in_another_way_makes_no_other_training(raw):
     data = validate(raw).data
     same, other = (data.model_copy(update=change) for change in ({"resident_gib": 0.5}, {"image_size": 16}))
     assert same.learnt_from == data.learnt_from != other.learnt_from
+
+
+def test_a_value_of_none_of_several_kinds_is_named_by_its_key_alone(raw):
+    raw["transfer"]["detection"]["backbones"], raw["analysis"]["svr"]["gamma"] = [1, 0.5], [1.0, "much"]
+    with pytest.raises(ParamsError) as error:
+        validate(raw)
+    keys = {line.partition(" = ")[0].partition(": ")[2] for line in str(error.value).splitlines()}
+    assert keys == {"transfer.detection.backbones.1", "analysis.svr.gamma.1"}
 
 
 def test_a_missing_key_is_named(raw):

@@ -162,7 +162,7 @@ def own_networks(names: Sequence[str], num_classes: int, input_size: int) -> lis
     networks = [NamedNetwork(num_classes, input_size, name) for name in names]
     for network in networks:
         if reason := _why_not(network):
-            raise DataError(f"deepnets.extra: {network.name} cannot be trained on: {reason}")
+            raise DataError(f"deepnets.extra or evaluate.unseen: {network.name} cannot be trained on: {reason}")
     return networks
 
 

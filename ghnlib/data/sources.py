@@ -197,13 +197,19 @@ def _folder(
 
 Files = tuple[np.ndarray, np.ndarray]
 """Paths and labels."""
+WRONG = ("valid", "validation")
+"""Folders that others name so and here would be classes, or not read."""
 
 
 def _folder_files(root: Path, seed: int, val: float, test: float) -> tuple[list[Files], tuple[str, ...]]:
     """Files of train, val and test, in random order: batch statistics of files sorted by class would mislead."""
     if not (root / "train").is_dir():
         files, classes = _tree(root)
+        if parts := sorted({"test", "val", *WRONG} & {*classes}):
+            raise DataError(f"{root} has {', '.join(parts)} but no train: name the folder of training images so.")
         return _split(files, (val * (1 - test), test), seed), classes
+    if wrong := [name for name in WRONG if (root / name).is_dir()]:
+        raise DataError(f"{root / wrong[0]} would not be read: validation images belong in {root / 'val'}.")
     own = {name: _tree(root / name) for name in ("train", "val", "test") if (root / name).is_dir()}
     if len(own) == 1:
         raise DataError(f"{root} has train/ but neither test/ nor val/.")
@@ -232,6 +238,8 @@ def _tree(root: Path) -> tuple[Files, tuple[str, ...]]:
             f"no images in {root}: expected a folder per class, each with images ({error}). Point data.root at an "
             f"ImageFolder tree: class folders, or train/ and test/ with class folders in them. {NO_DOWNLOAD}"
         ) from None
+    if hidden := [name for name in folder.classes if name.startswith(".")]:
+        raise DataError(f"{root / hidden[0]} would be a class of images: remove that folder.")
     paths, labels = zip(*folder.samples, strict=True)
     return (np.array(paths), np.array(labels)), tuple(folder.classes)
 

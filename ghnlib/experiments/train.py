@@ -1,13 +1,15 @@
 """The report on the training of one hypernetwork."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from ghnlib.experiments.setup import Setup, training_name
+from ghnlib.experiments.setup import SECTIONS, Setup, training_name
 from ghnlib.hypernetwork.ghn import GHN
+from ghnlib.params_file import read_yaml, validate
 from ghnlib.training.jobs import run_job
 
 
@@ -48,3 +50,20 @@ def train_variant(setup: Setup) -> Training:
         target = setup.folder / "model"
         shutil.copy(setup.folder / "history.csv", target)
     return Training(GHN.from_pretrained(target), pd.read_csv(target / "history.csv"))
+
+
+def write_job(training: str) -> Path:
+    """Write the ``job.json`` of a training ("ghn3-0") of params.yaml to the folder of its stage, see ``run_job``."""
+    params = validate(read_yaml("params.yaml"))
+    folder, own = (
+        Path(".training", params.profile, f"train-{training}"),
+        {name: getattr(params, name) for name in SECTIONS},
+    )
+    setup = Setup("train", params.profile, params.seed, folder, **own)
+    job = setup.job(*params.train.trainings[training], folder).model_copy(update={"device": params.device})
+    (folder / "job.json").write_text(job.model_dump_json(indent=1))
+    return folder / "job.json"
+
+
+if __name__ == "__main__":
+    print(write_job(sys.argv[1]))

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pandas as pd
@@ -94,10 +95,10 @@ def prepare(root: Path, folder: Path) -> None:
     overlay = root / "profiles" / f"{folder.name}.yaml"
     raw = read_merged(root / "params.yaml", overlay)
     params = validate(raw, f"profiles/{overlay.name}")
-    transfer, second = raw["transfer"], raw["analysis"]["second"] or {"root": None}
+    if params.profile != folder.name:
+        raise ParamsError(f"profiles/{overlay.name}: profile = {params.profile!r}: must be {folder.name}, as the file")
+    raw = _roots_from_run_folder(raw)
     variants = raw["train"]["variants"]
-    for section in raw["data"], transfer["detection"], *transfer["targets"].values(), second:
-        section["root"] = _from_run_folder(section["root"])
     for variant, seed in params.train.trainings.values():
         if (start := params.train.start_of(variant, seed)) and is_path(start, root):
             variants[variant]["start_from"] = _from_run_folder(params.train.variants[variant].start_from)
@@ -109,6 +110,13 @@ def prepare(root: Path, folder: Path) -> None:
     yaml.dump(raw, folder / "params.yaml")
     (folder / ".dvc").mkdir(exist_ok=True)
     (folder / ".dvc" / "config").write_text(CONFIG)
+
+
+def _roots_from_run_folder(value: Any, key: str = "") -> Any:
+    """Parameters with the folder of every dataset, in whatever section the key ``root`` is."""
+    if isinstance(value, dict):
+        return {name: _roots_from_run_folder(item, name) for name, item in value.items()}
+    return _from_run_folder(value) if key == "root" else value
 
 
 def _from_run_folder(path: str | None) -> str | None:

@@ -1,4 +1,5 @@
-"""Runs one stage of the pipeline: ``python -m ghnlib.pipeline.run STAGE[@VARIANT-SEED]``.
+"""Runs one stage of the pipeline: ``python -m ghnlib.pipeline.run STAGE[@VARIANT-SEED]``; ``job@VARIANT-SEED`` writes
+the file by which several nodes run a training together.
 
 A stage is a notebook executed with the validated parameters of params.yaml. The executed notebook goes to
 reports/PROFILE/, its HTML to site/PROFILE/. ``sources`` is the first stage.
@@ -12,6 +13,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -76,13 +78,15 @@ def _run(stage: str, training: str, params: Params) -> None:
     if stage == "sources":
         check_starts(params, params.train.trainings)
         write_sources()
-    elif stage not in NOTEBOOKS:
+    elif stage not in (*NOTEBOOKS, "job"):
         raise ParamsError(f"no stage named {stage!r}; there are sources, {', '.join(NOTEBOOKS)}")
-    elif (stage == "train") != bool(training) or (training and training not in params.train.trainings):
+    elif (stage in ("train", "job")) != bool(training) or (training and training not in params.train.trainings):
         names = ", ".join(f"train@{name}" for name in params.train.trainings)
         raise ParamsError(
             f"no stage named {stage}{'@' * bool(training)}{training}; hypernetworks are trained by {names}"
         )
+    elif stage == "job":
+        write_job(training, params)
     else:
         run_notebook(stage, training, params)
 
@@ -97,6 +101,12 @@ def write_sources() -> None:
     """Notebooks as the stages depend on them: saving one in Jupyter changes nothing here."""
     for name in NOTEBOOKS.values():
         notebooks.write(notebooks.clean(notebooks.read(Path("notebooks", f"{name}.ipynb"))), SOURCES / f"{name}.ipynb")
+
+
+def write_job(training: str, params: Params) -> None:
+    """Have the ``job.json`` of a training written, by which several nodes run it; its stage goes on from there."""
+    _forget_other_code(Path(available("train", training, params)["folder"]))
+    subprocess.run([sys.executable, "-m", "ghnlib.experiments.train", training], check=True)  # pipelines need no torch
 
 
 def available(stage: str, training: str, params: Params) -> dict[str, Any]:
@@ -181,11 +191,13 @@ def _disk_full(message: str) -> str:
 
 @contextmanager
 def _own_kernel() -> Iterator[Config]:
-    """A python3 kernel that is this interpreter and sees this folder's ghnlib, whatever else is installed. It is
-    reached by sockets in a folder of its own: stages that start at the same moment may draw the same port."""
+    """A python3 kernel that is this interpreter and sees this folder's ghnlib, whatever else is installed, then the
+    modules of one's own beside the pipeline above, of which this may be a profile's run. It is reached by sockets in a
+    folder of its own: stages that start at the same moment may draw the same port."""
     with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ):
         write_kernel_spec(str(Path(folder, "kernels", "python3")), extra_arguments=["--log-level=40"])
-        paths = filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])
+        above = (str(folder) for folder in Path.cwd().parents if (folder / "dvc.yaml").exists())
+        paths = filter(None, [str(Path.cwd()), *above, os.environ.get("PYTHONPATH")])
         os.environ |= {"JUPYTER_PATH": folder, "IPYTHONDIR": folder, "PYTHONPATH": os.pathsep.join(paths)}
         # One thread: the order of sums, and so the report, does not depend on how many cores are free.
         os.environ |= {"PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "OMP_NUM_THREADS": "1"}

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ghnlib.config import GHNConfig
+from ghnlib.config import MOST_PRIMITIVES, GHNConfig
 from ghnlib.released.errors import one_line
 from ghnlib.released.unpickling import read_pickle
 
@@ -206,8 +206,8 @@ def _checked(config: Any) -> dict[str, Any]:
     for key, value in config.items():
         items = value if isinstance(value, list | tuple) else [value]
         # Only then is it safe to print, as errors do.
-        if len(items) > 4 or not all(isinstance(item, str | int | float | None) for item in items):
-            raise ValueError(f"{key} is neither a number nor a word nor a shape")
+        if len(items) > MOST_PRIMITIVES or not all(isinstance(item, str | int | float | None) for item in items):
+            raise ValueError(f"{key} is neither a number nor a word nor a list of some")
         if any(len(item) > 99 if isinstance(item, str) else abs(item or 0) > 2**63 for item in items):
             raise ValueError(f"{key} is too long")
         if key not in GHNConfig.__dataclass_fields__:

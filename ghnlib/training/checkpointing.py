@@ -40,7 +40,8 @@ def save(state: dict, folder: Path) -> None:
         if last.exists():
             os.replace(last, folder / "checkpoint.previous.pt")
         os.replace(new, last)
-        write_history(state["progress"]["history"], folder)
+        if rows := state["progress"]["history"]:
+            write_history(rows, folder)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as either
         new.unlink(missing_ok=True)
         free = shutil.disk_usage(folder).free >> 20
@@ -65,7 +66,7 @@ def resume_together(trainer: MetaTrainer, folder: Path, identity: str) -> dict:
     return progress
 
 
-START = {"step": 0, "position": 0, "skipped": [], "window": [], "history": []}
+START = {"step": 0, "position": 0, "skipped": [], "losses": [], "window": [], "history": []}
 """Progress of a training before its first step."""
 
 
@@ -80,7 +81,7 @@ def _resume(trainer: MetaTrainer, folder: Path, identity: str) -> dict:
             os.replace(folder / name, folder / "checkpoint.damaged.pt")  # or the next save would take it for good
             continue
         if state["identity"] != identity or _shapes(state["ghn"]) != _shapes(trainer.ghn.state_dict()):
-            say("the checkpoint here is of another configuration or data: now checkpoint.old.pt, starting anew")
+            say("the checkpoint here is of another start, configuration or data: now checkpoint.old.pt, starting anew")
             os.replace(folder / name, folder / "checkpoint.old.pt")
             (folder / "checkpoint.previous.pt").unlink(missing_ok=True)
             break

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import ValidationError
 from torch import distributed
 
 from ghnlib.architectures.architecture import Architecture
@@ -139,10 +140,11 @@ def validation_accuracy(ghn: GHN, architectures: Sequence[Architecture], images:
 
 
 def run_job(job: Job, devices: int) -> pd.DataFrame:
-    """Run ``train_variant`` here, or in a process for each of several cores (or GPUs), which share every meta-batch.
+    """Run ``train_variant`` here, or in a process for each of several cores (or GPUs), which share every meta-batch: no
+    more of them than it has networks, others would be idle.
 
     Checkpoints stay in ``job.folder``, and the same call resumes a training that was killed. It writes ``job.json``
-    there; with that file, several nodes that share the folder train together by
+    there; with that file, whose folder counts, several nodes that share the folder train together by
     ``torchrun --nnodes=N --nproc-per-node=GPUS --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT -m ghnlib.training.jobs
     FOLDER/job.json`` on each.
 
@@ -156,8 +158,8 @@ def run_job(job: Job, devices: int) -> pd.DataFrame:
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.json").write_text(job.model_dump_json(indent=1))
-    if devices > 1:
-        _share(folder, devices)
+    if (used := min(devices, job.recipe.meta_batch)) > 1:
+        _share(folder, used)
     else:
         train_variant(job)
     return pd.read_csv(folder / "history.csv")
@@ -183,10 +185,10 @@ def _share(folder: Path, devices: int) -> None:
         raise TrainingError(f"training in {folder} stopped: {reason.strip()}")
 
 
-def _main(path: str) -> None:
+def _main(arguments: Sequence[str]) -> None:
     if parent := os.environ.get("GHNLIB_PARENT"):
         stop_with(int(parent))
-    job = Job.model_validate_json(Path(path).read_text())
+    job = _read(*arguments)
     try:
         if (device := device_of(job.device)).type == "cuda":
             torch.cuda.set_device(device)
@@ -200,5 +202,16 @@ def _main(path: str) -> None:
             distributed.destroy_process_group()
 
 
+def _read(path: str = "job.json", *more: str) -> Job:
+    """The job of a file, in whose folder it is run."""
+    writes = "python -m ghnlib.pipeline.run job@VARIANT-SEED writes the job.json of a training and says where"
+    if more:
+        sys.exit(f"one argument is taken, FOLDER/job.json: {writes}")
+    try:
+        return Job.model_validate_json(Path(path).read_bytes()).model_copy(update={"folder": str(Path(path).parent)})
+    except (OSError, ValidationError) as error:
+        sys.exit(f"{path} is not the job of a training ({' '.join(str(error).split())[:500]}): {writes}")
+
+
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    _main(sys.argv[1:])

@@ -8,6 +8,7 @@ import json
 import math
 import random
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
+from weakref import WeakKeyDictionary
 
 import pandas as pd
 import torch
@@ -48,6 +50,9 @@ TIMES_GUESSING = 30
 """Networks with several exits lose as many times as much as guessing."""
 HOPELESS = 1e4
 """Times guessing from which no training is waited for until its middle."""
+REMEDY = "lower the recipe's lr or clip, or keep weight_norm on"
+_BEFORE: WeakKeyDictionary[GHN, dict[Path, str]] = WeakKeyDictionary()
+"""What hypernetworks were before their training in a folder, which changes them also where it is interrupted."""
 
 
 def sample_meta_batch(
@@ -133,7 +138,8 @@ def train_ghn(
 ) -> pd.DataFrame:
     """Train a hypernetwork; started again after an interruption, it continues from its last checkpoint.
 
-    SIGTERM ends the step in hand, writes a checkpoint and exits with status 143.
+    SIGTERM ends the step in hand, writes a checkpoint and exits with status 143. The same training is one from the same
+    initial weights, with the same recipe, number of networks, and images.
 
     Args:
         ghn: initialised hypernetwork, trained in place.
@@ -153,13 +159,12 @@ def train_ghn(
         validation values.
 
     Raises:
-        TrainingError: losses that are not finite have become the rule; the median loss of the last 100 steps is more
-            than 30 times that of guessing, ln(classes), from half of the steps on, and 200, or 10,000 times from 200
-            steps after the warm-up on; a checkpoint cannot be written, another process trains in ``folder``, or not
-            all ranks see it.
+        TrainingError: networks or images are missing or do not fit the hypernetwork; losses that are not finite have
+            become the rule; the median loss of the last 100 steps is more than 30 times that of guessing, ln(classes),
+            from half of the steps on, and 200, or 10,000 times from 200 steps after the warm-up on, or at last none is
+            finite; a checkpoint cannot be written, another process trains in ``folder``, or not all ranks see it.
     """
-    if recipe.extra_share and not extra:
-        raise TrainingError(f"extra_share={recipe.extra_share}: there are no networks to draw from, name some or set 0")
+    _check(ghn, architectures, images, recipe, extra)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     allow_tf32(recipe.tf32)
@@ -171,6 +176,7 @@ def train_ghn(
         say(describe(training_bytes(ghn, recipe, first, next(images.batches(1))[0])))
     decisive = replace(recipe, log_every=1, validate_every=1)  # they change nothing but the history
     parts = [asdict(ghn.config), asdict(decisive), asdict(augment or Augment()), seed, about]
+    parts += [_before(ghn, folder), *_seen(architectures, images, extra)]
     identity = json.dumps(parts, sort_keys=True, default=repr)
     with only_writer(folder):
         progress = resume_together(trainer, folder, identity)
@@ -178,6 +184,36 @@ def train_ghn(
         if is_first_rank():  # again: the last process may have been killed between checkpoint and history
             write_history(progress["history"], folder)
     return pd.DataFrame(progress["history"])
+
+
+def _check(ghn: GHN, architectures: Sequence, images: ImageSet | Sequences, recipe: Recipe, extra: Sequence) -> None:
+    if recipe.extra_share and not extra:
+        raise TrainingError(f"extra_share={recipe.extra_share}: there are no networks to draw from, name some or set 0")
+    if not (len(architectures) and len(images)):
+        raise TrainingError(f"there are {len(architectures)} networks and {len(images)} images to train on: give some")
+    classes = ghn.config.num_classes
+    for network in (architectures[0], *extra):
+        if not hasattr(network, "graph"):
+            raise TrainingError(f"a {type(network).__name__} has no graph: give architectures (DeepNets, own_networks)")
+        if (own := getattr(network, "num_classes", classes)) != classes:
+            raise TrainingError(
+                f"the hypernetwork is for {classes} classes, networks are for {own}: for_classes({own})"
+            )
+    if (found := len(images.classes)) > classes:
+        raise TrainingError(f"images are of {found} classes, the hypernetwork is for {classes}: for_classes({found})")
+
+
+def _before(ghn: GHN, folder: Path) -> str:
+    """The sum of all weights, to six digits: another processor rounds what is drawn in another way."""
+    total = sum(float(value.double().sum()) for value in ghn.state_dict().values())
+    return _BEFORE.setdefault(ghn, {}).setdefault(folder.resolve(), f"{total:.6g}")
+
+
+def _seen(architectures: Sequence[Architecture], images: ImageSet | Sequences, extra: Sequence[Architecture]) -> list:
+    """What tells networks and images from others."""
+    labels = images.labels if isinstance(images, ImageSet) else images.tokens
+    shapes = ([node.shape for node in network.graph.nodes] for network in (architectures[0], *extra))
+    return [len(architectures), *shapes, len(images), images.classes, zlib.crc32(labels.cpu().numpy().tobytes())]
 
 
 def _loop(trainer, architectures, extra, images, seed, augment, validate, folder, identity, progress, log) -> None:
@@ -192,6 +228,8 @@ def _loop(trainer, architectures, extra, images, seed, augment, validate, folder
         termination_noted() as terminated,
         closing(networks),
     ):
+        if is_first_rank() and not (folder / "checkpoint.pt").exists():  # from which the first steps can be taken again
+            save({**trainer.state_dict(), "progress": progress, "identity": identity}, folder)
         since, started = progress["step"], time.monotonic()
         while progress["step"] < recipe.steps:
             step = progress["step"]
@@ -201,17 +239,17 @@ def _loop(trainer, architectures, extra, images, seed, augment, validate, folder
             progress["step"] = step = step + 1
             bar.update()
             _stop_if_diverged(progress["skipped"], recipe.meta_batch)
-            # checkpoints of earlier versions have no such list
-            progress["losses"] = [*progress.get("losses", []), progress["window"][-1]["loss"]][-JUDGED:]
+            progress["losses"] = [*progress["losses"], progress["window"][-1]["loss"]][-JUDGED:]
             _stop_if_worse_than_guessing(progress["losses"], step, recipe, trainer.ghn.config.num_classes)
-            logged = step % recipe.log_every == 0 or step == recipe.steps
+            validated = step % recipe.validate_every == 0 or step == recipe.steps
+            logged = step % recipe.log_every == 0 or validated
             if logged:
-                _note_throughput(folder, since, step, time.monotonic() - started, recipe)
+                seconds = time.monotonic() - started
                 window = pd.DataFrame(progress["window"]).replace(math.inf, math.nan)  # of a step without an update
                 deviation = float(window["grad_norm"].std(ddof=0))
                 row = {"step": step, **window.mean().to_dict(), "grad_norm_deviation": deviation}
                 progress["window"] = []
-                if validate and (step % recipe.validate_every == 0 or step == recipe.steps):
+                if validate and validated:
                     row |= validate(trainer.ghn)
                 progress["history"].append(row)
                 if log and is_first_rank():
@@ -223,6 +261,7 @@ def _loop(trainer, architectures, extra, images, seed, augment, validate, folder
             if (logged or stop) and is_first_rank():
                 save({**trainer.state_dict(), "progress": progress, "identity": identity}, folder)
             if logged:
+                _note_throughput(folder, since, step, seconds, recipe)  # steps that are saved: no other is taken again
                 since, started = step, time.monotonic()
             if stop:
                 sum_over_ranks(0, device)  # after one process has ended, torchrun ends the others: wait for the save
@@ -235,11 +274,13 @@ def _stop_if_diverged(recent: Sequence[int], meta_batch: int) -> None:
     if skipped > 20 and skipped > total / 50:
         raise TrainingError(
             f"{skipped} of the last {total} networks gave a loss or gradient that is not finite (limit: 1 in 50): "
-            "lower train.recipe.lr or train.recipe.clip, or keep weight_norm on"
+            f"{REMEDY}"
         )
 
 
 def _stop_if_worse_than_guessing(losses: Sequence[float], step: int, recipe: Recipe, classes: int) -> None:
+    if step == recipe.steps and not any(map(math.isfinite, losses)):
+        raise TrainingError(f"none of the last {len(losses)} steps has a finite loss: {REMEDY}")
     warm = step >= max(recipe.warmup * recipe.steps + SETTLED, recipe.steps / 10)
     late = step >= max(SETTLED, recipe.steps / 2)
     if len(losses) < JUDGED or not (warm or late):
@@ -249,8 +290,7 @@ def _stop_if_worse_than_guessing(losses: Sequence[float], step: int, recipe: Rec
     if middle > limit * math.log(max(2, classes)):
         raise TrainingError(
             f"the training has diverged: after {step} of {recipe.steps} steps the median loss of the last {JUDGED} is "
-            f"{middle:.3g}, guessing has {math.log(classes):.3g} (limit: {limit:g} times that): "
-            "lower train.recipe.lr or train.recipe.clip, or keep weight_norm on"
+            f"{middle:.3g}, guessing has {math.log(classes):.3g} (limit: {limit:g} times that): {REMEDY}"
         )
 
 

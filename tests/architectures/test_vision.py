@@ -132,5 +132,5 @@ def test_networks_of_ones_own_may_be_of_torchvision_and_have_buffers():
      ("torch.nn:Flatten", "num_classes")],
 )  # fmt: skip
 def test_what_cannot_be_trained_on_is_named(name, said):
-    with pytest.raises(DataError, match=f"deepnets.extra: {name} cannot be trained on: .*{said}"):
+    with pytest.raises(DataError, match=f"deepnets.extra or evaluate.unseen: {name} cannot be trained on: .*{said}"):
         own_networks(["resnet18", name], 10, 16)

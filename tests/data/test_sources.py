@@ -1,3 +1,4 @@
+import shutil
 import struct
 import zlib
 
@@ -185,6 +186,20 @@ def test_a_corrupt_image_is_named_in_one_line(tree, damage, resident):
     said = r"^/\S+/dog/3.png is not a readable image \([^\n]+\). Delete or replace the file.\Z"
     with pytest.raises(DataError, match=said):
         list(load_images("folder", tree, seed=0, image_size=8, resident_gib=resident).test.batches(4))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [("train", "validation", "has test, validation but no train"), ("val", "valid", "valid would not be read.*in .*/val"),
+     ("val/cat", "train/.cat", r"/train/.cat would be a class of images: remove")],
+)  # fmt: skip
+def test_folders_that_would_be_taken_for_classes_or_not_be_read_are_refused(tree, old, new, said):
+    shutil.copytree(tree / "test", tree / "val")
+    (tree / old).rename(tree / new)
+    if old == "train":
+        shutil.rmtree(tree / "val")
+    with pytest.raises(DataError, match=said):
+        load_images("folder", tree)
 
 
 def test_folders_that_differ_in_classes_are_refused(tree):

@@ -78,6 +78,13 @@ def test_independent_stages_are_stages_of_the_pipeline(params):
     assert {stage for group in pipeline.independent_stages(params) for stage in group} == set(known) - {"claims"}
 
 
+def test_trainings_depend_on_the_keys_that_they_read_alone(params):
+    named = read_yaml(ROOT / "dvc.yaml")["stages"]["train"]["params"]
+    for section, unread in ("data", {"test_per_class", "download"}), ("deepnets", {"test", "ood"}):
+        keys = {key.partition(".")[2] for key in named if key.partition(".")[0] == section}
+        assert keys == set(type(getattr(params, section)).model_fields) - unread
+
+
 @pytest.mark.parametrize("names", [["tony"], ["tiny", "digits-long"]])
 def test_unknown_profiles_are_refused(names):
     with pytest.raises(ParamsError, match="there are .*cifar10-small"):
@@ -121,17 +128,20 @@ def test_released_files_are_seen_from_the_folder_of_a_profile(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("profile", "names"),
-    [
-        ("tiny-imagenet-transfer", ["tiny_imagenet", "cifar10", "fashion_mnist", "cifar10"]),
-        ("detection", ["tiny_imagenet", "penn_fudan"]),
-    ],
+    ("profile", "count"), [("tiny-imagenet-transfer", 4), ("detection", 2), ("cifar10", 3), ("fashion", 1)]
 )
-def test_every_dataset_of_a_profile_is_seen_from_its_folder(tmp_path, profile, names):
+def test_every_dataset_of_a_profile_is_seen_from_its_folder(tmp_path, profile, count):
     _, params = prepared(tmp_path, profile)
-    transfer, second = params["transfer"], params["analysis"]["second"] or {"root": None}
-    sections = params["data"], transfer["detection"], *transfer["targets"].values(), second
-    assert [s["root"] for s in sections if s["root"]] == [f"../../datasets/{name}" for name in names]
+    text = json.dumps(params)
+    assert text.count("datasets") == text.count('"root": "../../datasets') == count
+
+
+def test_a_profile_is_named_as_its_file(tmp_path):
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "other.yaml").write_text("seed: 1\n")
+    (tmp_path / "params.yaml").symlink_to(ROOT / "params.yaml")
+    with pytest.raises(ParamsError, match=r"profiles/other.yaml: profile = 'digits': must be other"):
+        pipeline.prepare(tmp_path, tmp_path / "runs" / "other")
 
 
 def test_a_profile_gets_a_folder_with_merged_parameters_and_its_own_dvc(tmp_path):

@@ -12,9 +12,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ghnlib.params_file import read_yaml
+from ghnlib.params_file import read_yaml, validate
 from ghnlib.pipeline import notebooks, run
 from ghnlib.pipeline.notebooks import NotebookError
+from ghnlib.training import jobs
 
 ROOT = Path(__file__).parents[2]
 PARAMETERS = "profile = None\nseed = None\nfinetune = None"
@@ -152,6 +153,26 @@ def test_a_refused_value_of_an_experiment_leaves_the_parameters(tree, capfd, mon
     edited(path, *left)
     assert found == read_yaml(path)
     assert ("other changes stay" in said) == bool(left)
+
+
+def test_the_job_of_a_training_is_written_without_training(tree, capfd):
+    root = tree(PARAMETERS)
+    assert run.main(["job@ghn3-1"]) == 0
+    path = Path(capfd.readouterr().out.strip())
+    job, params = jobs._read(str(path)), validate(read_yaml(root / "params.yaml"))
+    assert path == Path(".training/digits/train-ghn3-1/job.json") and Path(job.folder) == path.parent
+    assert (job.training_seed, job.recipe, job.device) == (1, params.train.recipe_of("ghn3"), "auto")
+    assert run.main(["job@ghn9-1"]) == 2
+
+
+def test_the_run_of_a_profile_sees_modules_of_ones_own_beside_the_pipeline(tree, monkeypatch):
+    root = tree(PARAMETERS)
+    for folder in root, root / "runs" / "own":
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "dvc.yaml").touch()
+        monkeypatch.chdir(folder)
+    with run._own_kernel():
+        assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(folder), str(root), str(ROOT)]
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])

@@ -17,6 +17,7 @@ from shared import tiny
 
 from ghnlib import GHN, GHNConfig
 from ghnlib.config import PRESETS
+from ghnlib.graphs.vocabulary import EXTENDED
 from ghnlib.hypernetwork.pretrained import least_values
 from ghnlib.released.checkpoints import CheckpointError, our_name, read_checkpoint
 from ghnlib.released.unpickling import read_pickle
@@ -35,9 +36,16 @@ def assert_equal(a, b):
     torch.testing.assert_close(a.state_dict(), b.state_dict(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("encoder", ["mlp", "gated_gnn", "graphormer"])
-def test_save_and_load_keep_everything(tmp_path, encoder):
-    ghn = tiny(encoder, convention="ghn3")
+@pytest.mark.parametrize(
+    ("encoder", "option"),
+    [
+        ("mlp", {"convention": "ghn3"}),
+        ("gated_gnn", {"directions": "forward"}),
+        ("graphormer", {"primitives": EXTENDED}),
+    ],
+)
+def test_save_and_load_keep_everything(tmp_path, encoder, option):
+    ghn = tiny(encoder, **option)
     ghn.save_pretrained(tmp_path / "saved")
     loaded = GHN.from_pretrained(tmp_path / "saved")
     assert loaded.config == ghn.config

@@ -107,8 +107,19 @@ def test_a_process_that_lacks_images_ends_in_one_line(tmp_path):
     wanted = job(tmp_path, data={**JOB["data"], "source": "folder", "root": str(tmp_path / "none")})
     (tmp_path / "job.json").write_text(wanted.model_dump_json())
     with pytest.raises(SystemExit) as stopped:
-        jobs._main(str(tmp_path / "job.json"))
+        jobs._main([str(tmp_path / "job.json")])
     assert re.fullmatch(f"DataError: no images in {tmp_path}/none: [^\n]+", stopped.value.code)
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"), [(None, []), (None, ["job.json"]), ("{}", ["job.json"]), ("{}", ["job.json", "job.json"])]
+)
+def test_what_is_no_file_of_a_job_is_named_and_how_one_is_written(tmp_path, monkeypatch, text, arguments):
+    monkeypatch.chdir(tmp_path)
+    if text:
+        (tmp_path / "job.json").write_text(text)
+    with pytest.raises(SystemExit, match=r"job.json.*ghnlib.pipeline.run job@VARIANT-SEED writes"):
+        jobs._main(arguments)
 
 
 class Interrupted(Exception):
@@ -140,6 +151,53 @@ def test_the_checkpoint_of_another_configuration_is_set_aside(tmp_path, capsys):
     assert (tmp_path / "checkpoint.old.pt").read_bytes() == before
     fresh, _ = train(tmp_path / "fresh", Recipe(steps=3, batch_size=8, meta_batch=2, log_every=3, lr=1e-4))
     assert_same_weights(other, fresh)
+
+
+@pytest.mark.parametrize("what", ["start", "labels", "classes", "networks", "number", "extra"])
+def test_the_training_of_another_start_or_on_others_is_set_aside(tmp_path, capsys, what):
+    images, networks, ghn = digits().train, architectures(), new_ghn()
+    recipe = Recipe(steps=1, batch_size=8, meta_batch=1, extra_share=0.5)
+    extra = own_networks(["ghnlib.architectures.handwritten:vgg"], 10, 16)
+    train_ghn(new_ghn(), networks, images, recipe, tmp_path, 0, extra=extra)
+    train_ghn(new_ghn(), architectures(), images, recipe, tmp_path, 0, extra=extra)
+    assert "starting anew" not in capsys.readouterr().out
+    if what == "start":
+        ghn.norm.bias.data.fill_(0.1)
+    images = {"labels": replace(images, labels=images.labels.flip(0)),
+              "classes": images.subset(range(9))}.get(what, images)  # fmt: skip
+    networks = {"networks": list(pool("train", 12, seed=1)), "number": networks[:-1]}.get(what, networks)
+    extra = own_networks(["ghnlib.architectures.handwritten:vit"], 10, 16) if what == "extra" else extra
+    train_ghn(ghn, networks, images, recipe, tmp_path, 0, extra=extra)
+    assert "starting anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("at", [1, 5])
+def test_interrupted_and_called_again_with_the_same_hypernetwork_it_resumes(tmp_path, monkeypatch, at):
+    whole, _ = train(tmp_path / "whole")
+    update, steps, ghn = MetaTrainer.step, count(), new_ghn()
+
+    def interrupted(*arguments, **options):
+        if next(steps) == at:
+            raise KeyboardInterrupt
+        return update(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaTrainer, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "part", ghn=ghn)
+    assert_same_weights(whole, train(tmp_path / "part", ghn=ghn)[0])
+
+
+@pytest.mark.parametrize(("networks", "images", "said"), [
+    ([], digits().train, "there are 0 networks and 1[0-9]+ images"),
+    (architectures(), digits().train.subset([]), "there are 12 networks and 0 images"),
+    ([torch.nn.Linear(3, 3)], digits().train, "a Linear has no graph: give architectures"),
+    (pool("train", 2, num_classes=5), digits().train, r"is for 10 classes, networks are for 5: for_classes\(5\)"),
+    (architectures(), replace(digits().train, classes=tuple("abcdefghijk")), r"images are of 11 classes.*for_classes\(11"),
+])  # fmt: skip
+def test_what_a_hypernetwork_cannot_be_trained_on_is_named(tmp_path, networks, images, said):
+    with pytest.raises(TrainingError, match=said):
+        train_ghn(new_ghn(), networks, images, Recipe(meta_batch=1), tmp_path, 0)
 
 
 def test_other_intervals_continue_a_training(tmp_path, capsys):
@@ -174,8 +232,9 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     recipe = {"steps": 3, "log_every": 1, "meta_batch": 3, "lr": 1e-5}
     folders = [tmp_path / n for n in "12"]
     train_variant(job(folders[0], recipe))
-    path = tmp_path / "job.json"
-    path.write_text(job(folders[1], recipe).model_dump_json())
+    path = folders[1] / "job.json"
+    path.parent.mkdir()
+    path.write_text(job("elsewhere", recipe).model_dump_json())  # the folder of the file counts
     nodes = ["--nnodes=1", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", *nodes, "-m", "ghnlib.training.jobs", path]
     subprocess.run(torchrun, check=True)
@@ -283,6 +342,11 @@ def test_a_killed_training_resumes_with_the_same_result(tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "whole" / "history.csv"), resumed, check_exact=True)
 
 
+def test_no_more_processes_train_than_a_meta_batch_has_networks(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "_share", lambda folder, devices: train_variant(job(folder, {"steps": devices})))
+    assert [run_job(job(tmp_path / f"{n}", {"steps": 1}), n)["step"].max() for n in (1, 2, 3)] == [1, 2, 2]
+
+
 def test_resumed_on_another_number_of_processes(tmp_path, monkeypatch):
     recipe = {"log_every": 1, "validate_every": 3, "lr": 1e-4}
     train_variant(job(tmp_path / "whole", recipe))
@@ -383,7 +447,7 @@ def test_sigterm_saves_and_exits_143(tmp_path):
     child.terminate()
     child.join()
     assert child.exitcode == 143
-    assert 2 <= torch.load(tmp_path / "part" / "checkpoint.pt")["progress"]["step"] < DURABLE.steps
+    assert 1 <= torch.load(tmp_path / "part" / "checkpoint.pt")["progress"]["step"] < DURABLE.steps
     train_in_child(tmp_path / "part")
     assert (tmp_path / "part" / "history.csv").read_bytes() == (tmp_path / "whole" / "history.csv").read_bytes()
 
@@ -407,7 +471,6 @@ def test_processes_save_when_their_caller_is_killed(tmp_path):
         while ranks_that_save(caller.pid) < 2:
             assert caller.is_alive() and time.monotonic() < deadline
             time.sleep(0.05)
-        assert not (tmp_path / "checkpoint.pt").exists()
     finally:
         caller.kill()
         caller.join()
@@ -506,7 +569,7 @@ def test_losses_far_above_guessing_stop_the_training_soon_after_its_warm_up():
     for at, steps in (200, 200), (400, 2000), (1000, 2000), (2000, 2000), (500, 3000), (10_200, 100_000):
         stop(wild, at, Recipe(steps=steps), 10)
         for losses in high, [math.nan] * 100:
-            with pytest.raises(TrainingError, match=f"after {at} of {steps} steps.*guessing has 2.3.*train.recipe.lr"):
+            with pytest.raises(TrainingError, match=f"after {at} of {steps} steps.*guessing has 2.3.*the recipe's lr"):
                 stop(losses, at, Recipe(steps=steps), 10)
 
 
@@ -531,17 +594,11 @@ def test_a_training_that_diverges_with_finite_losses_fails(tmp_path, monkeypatch
     assert torch.load(tmp_path / "checkpoint.pt")["progress"]["step"] == 6
 
 
-def test_checkpoints_of_earlier_versions_are_resumed(tmp_path, capsys):
-    whole, history = train(tmp_path)
-    for name in "checkpoint.pt", "checkpoint.previous.pt":
-        state = torch.load(tmp_path / name)
-        del state["progress"]["losses"]
-        torch.save(state, tmp_path / name)
-    cut(tmp_path / "checkpoint.pt")
-    resumed, again = train(tmp_path)
-    assert "resuming after step 9" in capsys.readouterr().out
-    assert_same_weights(whole, resumed)
-    pd.testing.assert_frame_equal(history, again, check_exact=True)
+def test_a_short_training_without_a_finite_loss_fails(tmp_path, monkeypatch):
+    update = MetaTrainer.step
+    monkeypatch.setattr(MetaTrainer, "step", lambda *a, **k: update(*a, **k) | {"loss": math.nan})
+    with pytest.raises(TrainingError, match="none of the last 12 steps has a finite loss: lower the recipe's lr"):
+        train(tmp_path)
 
 
 def test_a_step_without_an_update_leaves_the_mean_gradient_norm_finite(tmp_path, monkeypatch):

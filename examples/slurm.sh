@@ -1,6 +1,7 @@
 #!/bin/bash
 # Train a hypernetwork on several nodes: sbatch examples/slurm.sh FOLDER, where FOLDER/job.json describes the training
-# (python -m ghnlib.pipeline.run job@VARIANT-SEED writes it) and all nodes see FOLDER. Submitted again, it resumes from the last checkpoint.
+# (python -m ghnlib.pipeline.run job@VARIANT-SEED writes it) and all nodes see FOLDER. Submitted again, it resumes from the
+# last checkpoint.
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=4

@@ -158,9 +158,9 @@ def test_a_refused_value_of_an_experiment_leaves_the_parameters(tree, capfd, mon
 def test_the_job_of_a_training_is_written_without_training(tree, capfd):
     root = tree(PARAMETERS)
     assert run.main(["job@ghn3-1"]) == 0
-    path = Path(capfd.readouterr().out.strip())
+    path = Path(".training/digits/train-ghn3-1/job.json")
     job, params = jobs._read(str(path)), validate(read_yaml(root / "params.yaml"))
-    assert path == Path(".training/digits/train-ghn3-1/job.json") and Path(job.folder) == path.parent
+    assert str(path) in capfd.readouterr().out and Path(job.folder) == path.parent
     assert (job.training_seed, job.recipe, job.device) == (1, params.train.recipe_of("ghn3"), "auto")
     assert run.main(["job@ghn9-1"]) == 2
 

@@ -332,7 +332,7 @@ def test_what_a_search_finds_is_compared_with_random_blocks(setup):
     expected = [mean_interval(best).over(mean_interval([20, 22])) for best in ([50, 60], [60, 70])]
     assert claim == over_trainings(expected) and claim.value == 39
     table = blocks.search_table(setup, found)
-    assert table["test accuracy (%)"].tolist() == ["21.0 ± 0.7", "60.0 ± 7.1", "55.0 ± 7.1"]
+    assert table["test accuracy (%)"].tolist() == ["21.0 (n = 2)", "60.0 ± 7.1", "55.0 ± 7.1"]
     random, top, top_best = table["TFLOPs"].astype(float)
     networks, last = found.networks, setup.anytime.search
     assert random == 0 < top and top_best - top == pytest.approx(

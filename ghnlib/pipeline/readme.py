@@ -121,6 +121,7 @@ def verdicts(root: Path) -> pd.DataFrame:
                 for key, (word, value) in words.items() if not word.startswith("not testable")
             }  # fmt: skip
     order = list(known_claims())
+    found = {profile: of for profile, of in found.items() if of}
     keys = sorted({key for of in found.values() for key in of}, key=lambda key: order.index(key.partition("/")[0]))
     return pd.DataFrame(found, index=keys, dtype=object).fillna("")
 

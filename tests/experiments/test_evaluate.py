@@ -282,7 +282,7 @@ def test_points_of_equal_models_and_steps_are_joined_where_meta_batches_differ()
     costs = pd.DataFrame({"encoder": "gated_gnn", "hid": [16, 16, 16, 32, 32], "layers": 1, "steps": [3, 3, 9, 3, 3], "meta_batch": [1, 8, 1, 2, 2],
                           "parameters": 1e6, "flops": 2e12, "grad_norm": [7.0, 2.0, 1.0, 1.0, 1.0], "grad_norm_deviation": 1.0,
                           scaling.TOP1: 50.0}, index=["ghn2-m1", "ghn2-m8", "ghn2-long", "a", "b"])  # fmt: skip
-    points = scaling.scaling_points(costs)
+    points = scaling.scaling_points(costs, ["a"])
     assert points["line"].dropna().index.tolist() == ["ghn2-m1", "ghn2-m8"] and points["line"].nunique() == 1
     assert points["TFLOPs of training"].tolist() == [2.0] * 5
     by_batch = scaling.gradient_by_meta_batch(costs)["grad_norm"]
@@ -379,11 +379,11 @@ def test_gradient_norms_are_compared_by_seed(setup):
             pd.DataFrame({"step": [1, 2], "grad_norm": norm + seed}).to_csv(
                 f"models/{name}-{seed}/history.csv", index=False
             )
-    assert scaling.claims_of_scaling(setup) == {}
+    assert ablations.claims_of_gradients(setup) == {}
     own = setup.train.variants["ghn2"]
     variants = {name: own.model_copy(update={"meta_batch": int(name[-1])}) for name in names}
     train = setup.train.model_copy(update={"variants": variants})
-    found = scaling.claims_of_scaling(replace(setup, train=train))
+    found = ablations.claims_of_gradients(replace(setup, train=train))
     assert {key: ours[:4] for key, ours in found.items()} == {
         "gradient-norm/ghn2-m1 over ghn2-m8": (3.0, 3.0, 3.0, None)
     }

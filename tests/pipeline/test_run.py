@@ -48,7 +48,7 @@ REPORT = Path("reports/digits/4_finetune.ipynb")
 def test_a_stage_gets_typed_parameters_and_leaves_a_normalised_report(tree, capfd):
     root = tree(
         PARAMETERS,
-        "assert finetune['lrs']['sgd'][0] == 0.003 and seed == 0 and profile == 'digits'",
+        "assert finetune['lrs']['sgd'][0] == 0.03 and seed == 0 and profile == 'digits'",
         "import sys, os; sys.stderr.write('bar'); print(os.getcwd()); print('\\rhalf\\rdone'); object()",
         f"assert sys.executable == {sys.executable!r}",
         "open('reports/digits/metrics/finetune.json', 'w').write('{}')",

@@ -116,3 +116,17 @@ def claims_of_changes(setup: Setup, tests: Sequence[pd.DataFrame]) -> dict[str, 
         if ours and preferred(ours, theirs, options[a]):
             found[f"{claim}/{a} over {b}"] = over_trainings([paired_interval(test[a], test[b]) for test in tests])
     return found
+
+
+def claims_of_gradients(setup: Setup) -> dict[str, Measured]:
+    """Of PPUDA Fig. 9, for GHN-2 trained with two meta-batches and otherwise alike: "gradient-norm/A over B" -> by how
+    much the gradient's norm is larger with the smaller."""
+    options, found = options_of(setup.train), {}
+    for a, b in permutations(options, 2):
+        larger = changes(options[b], options[a])
+        alike = options[a]["encoder"] == "gated_gnn" and [*larger] == ["meta_batch"]
+        if alike and larger["meta_batch"] > options[a]["meta_batch"]:
+            small, large = (setup.history(name).groupby("seed")["grad_norm"].mean() for name in (a, b))
+            leads = [Measured(float(lead)) for lead in small - large]
+            found[f"gradient-norm/{a} over {b}"] = over_trainings(leads)
+    return found

@@ -4,17 +4,14 @@ training."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import permutations
 from typing import Any
 
 import pandas as pd
 
 from ghnlib.architectures.architecture import Architecture
-from ghnlib.experiments.evaluate.ablations import changes, options_of
 from ghnlib.experiments.setup import Setup
 from ghnlib.graphs.graph import Graph
 from ghnlib.measuring.costs import flops, step_flops
-from ghnlib.reporting.statistics import Measured, over_trainings
 
 TOP1 = "top-1, test (%)"
 """The column of costs with mean accuracy on test architectures, where there is one."""
@@ -58,23 +55,10 @@ def _training_cost(setup: Setup, variant: str, graphs: Sequence[Graph], of_image
     }
 
 
-def claims_of_scaling(setup: Setup) -> dict[str, Measured]:
-    """Of PPUDA Fig. 9, for GHN-2 trained with two meta-batches and otherwise alike: "gradient-norm/A over B" -> by how
-    much the gradient's norm is larger with the smaller."""
-    options, found = options_of(setup.train), {}
-    for a, b in permutations(options, 2):
-        larger = changes(options[b], options[a])
-        alike = options[a]["encoder"] == "gated_gnn" and [*larger] == ["meta_batch"]
-        if alike and larger["meta_batch"] > options[a]["meta_batch"]:
-            small, large = (setup.history(name).groupby("seed")["grad_norm"].mean() for name in (a, b))
-            leads = [Measured(float(lead)) for lead in small - large]
-            found[f"gradient-norm/{a} over {b}"] = over_trainings(leads)
-    return found
-
-
-def scaling_points(costs: pd.DataFrame) -> pd.DataFrame:
+def scaling_points(costs: pd.DataFrame, compared: Sequence[str]) -> pd.DataFrame:
     """Costs as they are drawn: ``million parameters``, ``TFLOPs of training``, ``model`` (encoder and size) and
-    ``line``, the same for equal models of equal steps that differ in their meta-batch, missing for others."""
+    ``line``, the same for equal models of equal steps that differ in their meta-batch, missing for others; whether a
+    point is ``named``: of many only those ``compared``."""
     model = [f"{row['encoder']}, d = {row['hid']}, {row['layers']} layers" for _, row in costs.iterrows()]
     points = costs.assign(model=model)
     points["million parameters"] = costs["parameters"] / 1e6
@@ -82,7 +66,7 @@ def scaling_points(costs: pd.DataFrame) -> pd.DataFrame:
     batches = points.groupby(["model", "steps"])["meta_batch"]
     apart = (batches.transform("nunique") == batches.transform("size")) & (batches.transform("size") > 1)
     points["line"] = (points["model"] + ", " + points["steps"].astype(str) + " steps").where(apart)
-    return points
+    return points.assign(named=[len(points) < 8 or name in compared for name in points.index])
 
 
 def gradient_by_meta_batch(costs: pd.DataFrame) -> pd.DataFrame:

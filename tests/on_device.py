@@ -186,7 +186,7 @@ def anytimes(device, folder):
     network = DeepNets("val", space=AnytimeSpace(nodes=((3, 3), (2, 2), (2, 2)), exits=2, width=4), input_size=8)[0]
     yield exits._predicted_curve(network, hypernetwork(device, "gated_gnn", anytime=True), images(device).val)
     yield exits._trained_curve(Run(network, recipe, 0), images(device))
-    raw = params("tiny").exits.model_dump(mode="json", exclude_unset=True)
+    raw = params("tiny").anytime.model_dump(mode="json", exclude_unset=True)
     few = {"variants": {"synchronous": {"directions": "synchronous", "layers": 1}}, "train_networks": 2, "seeds": [0]}
     few |= {"blocks": raw["blocks"] | {"networks": 3, "steps": 2, "one_shot_steps": 2, "shares": [0.5], "cells": 2}}
     few |= {

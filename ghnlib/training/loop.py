@@ -279,19 +279,17 @@ def _stop_if_diverged(recent: Sequence[int], meta_batch: int) -> None:
 
 
 def _stop_if_worse_than_guessing(losses: Sequence[float], step: int, recipe: Recipe, classes: int) -> None:
-    if step == recipe.steps and not any(map(math.isfinite, losses)):
-        raise TrainingError(f"none of the last {len(losses)} steps has a finite loss: {REMEDY}")
     warm = step >= max(recipe.warmup * recipe.steps + SETTLED, recipe.steps / 10)
     late = step >= max(SETTLED, recipe.steps / 2)
-    if len(losses) < JUDGED or not (warm or late):
-        return
     limit = TIMES_GUESSING if late else HOPELESS
     middle = median(math.inf if math.isnan(loss) else loss for loss in losses)
-    if middle > limit * math.log(max(2, classes)):
+    if len(losses) >= JUDGED and (warm or late) and middle > limit * math.log(max(2, classes)):
         raise TrainingError(
             f"the training has diverged: after {step} of {recipe.steps} steps the median loss of the last {JUDGED} is "
             f"{middle:.3g}, guessing has {math.log(classes):.3g} (limit: {limit:g} times that): {REMEDY}"
         )
+    if step == recipe.steps and not any(map(math.isfinite, losses)):
+        raise TrainingError(f"none of the last {len(losses)} steps has a finite loss: {REMEDY}")
 
 
 def _note_throughput(folder: Path, since: int, step: int, seconds: float, recipe: Recipe) -> None:

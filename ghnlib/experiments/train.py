@@ -55,10 +55,8 @@ def train_variant(setup: Setup) -> Training:
 def write_job(training: str) -> Path:
     """Write the ``job.json`` of a training ("ghn3-0") of params.yaml to the folder of its stage, see ``run_job``."""
     params = validate(read_yaml("params.yaml"))
-    folder, own = (
-        Path(".training", params.profile, f"train-{training}"),
-        {name: getattr(params, name) for name in SECTIONS},
-    )
+    folder = Path(".training", params.profile, f"train-{training}")
+    own = {name: getattr(params, name) for name in SECTIONS}
     setup = Setup("train", params.profile, params.seed, folder, **own)
     job = setup.job(*params.train.trainings[training], folder).model_copy(update={"device": params.device})
     (folder / "job.json").write_text(job.model_dump_json(indent=1))

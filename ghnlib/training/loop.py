@@ -174,10 +174,8 @@ def train_ghn(
     if next(ghn.parameters()).device.type == "cuda":
         first, _ = sample_meta_batch(architectures, recipe, seed, 0, extra)
         say(describe(training_bytes(ghn, recipe, first, next(images.batches(1))[0])))
-    decisive = replace(recipe, log_every=1, validate_every=1)  # they change nothing but the history
-    parts = [asdict(ghn.config), asdict(decisive), asdict(augment or Augment()), seed, about]
-    parts += [_before(ghn, folder), *_seen(architectures, images, extra)]
-    identity = json.dumps(parts, sort_keys=True, default=repr)
+    given = [asdict(ghn.config), asdict(augment or Augment()), seed, about, _before(ghn, folder)]
+    identity = _identity(recipe, *given, *_seen(architectures, images, extra))
     with only_writer(folder):
         progress = resume_together(trainer, folder, identity)
         _loop(trainer, architectures, extra, images, seed, augment, validate, folder, identity, progress, log)
@@ -201,6 +199,11 @@ def _check(ghn: GHN, architectures: Sequence, images: ImageSet | Sequences, reci
             )
     if (found := len(images.classes)) > classes:
         raise TrainingError(f"images are of {found} classes, the hypernetwork is for {classes}: for_classes({found})")
+
+
+def _identity(recipe: Recipe, *others: object) -> str:
+    decisive = replace(recipe, log_every=1, validate_every=1)  # they change nothing but the history
+    return json.dumps([asdict(decisive), *others], sort_keys=True, default=repr)
 
 
 def _before(ghn: GHN, folder: Path) -> str:

@@ -240,13 +240,8 @@ class Detected:
         over trainings), and its rate."""
         sides = self.counted.groupby(SIDE[::-1], sort=False)
         cells = sides["ap"].agg(with_deviation).unstack(sort=False)
-        rates = (
-            sides["lr"]
-            .first()
-            .map(lambda lr: rate_in_words(lr, self.lrs))
-            .unstack(sort=False)
-            .add_suffix(", learning rate")
-        )
+        tuned = sides["lr"].first().map(lambda lr: rate_in_words(lr, self.lrs))
+        rates = tuned.unstack(sort=False).add_suffix(", learning rate")
         return cells.join(rates).rename_axis(index=None, columns=None)
 
     @property

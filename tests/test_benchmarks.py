@@ -40,14 +40,14 @@ def test_a_step_is_timed_beside_its_networks(monkeypatch, capsys):
 
 
 def test_a_recipe_is_tried_with_networks_of_ones_own_too(monkeypatch, tmp_path):
-    changes = ["train.variants.ghn3-own.steps=2", "train.recipe.lr=1e-3", "deepnets.train_pool=4", "deepnets.val=1"]
-    monkeypatch.setattr("sys.argv", ["recipes.py", "ghn3-own", "0", *changes])
+    changes = ["train.variants.ghn3.extra_share=0.4", "train.recipe.steps=2", "deepnets.train_pool=4", "deepnets.val=1"]
+    monkeypatch.setattr("sys.argv", ["recipes.py", "ghn3", "0", *changes])
     monkeypatch.chdir(ROOT)
     recipes = runpy.run_path(str(ROOT / "benchmarks" / "recipes.py"))
     recipes["main"].__globals__["RESULTS"] = tmp_path / "recipes.csv"
     recipes["main"]()
     rows = (tmp_path / "recipes.csv").read_text().splitlines()
-    assert len(rows) == 2 and rows[1].startswith("ghn3-own,train.variants.ghn3-own.steps=2 train.recipe.lr=1e-3 ")
+    assert len(rows) == 2 and rows[1].startswith("ghn3,train.variants.ghn3.extra_share=0.4 train.recipe.steps=2 ")
 
 
 def test_the_parts_for_a_gpu_run_on_a_cpu(monkeypatch, capsys):

@@ -79,11 +79,6 @@ def test_a_variant_is_what_all_share_with_its_changes(raw):
         ("train.variants.ghn1.meta_batch", 401, ["train.variants.ghn1: meta_batch = 401", "at most 400"]),
         ("train.variants.ghn2.architectures", 401, ["train.variants.ghn2: architectures = 401: at most 400"]),
         ("anytime.variants.vanilla.meta_batch", 61, ["anytime.variants.vanilla: meta_batch = 61", "at most 60"]),
-        (
-            "deepnets.extra",
-            [],
-            ["train.variants.ghn3-own: extra_share = 0.4: must be 0, deepnets.extra names no networks"],
-        ),
         ("deepnets.extra", ["My Net"], ["deepnets.extra", "'My Net'", "pattern"]),
         ("anytime.recipe.extra_share", 0.5, ["anytime.variants.vanilla: extra_share = 0.5: must be 0"]),
         ("train.seeds", [0, 1, 0], ["train.seeds", "only once"]),
@@ -118,6 +113,12 @@ def test_what_is_not_allowed_is_named(raw, key, value, said):
         validate(raw)
     assert all(text in str(error.value) for text in said), str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_networks_to_draw_a_share_from_must_be_named(raw):
+    raw["deepnets"]["extra"], raw["train"]["variants"]["ghn3"]["extra_share"] = [], 0.4
+    with pytest.raises(ParamsError, match="extra_share = 0.4: must be 0, deepnets.extra names no"):
+        validate(raw)
 
 
 def test_a_variant_that_starts_from_a_hypernetwork_has_a_lower_rate_and_its_file_must_be_there(
@@ -217,7 +218,7 @@ def test_an_overlay_leaves_out_variants(tmp_path):
     (tmp_path / "low.yaml").write_text("train: {variants: {new: {}, newer: {}}}\n")
     (tmp_path / "high.yaml").write_text("extends: low\ntrain: {variants: {ghn1: null, new: null}}\n")
     variants = read_merged(ROOT / "params.yaml", tmp_path / "high.yaml")["train"]["variants"]
-    assert list(variants) == ["mlp", "ghn2", "ghn3", "ghn3-own", "newer"]
+    assert list(variants) == ["mlp", "ghn2", "ghn3", "newer"]
 
 
 def test_an_overlay_extends_another(tmp_path):

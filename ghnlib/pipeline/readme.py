@@ -53,7 +53,8 @@ SECTIONS = {
         note="Of an earlier form of this profile: images of 16 pixels, 3,000 steps, an earlier design space.",
     ),
     "cifar10-small": Section(
-        "CIFAR-10, recompressed as JPEG (`make repro PROFILE=cifar10-small`)", ("evaluate", "finetune"), ("evaluate",)
+        "CIFAR-10, recompressed as JPEG (`make repro PROFILE=cifar10-small`)", ("evaluate", "finetune"), ("evaluate",),
+        note="By earlier code, in an earlier design space.",
     ),
     "fashion": Section(
         "Digits' hypernetworks continued on clothes, against trainings from scratch (`make repro PROFILE=fashion`)",
@@ -61,11 +62,12 @@ SECTIONS = {
         note="Those continued have the default profile's steps behind them.",
     ),
     "tiny-imagenet-transfer": Section(
-        "From a part of Tiny-ImageNet to other images (`make repro PROFILE=tiny-imagenet-transfer`)", ("transfer",)
+        "From a part of Tiny-ImageNet to other images (`make repro PROFILE=tiny-imagenet-transfer`)", ("transfer",),
+        note="By earlier code, in an earlier design space.",
     ),
     "detection-small": Section(
         "Pedestrians of Penn-Fudan, by a hypernetwork near chance (`make repro PROFILE=detection-small`)",
-        ("detection",),
+        ("detection",), note="By earlier code, in an earlier design space.",
     ),
 }  # fmt: skip
 """By profile, the default one first; its figure opens README.md."""

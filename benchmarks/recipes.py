@@ -23,7 +23,7 @@ from ghnlib.data.sources import images_of
 from ghnlib.deepnets.dataset import architectures_of
 from ghnlib.measuring.accuracy import predicted_accuracies
 from ghnlib.params_file import read_yaml, validate
-from ghnlib.training.jobs import Job, train_variant
+from ghnlib.training.jobs import Job, train_job
 
 RESULTS = Path(__file__).with_suffix(".csv")
 
@@ -59,7 +59,7 @@ def measured(params, variant: str, seed: int) -> dict[str, float]:
         started = process_time()
         job = Job(data=params.data, deepnets=params.deepnets, seed=params.seed, training_seed=seed, device="cpu",
                   ghn=params.train.config(variant), recipe=recipe, folder=folder)  # fmt: skip
-        ghn = train_variant(job)
+        ghn = train_job(job)
         seconds = process_time() - started
     found = pd.Series([predicted_accuracies(a, ghn, images.val)["accuracy"] for a in val]).fillna(0)
     normed = pd.Series([a.norm is not None for a in val])

@@ -14,7 +14,7 @@ from ghnlib.architectures.plan import IMAGENET_FORM, Plan, plan_cells, reduction
 from ghnlib.graphs.graph import Graph
 
 
-class Description:
+class Buildable:
     """What a network is built from: a dataclass with ``num_classes`` and ``input_size``, and with ``build``."""
 
     def __reduce__(self):
@@ -33,7 +33,7 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Architecture(Description):
+class Architecture(Buildable):
     """One network of DeepNets-1M: the arguments it is built from (PPUDA appendix A.1).
 
     Args:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ghnlib.architectures.architecture import Description
+from ghnlib.architectures.architecture import Buildable
 from ghnlib.architectures.plan import IMAGENET_FORM
 from ghnlib.data.images import DataError
 from ghnlib.graphs.graph import Graph
@@ -87,7 +87,7 @@ def _own(name: str, input_size: int) -> Callable[..., nn.Module]:
 
 
 @dataclass(frozen=True)
-class NamedNetwork(Description):
+class NamedNetwork(Buildable):
     """A classifier of torchvision by name, one of ``SMALL_FAMILIES``, or what a "module:function" makes, called with
     ``num_classes`` and, if it has such an argument, ``image_size``; behind the interface of ``Architecture``.
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ghnlib.architectures.architecture import Architecture, Description
+from ghnlib.architectures.architecture import Architecture, Buildable
 from ghnlib.architectures.composing import compose, parameter_nodes
 from ghnlib.architectures.genotypes import Genotype
 from ghnlib.architectures.layers import RELU, Linear, conv, make_chain, make_layer, norm, pool
@@ -143,7 +143,7 @@ class AnytimeNode(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AnytimeArchitecture(Description):
+class AnytimeArchitecture(Buildable):
     """A network that predicts at several depths: cells of nodes at several scales. C: channels at full resolution."""
 
     cells: tuple[tuple[AnytimeNode, ...], ...]

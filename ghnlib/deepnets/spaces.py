@@ -19,7 +19,7 @@ OPERATIONS = (
     "none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3",
     "dil_conv_5x5", "conv_1x1", "conv_7x1_1x7", "conv_3x3", "conv_5x5", "conv_7x7", "msa", "cse",
 )  # fmt: skip
-POOLS = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect")
+WITHOUT_WEIGHTS = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect")
 LARGE_CONVS = ("conv_5x5", "conv_7x7")
 
 
@@ -220,7 +220,7 @@ class Draws:
 @lru_cache(maxsize=256)
 def _candidates(operations: tuple[str, ...], allow_none: bool, only_pool: bool) -> tuple[str, ...]:
     allowed = tuple(name for name in operations if allow_none or name != "none")
-    return (tuple(name for name in allowed if name in POOLS) if only_pool else ()) or allowed
+    return (tuple(name for name in allowed if name in WITHOUT_WEIGHTS) if only_pool else ()) or allowed
 
 
 def _draw_cell(candidates: tuple[str, ...], steps: int, draws: Draws) -> tuple[tuple[str, int], ...]:

@@ -8,7 +8,7 @@ from ghnlib.graphs.parameters import Parameter
 from ghnlib.graphs.recording import ACCUMULATE, Step
 
 ELEMENTWISE = {"Add", "Sub", "Mul", "Div"}
-POOLS = {"Mean", "AdaptiveAvgPool2D", "AvgPool2D"}
+POOLINGS = {"Mean", "AdaptiveAvgPool2D", "AvgPool2D"}
 ACTIVATIONS = {
     "Activation", "HardActivation", "Relu", "Gelu", "Silu", "Mish", "Elu", "Celu", "LeakyRelu", "PreluKernel",
     "Softplus", "Threshold", "Hardtanh", "Hardswish", "Hardsigmoid", "Tanh",
@@ -44,7 +44,7 @@ class Classifiers:
             unknown = any(not parameter.op for parameter in here) and step.kind not in ELEMENTWISE
             if unknown or (step.kind in ACTIVATIONS and not pooled):
                 return []
-            pooled = pooled or step.kind in POOLS
+            pooled = pooled or step.kind in POOLINGS
             ways = [i for i in step.inputs if i is not None and self.carries[i]]
             if len(ways) != 1:
                 parts = [self.behind(way, pooled) for way in ways] if step.kind in ("Add", "Stack") else []

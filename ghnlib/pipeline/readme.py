@@ -26,7 +26,7 @@ CAPTIONS = {
 }
 
 
-class Section(NamedTuple):
+class ProfileSection(NamedTuple):
     """What is told of a profile: names of TOLD; figures behind the accuracy without training; stages whose claims
     count, the others being short; a note."""
 
@@ -38,34 +38,34 @@ class Section(NamedTuple):
 
 
 SECTIONS = {
-    "digits": Section("Handwritten digits (default profile)", ("evaluate", "finetune", "transfer")),
-    "digits-pretrained": Section(
+    "digits": ProfileSection("Handwritten digits (default profile)", ("evaluate", "finetune", "transfer")),
+    "digits-pretrained": ProfileSection(
         "The hypernetwork of the package for digits (`make repro PROFILE=digits-pretrained`)",
         ("evaluate",), claims=("evaluate",),
     ),
-    "cifar10-pretrained": Section(
+    "cifar10-pretrained": ProfileSection(
         "The hypernetwork of the package for CIFAR-10 (`make repro PROFILE=cifar10-pretrained`)",
         ("evaluate",), ("evaluate",), claims=("evaluate",),
     ),
-    "digits-long": Section(
+    "digits-long": ProfileSection(
         "Handwritten digits, longer (`make repro PROFILE=digits-long`)",
         ("evaluate", "finetune"), ("evaluate", "scaling"),
         note="Of an earlier form of this profile: images of 16 pixels, 3,000 steps, an earlier design space.",
     ),
-    "cifar10-small": Section(
+    "cifar10-small": ProfileSection(
         "CIFAR-10, recompressed as JPEG (`make repro PROFILE=cifar10-small`)", ("evaluate", "finetune"), ("evaluate",),
         note="By earlier code, in an earlier design space.",
     ),
-    "fashion": Section(
+    "fashion": ProfileSection(
         "Digits' hypernetworks continued on clothes, against trainings from scratch (`make repro PROFILE=fashion`)",
         ("evaluate",), claims=("evaluate",),
         note="Those continued have the default profile's steps behind them.",
     ),
-    "tiny-imagenet-transfer": Section(
+    "tiny-imagenet-transfer": ProfileSection(
         "From a part of Tiny-ImageNet to other images (`make repro PROFILE=tiny-imagenet-transfer`)", ("transfer",),
         note="By earlier code, in an earlier design space.",
     ),
-    "detection-small": Section(
+    "detection-small": ProfileSection(
         "Pedestrians of Penn-Fudan, by a hypernetwork near chance (`make repro PROFILE=detection-small`)",
         ("detection",), note="By earlier code, in an earlier design space.",
     ),
@@ -142,7 +142,7 @@ def _over_profiles(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _part(root: Path, profile: str, section: Section, reports: str = "") -> list[str]:
+def _part(root: Path, profile: str, section: ProfileSection, reports: str = "") -> list[str]:
     """``reports``: the way to the folder of the reports, for links."""
     folder = root / "reports" / profile
     metrics = _metrics(folder)

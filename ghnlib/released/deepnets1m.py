@@ -42,7 +42,7 @@ class Cells(BaseModel):
     reduce_concat: Concat
 
 
-class Description(BaseModel):
+class StoredArguments(BaseModel):
     """A network in the meta JSON: of what is not there, and of layers and units that are 0, ``Architecture`` has the
     value."""
 
@@ -155,7 +155,7 @@ class OfficialFile:
         where = f"network {index} of {self.path} ({self.split})"
         try:
             # By way of JSON: there a list stands for a tuple, and nothing else is converted.
-            net = Description.model_validate_json(json.dumps(self._nets[index]))
+            net = StoredArguments.model_validate_json(json.dumps(self._nets[index]))
             arch = self._architecture(net, *self._arrays(index))
             counted, described = numbers_of_parameters(arch), net.num_params
         except Exception as error:  # damaged and hostile files can raise any
@@ -164,7 +164,7 @@ class OfficialFile:
             raise ValueError(f"{where}: {counted} parameters, but {described} are described")
         return arch
 
-    def _architecture(self, net: Description, adjacency: np.ndarray, nodes: np.ndarray) -> StoredArchitecture:
+    def _architecture(self, net: StoredArguments, adjacency: np.ndarray, nodes: np.ndarray) -> StoredArchitecture:
         n = len(nodes)
         if adjacency.shape != (n, n) or nodes.shape[1:] != (3,) or (net.num_nodes or n) != n:
             raise ValueError(f"{n} nodes and an adjacency {adjacency.shape}, but {net.num_nodes} nodes are described")

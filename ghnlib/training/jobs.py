@@ -59,7 +59,7 @@ class Job(Section):
     logger: Logger = "csv"
 
 
-def train_variant(job: Job) -> GHN:
+def train_job(job: Job) -> GHN:
     """Train one hypernetwork, on every rank; the first writes it to ``job.folder/model``. One thread: the order of sums
     does not depend on the machine."""
     torch.set_num_threads(1)
@@ -140,7 +140,7 @@ def validation_accuracy(ghn: GHN, architectures: Sequence[Architecture], images:
 
 
 def run_job(job: Job, devices: int) -> pd.DataFrame:
-    """Run ``train_variant`` here, or in a process for each of several cores (or GPUs), which share every meta-batch: no
+    """Run ``train_job`` here, or in a process for each of several cores (or GPUs), which share every meta-batch: no
     more of them than it has networks, others would be idle.
 
     Checkpoints stay in ``job.folder``, and the same call resumes a training that was killed. It writes ``job.json``
@@ -161,7 +161,7 @@ def run_job(job: Job, devices: int) -> pd.DataFrame:
     if (used := min(devices, job.recipe.meta_batch)) > 1:
         _share(folder, used)
     else:
-        train_variant(job)
+        train_job(job)
     return pd.read_csv(folder / "history.csv")
 
 
@@ -194,7 +194,7 @@ def _main(arguments: Sequence[str]) -> None:
             torch.cuda.set_device(device)
         if distributed.is_torchelastic_launched():
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        train_variant(job)
+        train_job(job)
     except (CheckpointError, DataError, TrainingError) as error:  # their messages say all: without a traceback above
         sys.exit(f"{type(error).__name__}: {error}")
     finally:

@@ -22,7 +22,7 @@ from ghnlib.data.sources import ImageSplits
 from ghnlib.deepnets.ghn2018 import AnytimeSpace, BlockSpace
 from ghnlib.experiments.anytime import blocks, exits
 from ghnlib.experiments.anytime.blocks import Ranking
-from ghnlib.experiments.anytime.exits import CHOSEN, GEOMETRY, MSDNET, RANDOM, Candidates, Comparison, area_under
+from ghnlib.experiments.anytime.exits import CHOSEN, GEOMETRY, MSDNET, RANDOM, Candidates, ComparedAnytime, area_under
 from ghnlib.experiments.anytime.msdnet import MSDNetArchitecture, exit_flops
 from ghnlib.experiments.one_shot import CEILING
 from ghnlib.experiments.setup import Setup
@@ -350,7 +350,7 @@ def test_the_best_block_is_transferred_as_wide_as_the_limit_of_flops_allows(setu
     assert (found.rows["MFLOPs"] <= setup.anytime.search.mflops).all() and not found.differs and not found.claims
     assert found.rows.index.tolist() == sorted({*searched.top_best, *searched.drawn[: setup.anytime.search.chosen]})
     rows = pd.DataFrame({"test accuracy": [50.0, 60.0, 20.0, 22.0]})
-    claim = blocks.Transferred([0, 1], [2, 3], rows, differs=True).claims["blocks-transfer"]
+    claim = blocks.TransferredBlocks([0, 1], [2, 3], rows, differs=True).claims["blocks-transfer"]
     assert claim.value == 34 and claim.trainings == 2
     without = setup.anytime.search.model_copy(update={"second": None})
     assert not blocks.transfer_blocks(
@@ -409,7 +409,9 @@ def comparison_of(areas, best, **groups):
             for n, area in areas.items() for k in (0, 1)]  # fmt: skip
     predicted = pd.concat([flat({"": [20.0, 30.0, 40.0, 10.0, 15.0]}).assign(training=k) for k in range(len(best))])
     candidates = Candidates([None] * 5, predicted.drop(columns="group"), 10.0)
-    return Comparison(candidates, pd.DataFrame(rows), best, {GEOMETRY: [0], RANDOM: [3, 4], MSDNET: [-1], **groups})
+    return ComparedAnytime(
+        candidates, pd.DataFrame(rows), best, {GEOMETRY: [0], RANDOM: [3, 4], MSDNET: [-1], **groups}
+    )
 
 
 def test_claims_are_differences_of_mean_areas_within_a_training_and_what_diverged_is_left_out():

@@ -262,7 +262,7 @@ def test_a_training_is_given_its_own_variant_and_seed_alone(tree):
     values = run.available("train", "ghn1-2", run._read_params())
     assert list(values["train"]["variants"]) == ["ghn1"] and values["folder"] == ".training/digits/train-ghn1-2"
     assert (values["variant"], values["training_seed"], values["train"]["seeds"]) == ("ghn1", 2, [2])
-    assert len(run.available("evaluate", "", run._read_params())["train"]["variants"]) == 5
+    assert len(run.available("evaluate", "", run._read_params())["train"]["variants"]) == 4
 
 
 # The pipeline itself: dvc.yaml, the notebooks and the code agree.

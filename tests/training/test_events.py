@@ -9,7 +9,7 @@ from shared import JOB, ROOT
 
 from ghnlib.params_file import ParamsError, read_yaml, validate
 from ghnlib.training.checkpointing import TrainingError
-from ghnlib.training.jobs import Job, train_variant
+from ghnlib.training.jobs import Job, train_job
 
 
 @pytest.fixture
@@ -48,9 +48,9 @@ def test_events_are_the_history_and_go_on_where_a_training_does(tmp_path, writte
     monkeypatch.setattr("ghnlib.training.jobs.validation_accuracy", fail)
     recipe = JOB["recipe"] | {"validate_every": 2}
     with pytest.raises(KeyboardInterrupt):
-        train_variant(job(tmp_path, recipe=recipe))
+        train_job(job(tmp_path, recipe=recipe))
     assert written.begun == [(str(tmp_path / "events"), 2)]
-    train_variant(job(tmp_path, recipe=recipe))
+    train_job(job(tmp_path, recipe=recipe))
     assert written.begun[1:] == [(str(tmp_path / "events"), 4)]
     history = pd.read_csv(tmp_path / "history.csv").set_index("step")
     found = {(name, step): value for name, value, step in written.events}
@@ -66,5 +66,5 @@ def test_without_tensorboard_nothing_runs(tmp_path, monkeypatch):
         validate(raw)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(TrainingError, match=r"pip install ghnlib\[tensorboard\]"):
-        train_variant(job(tmp_path))
+        train_job(job(tmp_path))
     assert not (tmp_path / "history.csv").exists()

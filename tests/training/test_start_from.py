@@ -8,7 +8,7 @@ from shared import JOB, SHAPE, Residual, tiny
 
 from ghnlib import GHN
 from ghnlib.training.checkpointing import TrainingError
-from ghnlib.training.jobs import Job, architecture_of, train_variant
+from ghnlib.training.jobs import Job, architecture_of, train_job
 
 
 def test_another_number_of_classes_renews_what_depends_on_it_and_keeps_the_rest():
@@ -40,21 +40,21 @@ def test_a_training_starts_from_a_file_once_and_anew_if_the_file_changes(tmp_pat
         "ghn": architecture_of(str(tmp_path / "start"), {"hid": 16}).__dict__,
     }
     still = JOB["recipe"] | {"lr": 1e-12}
-    near = train_variant(job(tmp_path / "still", recipe=still, **changes))
+    near = train_job(job(tmp_path / "still", recipe=still, **changes))
     for name, value in near.state_dict().items():
         torch.testing.assert_close(value, start.state_dict()[name], rtol=0, atol=1e-6)
-    fewer = train_variant(job(tmp_path / "fewer", recipe=still, classes=[0, 1], **changes))
+    fewer = train_job(job(tmp_path / "fewer", recipe=still, classes=[0, 1], **changes))
     assert fewer.config.num_classes == 2 and torch.equal(
         fewer.encoder.layers[0].qkv.weight.round(decimals=4), start.encoder.layers[0].qkv.weight.round(decimals=4)
     )
 
-    whole = train_variant(job(tmp_path / "again", **changes))
-    again = train_variant(job(tmp_path / "again", **changes))
+    whole = train_job(job(tmp_path / "again", **changes))
+    again = train_job(job(tmp_path / "again", **changes))
     assert "resuming after step 6" in capsys.readouterr().out
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
     start.norm.bias.data[0] = 0.5
     start.save_pretrained(tmp_path / "start")
-    train_variant(job(tmp_path / "again", **changes))
+    train_job(job(tmp_path / "again", **changes))
     assert "starting anew" in capsys.readouterr().out
 
 

@@ -31,7 +31,7 @@ from ghnlib.data.images import Augment
 from ghnlib.training import checkpointing, jobs, loop, step
 from ghnlib.training.checkpointing import TrainingError
 from ghnlib.training.devices import device_of
-from ghnlib.training.jobs import Job, run_job, train_variant
+from ghnlib.training.jobs import Job, run_job, train_job
 from ghnlib.training.loop import sample_meta_batch, train_ghn
 from ghnlib.training.ranks import share_of_rank
 from ghnlib.training.step import MetaTrainer
@@ -218,20 +218,20 @@ def job(folder, recipe=None, **sections):
     [("deepnets", "train_pool", 11), ("data", "val_share", 0.3), (None, "classes", [0, 1, 2])],
 )
 def test_a_training_on_other_architectures_or_images_starts_anew(tmp_path, capsys, section, key, value):
-    train_variant(job(tmp_path))
+    train_job(job(tmp_path))
     shorter = {"val": 2} if section == "deepnets" else {"test_per_class": 5}
     same = {name: JOB[name] | shorter for name in [section] if name}
-    train_variant(job(tmp_path, **same))
+    train_job(job(tmp_path, **same))
     assert "resuming after step 6" in capsys.readouterr().out
     other = {section: JOB[section] | {key: value}} if section else {key: value}
-    train_variant(job(tmp_path, **other))
+    train_job(job(tmp_path, **other))
     assert "starting anew" in capsys.readouterr().out
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
     recipe = {"steps": 3, "log_every": 1, "meta_batch": 3, "lr": 1e-5}
     folders = [tmp_path / n for n in "12"]
-    train_variant(job(folders[0], recipe))
+    train_job(job(folders[0], recipe))
     path = folders[1] / "job.json"
     path.parent.mkdir()
     path.write_text(job("elsewhere", recipe).model_dump_json())  # the folder of the file counts
@@ -330,7 +330,7 @@ def train_in_own_session(of):
 def test_a_killed_training_resumes_with_the_same_result(tmp_path):
     recipe = {"steps": 40, "validate_every": 40}
     torch.set_num_threads(1)  # as in processes of their own
-    train_variant(job(tmp_path / "whole", recipe))
+    train_job(job(tmp_path / "whole", recipe))
     killed = job(tmp_path / "killed", recipe)
     caller = forked(train_in_own_session, killed)
     while not (tmp_path / "killed" / "checkpoint.pt").exists() and caller.is_alive():
@@ -343,13 +343,13 @@ def test_a_killed_training_resumes_with_the_same_result(tmp_path):
 
 
 def test_no_more_processes_train_than_a_meta_batch_has_networks(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "_share", lambda folder, devices: train_variant(job(folder, {"steps": devices})))
+    monkeypatch.setattr(jobs, "_share", lambda folder, devices: train_job(job(folder, {"steps": devices})))
     assert [run_job(job(tmp_path / f"{n}", {"steps": 1}), n)["step"].max() for n in (1, 2, 3)] == [1, 2, 2]
 
 
 def test_resumed_on_another_number_of_processes(tmp_path, monkeypatch):
     recipe = {"log_every": 1, "validate_every": 3, "lr": 1e-4}
-    train_variant(job(tmp_path / "whole", recipe))
+    train_job(job(tmp_path / "whole", recipe))
     whole = pd.read_csv(tmp_path / "whole" / "history.csv")
     part = job(tmp_path / "part", recipe)
 
@@ -359,7 +359,7 @@ def test_resumed_on_another_number_of_processes(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "validation_accuracy", interrupt)
         with pytest.raises(Interrupted):
-            train_variant(part)
+            train_job(part)
     assert torch.load(tmp_path / "part" / "checkpoint.pt")["progress"]["step"] == 2
     resumed = run_job(part, 2)
     # The same networks and images in the same order; sums over networks are taken in another one.
@@ -697,13 +697,13 @@ def test_a_share_of_the_networks_is_ones_own_and_moves_no_other_draw():
 def test_a_training_with_networks_of_ones_own(tmp_path, capsys):
     names = ["ghnlib.architectures.handwritten:resnet", "small-swin"]
     deepnets, share = JOB["deepnets"] | {"extra": names}, {"extra_share": 1.0}
-    whole = train_variant(job(tmp_path / "whole", share, deepnets=deepnets))
-    again = train_variant(job(tmp_path / "again", share | {"steps": 6}, deepnets=deepnets))
+    whole = train_job(job(tmp_path / "whole", share, deepnets=deepnets))
+    again = train_job(job(tmp_path / "again", share | {"steps": 6}, deepnets=deepnets))
     assert_same_weights(whole, again)
-    train_variant(job(tmp_path / "again", share, deepnets=deepnets | {"extra": names[:1]}))
+    train_job(job(tmp_path / "again", share, deepnets=deepnets | {"extra": names[:1]}))
     assert "starting anew" in capsys.readouterr().out
     with pytest.raises(TrainingError, match="extra_share=1.0: there are no networks to draw from"):
-        train_variant(job(tmp_path / "none", share))
+        train_job(job(tmp_path / "none", share))
 
 
 def test_recipes_of_the_papers():

@@ -287,7 +287,7 @@ def search_table(setup: Setup, found: Search) -> pd.DataFrame:
     return pd.DataFrame(rows, columns).T.assign(TFLOPs=lambda t: (t["TFLOPs"] / 1e12).map("{:.3g}".format))
 
 
-class Transferred(NamedTuple):
+class TransferredBlocks(NamedTuple):
     """Blocks transferred to other images (Table 2). ``rows``: by network channels ``C``, ``MFLOPs``, ``test accuracy``
     (%); ``differs``: whether these are another dataset."""
 
@@ -305,7 +305,7 @@ class Transferred(NamedTuple):
         return claims_over_trainings([finite({"blocks-transfer": lead}) for lead in leads]) if self.differs else {}
 
 
-def transfer_blocks(setup: Setup, found: Search) -> Transferred | None:
+def transfer_blocks(setup: Setup, found: Search) -> TransferredBlocks | None:
     """Train the best block of each training and the random ones on the images of ``search.second``, each as wide as
     the limit of FLOPs allows."""
     search = setup.anytime.search
@@ -318,7 +318,7 @@ def transfer_blocks(setup: Setup, found: Search) -> Transferred | None:
     rows = _train_each(setup, todo, search.steps, runs=(0,), images=images).set_index("network")
     sizes = pd.DataFrame({i: {"C": a.C, "MFLOPs": inference_flops(a) / 1e6} for i, a in todo.items()}).T
     table = sizes.join(rows).reindex(columns=["C", "MFLOPs", "test accuracy"])
-    return Transferred(found.top_best, drawn, table, setup.differs(search.second))
+    return TransferredBlocks(found.top_best, drawn, table, setup.differs(search.second))
 
 
 def widest(architecture: BlockArchitecture, limit: float) -> BlockArchitecture:

@@ -114,7 +114,7 @@ def _without_errors(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparedAnytime:
     """Anytime networks trained from random initialisation, each once.
 
     Attributes:
@@ -180,7 +180,7 @@ class Comparison:
         return {CHOSEN: predicted, GEOMETRY: [correlation(self.candidates.geometry[trained.index], trained)]}
 
 
-def compare_anytime(setup: Setup, candidates: Candidates) -> Comparison:
+def compare_anytime(setup: Setup, candidates: Candidates) -> ComparedAnytime:
     """Train the candidates with the largest area as each training predicts it, those with the largest by their exits'
     costs alone, as many drawn from them all, and as often an ``MSDNet`` with the FLOPs of the chosen."""
     exits, images = setup.anytime.exits, setup.images
@@ -198,7 +198,7 @@ def compare_anytime(setup: Setup, candidates: Candidates) -> Comparison:
     tasks = [({"network": n}, (Run(candidates.networks[n] if n >= 0 else msdnet, recipe, mix(setup.seed, abs(n))),))
              for n in todo]  # fmt: skip
     rows = rows_kept(_trained_curve, tasks, (images,), **setup.kept)
-    return Comparison(candidates, _without_errors(rows), best, groups)
+    return ComparedAnytime(candidates, _without_errors(rows), best, groups)
 
 
 def _trained_curve(run: Run, images: ImageSplits) -> list[dict]:
@@ -209,7 +209,7 @@ def _trained_curve(run: Run, images: ImageSplits) -> list[dict]:
     return _curve(run.architecture, found or repeat(math.nan))
 
 
-def area_table(comparison: Comparison) -> pd.DataFrame:
+def area_table(comparison: ComparedAnytime) -> pd.DataFrame:
     """A row a group: ``area_under`` the curves (%), of the chosen mean ± deviation over trainings, of others ± standard
     error over networks, how many these are, mean FLOPs and accuracy of the last exit."""
     last = comparison.curves.groupby("network").tail(1).set_index("network")
@@ -224,7 +224,7 @@ def area_table(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
-def claims_of_areas(comparison: Comparison) -> dict[str, Measured]:
+def claims_of_areas(comparison: ComparedAnytime) -> dict[str, Measured]:
     """Points of area by which the networks chosen by the hypernetwork are ahead of the others (Fig. 3), within each
     training."""
     names = {"anytime-random": RANDOM, "anytime-geometry": GEOMETRY, "anytime-msdnet": MSDNET}

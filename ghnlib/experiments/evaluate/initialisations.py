@@ -34,7 +34,7 @@ BASELINES = ("ghn-perturbed", "ghn-mean", "ghn-shuffled")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparedInitialisations:
     """Networks trained from each initialisation, at the rate that is best for it. ``rows``: of ``run_all``, with
     ``initialisation``, ``training`` (seed of the hypernetwork that predicts; of others the first), ``network``, ``lr``,
     ``step`` (0 and the last), ``accuracy`` (percent, test images), ``error``; ``costs``: by initialisation, in training
@@ -109,7 +109,7 @@ class Comparison:
 
 def compare_initialisations(
     setup: Setup, variant: str, architectures: Sequence[Architecture], names: Iterable[str] = INITIALIZATIONS
-) -> Comparison:
+) -> ComparedInitialisations:
     """Train architectures for few steps from each initialisation, keys of ``INITIALIZATIONS`` (GHN-3 Table 6), with
     each training of the hypernetwork ``variant``. Each takes the learning rate with the best accuracy on validation
     images for the first validation architecture. Raises DataError if no training could be run."""
@@ -133,7 +133,7 @@ def compare_initialisations(
     run = _run("random", 0, 0, counted, recipe, next(iter(trainings.values())))
     tasks = [({"initialisation": name}, (name,)) for name in names]
     costs = rows_kept(initialisation_cost, tasks, (run,), **setup.kept).set_index("initialisation")
-    return Comparison(rows, costs["cost"], section.initialised_lrs)
+    return ComparedInitialisations(rows, costs["cost"], section.initialised_lrs)
 
 
 def _predicts(name: str) -> bool:

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from ghnlib.params import Params
 from ghnlib.params_file import ParamsError, read_yaml, validate
 from ghnlib.pipeline.notebooks import write_text
-from ghnlib.released.checkpoints import PRETRAINED
 
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
 LARGEST = 8 * 10**6
 """Bytes of one, so that the package stays small."""
 

@@ -44,7 +44,11 @@ SECTIONS = {
         ("evaluate",), claims=("evaluate",),
     ),
     "cifar10-pretrained": ProfileSection(
-        "The hypernetwork of the package for CIFAR-10 (`make repro PROFILE=cifar10-pretrained`)",
+        "The first 50,000 steps of the package's hypernetwork for CIFAR-10 (`make repro PROFILE=cifar10-pretrained`)",
+        ("evaluate",), ("evaluate",), claims=("evaluate",),
+    ),
+    "cifar10-continued": ProfileSection(
+        "The hypernetwork of the package for CIFAR-10: 150,000 steps more (`make repro PROFILE=cifar10-continued`)",
         ("evaluate",), ("evaluate",), claims=("evaluate",),
     ),
     "digits-long": ProfileSection(

@@ -149,9 +149,10 @@ def design_spaces(*names: str) -> pd.DataFrame:
 
 
 def _in_words(value: object) -> str:
+    if isinstance(value, tuple) and isinstance(value[0], str):  # some operations are drawn more often
+        return ", ".join(name if count == 1 else f"{name} ({count} times)" for name, count in Counter(value).items())
     if isinstance(value, tuple):
-        counts = Counter(map(_in_words, value))
-        return ", ".join(word if count == 1 else f"{word} ({count} times)" for word, count in counts.items())
+        return ", ".join(map(_in_words, value))
     return "" if value is None or value != value else f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -50,6 +50,7 @@ SECTIONS = {
     "cifar10-continued": ProfileSection(
         "The hypernetwork of the package for CIFAR-10: 150,000 steps more (`make repro PROFILE=cifar10-continued`)",
         ("evaluate",), ("evaluate",), claims=("evaluate",),
+        note="It has the 50,000 steps above behind it.",
     ),
     "digits-long": ProfileSection(
         "Handwritten digits, longer (`make repro PROFILE=digits-long`)",

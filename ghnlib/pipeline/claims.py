@@ -14,7 +14,7 @@ import pandas as pd
 from ghnlib.params import Params
 from ghnlib.pipeline.notebooks import NOTEBOOKS, label, write_text
 from ghnlib.reporting.publish import claim_of, known_claims
-from ghnlib.reporting.statistics import Measured
+from ghnlib.reporting.statistics import Measured, number_of
 
 
 def read_metrics(profile: str, trainings: Iterable[str]) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def scales(params: Params) -> dict[str, str]:
     images = Path(data.root or data.source).name + (f" {data.image_size} px" if data.image_size else "")
     space = f"{images}, {params.deepnets.scale}"
     steps = sorted({params.train.recipe_of(name).steps for name in params.train.plain})
-    seeds = f"{len(params.train.seeds)} training seed(s)"
+    seeds = number_of(len(params.train.seeds), "training seed")
     ghn = f"{space}, GHN {' to '.join(map(str, dict.fromkeys((steps[0], steps[-1]))))} steps, {seeds}"
     budgets = " or ".join(f"{epochs:g}" for epochs in tuning.budgets)
     return {
@@ -45,7 +45,7 @@ def scales(params: Params) -> dict[str, str]:
         "detection": f"{space}, GHN {transfer.train_steps} steps, then {detection.epochs} epochs of "
         f"{detection.train_scenes} scenes, seeds: {len(detection.seeds)}",
         "anytime": f"{images}, {anytime.blocks.cells} blocks, GHN {anytime.recipe.steps} steps, networks "
-        f"{anytime.blocks.steps} or {anytime.exits.steps}, {len(anytime.seeds)} training seed(s)",
+        f"{anytime.blocks.steps} or {anytime.exits.steps}, {number_of(len(anytime.seeds), 'training seed')}",
     }
 
 

@@ -12,7 +12,8 @@ from nbformat import NotebookNode
 from ghnlib.pipeline.notebooks import NOTEBOOKS
 
 # nbconvert's page would load scripts from the network: notebooks here hold no maths, widgets or diagrams. The code of
-# cells that say hide-input is folded: they are read for what they show. An article has no code. Wide tables scroll.
+# cells that say hide-input is folded: they are read for what they show. So are the logs of trainings. An article has no
+# code. Wide tables scroll.
 PAGE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js %}{% endblock %}{% block jupyter_widgets %}{% endblock %}
 {% block html_head_js_mathjax %}{% endblock %}{% block html_head_js_mermaidjs %}{% endblock %}
@@ -25,6 +26,9 @@ PAGE = """{% extends 'lab/index.html.j2' %}
 {% block input_group %}{% if not cell.source %}{% elif "hide-input" in cell.metadata.tags %}<details>
 <summary style="margin-left: var(--jp-cell-prompt-width); color: #777; cursor: pointer">code</summary>
 {{ super() }}</details>
+{% else %}{{ super() }}{% endif %}{% endblock %}
+{% block stream_stdout %}{% if output.text.count("\n") > 12 %}<details>
+<summary style="color: #777; cursor: pointer">log</summary>{{ super() }}</details>
 {% else %}{{ super() }}{% endif %}{% endblock %}
 {% block body_footer %}<footer style="margin: 1em 4em; color: #555">{% if resources.seconds %}<p><em>This stage took
 {{ "%.0f" | format(resources.seconds) }} seconds.</em></p>{% endif %}

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from ghnlib.params import Params
 from ghnlib.params_file import ParamsError, read_yaml, validate
 from ghnlib.pipeline.notebooks import write_text
+from ghnlib.reporting.statistics import number_of
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 LARGEST = 8 * 10**6
@@ -47,7 +48,7 @@ ghnlib predict --ghn {{ name }} --model ghnlib.architectures.handwritten.resnet 
 - **Kind**: {{ config.encoder }}, d = {{ config.hid }}, {{ config.layers }} layers, largest tensor
   {{ config.max_shape | join(" x ") }}; {{ "{:,}".format(parameters) }} parameters, stored in half precision.
 - **Data**: {{ data }}; {{ "{:,}".format(pool) }} training architectures of the scale *{{ scale }}*{{ own }}.
-- **Recipe**: {{ "{:,}".format(recipe.steps) }} steps of {{ recipe.meta_batch }} architecture(s) and
+- **Recipe**: {{ "{:,}".format(recipe.steps) }} steps of {{ number_of(recipe.meta_batch, "architecture") }} and
   {{ recipe.batch_size }} images, {{ recipe.optimizer }}, rate {{ recipe.lr }}{{ start }}. Variant `{{ variant }}` of
   the profile `{{ profile }}`, training seed {{ seed }}{% if seeds | length == 1 %}, the only one{% else %}: of the
   seeds {{ seeds | join(", ") }} that with the best accuracy on validation architectures and images{% endif %}.
@@ -124,8 +125,8 @@ def card(
     start = params.train.start_of(variant, seed)
     start = f", going on from `{Path(start).as_posix().removeprefix('../../')}`" if start else ""
     return jinja2.Template(CARD, keep_trailing_newline=True).render(
-        name=name, variant=variant, seed=seed, seeds=params.train.seeds, profile=params.profile, config=config,
-        classes=config["num_classes"], side=data.image_size, parameters=parameters,
+        number_of=number_of, name=name, variant=variant, profile=params.profile, config=config, seed=seed,
+        seeds=params.train.seeds, classes=config["num_classes"], side=data.image_size, parameters=parameters,
         table=table.to_markdown(floatfmt=("", ".0f", *[".1f"] * (len(table.columns) - 1))),
         by_hand=by_hand.to_markdown(floatfmt=".1f") if len(by_hand) else "",
         epoch=measured["accuracy"]["SGD, 1 epoch"]["test"], data=f"{source}, {data.image_size} pixels a side",

@@ -17,6 +17,7 @@ from ghnlib.params_file import read_merged, read_yaml, validate
 from ghnlib.pipeline.claims import Agreement, recorded_claims
 from ghnlib.pipeline.notebooks import NOTEBOOKS, write_text
 from ghnlib.reporting.publish import EVALUATED, claim_of, known_claims, published
+from ghnlib.reporting.statistics import number_of
 
 START = "<!-- results: written by `make readme` from reports/*/metrics -->"
 END = "<!-- end of results -->"
@@ -256,8 +257,8 @@ def _fine_tuned(metrics: Mapping[str, Any], params: Params) -> list[str]:
     text = (
         "Accuracy (%) after training from each initialisation, mean ± standard error over "
         f"{_count(found['accuracy'])} architectures, seeds "
-        f"{list(finetune.seeds)}, settings ({chosen} and its rate) tuned equally on {finetune.tuning_networks} "
-        "validation architecture(s):"
+        f"{list(finetune.seeds)}, settings ({chosen} and its rate) tuned equally on "
+        f"{number_of(finetune.tuning_networks, 'validation architecture')}:"
     )
     return [text, _by_moment(found["accuracy"])]
 
@@ -273,7 +274,7 @@ def _transferred(metrics: Mapping[str, Any], params: Params) -> list[str]:
             f"Accuracy (%) on {target}{images}, which the hypernetwork did not see, after SGD on {transfer.per_class} "
             f"images of each class, mean ± standard error over "
             f"{_count(accuracy)} architectures, seeds {list(transfer.seeds)}, learning rates "
-            f"tuned equally on {transfer.tuning_networks} validation architecture(s) (-orth: orthogonal "
+            f"tuned equally on {number_of(transfer.tuning_networks, 'validation architecture')} (-orth: orthogonal "
             f"post-processing; {head}trained: first on the hypernetwork's classes; chance is "
             f"{found['chance'][target]:.0f}%):"
         )

@@ -33,7 +33,7 @@ class Measured(NamedTuple):
     @property
     def count(self) -> str:
         """``n = 100, 3 trainings``, of these what there is."""
-        trainings = f"{self.trainings} training{'s' * (self.trainings > 1)}" if self.trainings else ""
+        trainings = number_of(self.trainings, "training") if self.trainings else ""
         return ", ".join(filter(None, (f"n = {self.n}" if self.n else "", trainings)))
 
     @property
@@ -185,12 +185,18 @@ def tables_over_trainings(tables: Sequence[pd.DataFrame], digits: int = 1) -> pd
 
 
 def with_deviation(values: Iterable[float], digits: int = 1, ddof: int = 1) -> str:
-    """``mean ± deviation`` (of a sample, over n - 1; ``ddof`` 0: of all) of the values that are not NaN; blank without
-    one."""
+    """``mean ± deviation`` (of a sample, over n - 1; ``ddof`` 0: of all) of the values that are not NaN; the value
+    alone if all are the same, blank without one."""
     values = pd.Series(list(values), dtype=float).dropna()
     if values.empty:
         return ""
-    return f"{values.mean():.{digits}f}" + (f" ± {values.std(ddof=ddof):.{digits}f}" if len(values) > 1 else "")
+    spread = f" ± {values.std(ddof=ddof):.{digits}f}" if values.nunique() > 1 else ""
+    return f"{values.mean():.{digits}f}{spread}"
+
+
+def number_of(count: int, noun: str) -> str:
+    """Such as "1 training", "4 trainings"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def with_interval(found: Measured) -> str:

@@ -83,7 +83,7 @@ def test_the_ceiling_is_of_a_share_trained_with_another_seed(tmp_path):
     assert scores[0]["SGD, 1 steps"].notna().all()
     found = [rankings(setup, trained, each) for each in scores]
     assert found[0]["all"].loc[CEILING, "n"] == 3
-    shown = search.ranking_table(found, ["ghn2"], pd.DataFrame({"steps": {"ghn2": 2.0}}))
+    shown = search.ranking_table(found, ["ghn2"])
     rs = [each["all"].loc["ghn2", "r"] for each in found]
     assert shown.loc[CEILING, "tau, all"] == "n = 3"
     assert shown.loc["ghn2", "R, all"] == f"{np.mean(rs):.2f} ± {np.std(rs, ddof=1):.2f}"
@@ -137,7 +137,7 @@ def test_a_surrogate_without_a_score_is_not_chosen():
 def test_a_ranking_without_a_score_says_so():
     rows = rows_of(ghn1=0.3, few=0.3, broken=np.nan)
     rows.loc["few", "n"] = 9
-    table = search.ranking_table([{"all": rows}], [], pd.DataFrame({"steps": {"ghn1": 2.0}}))
+    table = search.ranking_table([{"all": rows}], [])
     assert table.loc["few", "tau, all"].endswith("], n = 9")
     assert table.loc["broken", "tau, all"] == "not testable" and table.loc["ghn1", "tau, all"].startswith("0.30 [0.09")
     assert rank_correlations(pd.DataFrame({"x": [1.0, np.nan]}), [1.0, 2.0])["tau"].isna().all()

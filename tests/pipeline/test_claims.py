@@ -122,7 +122,7 @@ def test_scales_name_images_steps_and_seeds_for_each_stage_with_claims():
     found = scales(validate(read_yaml(ROOT / "params.yaml")))
     assert set(found) == {claim.scale or claim.stage for claim in known_claims().values()}
     assert found["finetune"].startswith("digits 8 px, small, GHN 3000 steps")
-    assert found["finetune"].endswith(" steps, 4 training seed(s), then 0.1 or 1 epochs, seeds: 4")
+    assert found["finetune"].endswith(" steps, 4 training seeds, then 0.1 or 1 epochs, seeds: 4")
 
 
 def test_scales_name_both_ends_of_several_lengths_of_training():
@@ -130,7 +130,7 @@ def test_scales_name_both_ends_of_several_lengths_of_training():
     raw["data"] |= {"root": "data/cifar10-jpeg", "image_size": None}
     raw["train"]["variants"]["mlp"]["steps"] = 200
     raw["train"]["variants"]["ghn1"]["steps"] = 400
-    assert scales(validate(raw))["evaluate"] == "cifar10-jpeg, small, GHN 200 to 3000 steps, 4 training seed(s)"
+    assert scales(validate(raw))["evaluate"] == "cifar10-jpeg, small, GHN 200 to 3000 steps, 4 training seeds"
 
 
 def test_metrics_are_those_of_the_stages_that_there_are(tmp_path, monkeypatch):

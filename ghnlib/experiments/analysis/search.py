@@ -152,12 +152,9 @@ def _ranking_claims(found: Mapping[str, pd.DataFrame], properties: Predictions, 
     return claims
 
 
-def ranking_table(
-    found: Sequence[Mapping[str, pd.DataFrame]], hypernetworks: Sequence[str], costs: pd.DataFrame
-) -> pd.DataFrame:
+def ranking_table(found: Sequence[Mapping[str, pd.DataFrame]], hypernetworks: Sequence[str]) -> pd.DataFrame:
     """One row a method: tau and R of each part, of hypernetworks mean ± deviation over trainings, of others with their
-    intervals, and with n where it is less than the others'; then ``search_costs``. ``found``: ``rankings`` of each
-    training."""
+    intervals, and with n where it is less than the others'. ``found``: ``rankings`` of each training."""
     columns: dict[str, dict[str, str]] = {}
     for part, rows in found[0].items():
         for key, title in (("tau", "tau"), ("r", "R")):
@@ -166,7 +163,7 @@ def ranking_table(
                 if name in hypernetworks else _in_words(measured, rows["n"].max())
                 for name, measured in _measured(rows, key).items()
             }  # fmt: skip
-    return pd.DataFrame(columns).join(costs.round({"steps": 0, "TFLOPs": 2, "steps each": 0, "GFLOPs each": 2}))
+    return pd.DataFrame(columns)
 
 
 def _in_words(found: Measured, most: int) -> str:

@@ -1,7 +1,7 @@
 """Which parameters become nodes of a graph, and where the released hypernetworks differ from the right structure."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import networkx as nx
@@ -49,10 +49,11 @@ class Convention(NamedTuple):
     primitives: tuple[str, ...] = ()
 
 
-def _conv_op(conv: nn.Conv2d) -> str:
-    if conv.groups == 1:
+def conv_op(groups: int, dilation: Sequence[int]) -> str:
+    """The primitive of a convolution."""
+    if groups == 1:
         return "conv"
-    return "dil_conv" if min(conv.dilation) > 1 else "sep_conv"
+    return "dil_conv" if min(dilation) > 1 else "sep_conv"
 
 
 class Layer(NamedTuple):
@@ -136,7 +137,7 @@ def classify(name: str, attribute: str, shape: tuple[int, ...], module: nn.Modul
             continue
         if part in layer.weights and len(shape) == layer.rank:
             norm_bias = name.removesuffix(attribute) + "".join(layer.biases[:1]) if layer.role is Role.NORM else ""
-            op = _conv_op(module) if layer == LAYERS["conv"] else layer.op
+            op = conv_op(module.groups, module.dilation) if layer == LAYERS["conv"] else layer.op
             return Parameter(name, shape, op, layer.role, norm_bias)
         if part in layer.biases and layer.role is not Role.NORM:
             return Parameter(name, shape, "bias", Role.BIAS)

@@ -95,8 +95,12 @@ class _Shortcut(torch.autograd.Function):
         return x.new_empty(shape)
 
 
-class Norm(_Shortcut):
+class BatchNorm(_Shortcut):
     """(x, weight, bias) -> like x."""
+
+
+class Norm(_Shortcut):
+    """The same of layer and group norm."""
 
 
 class Linear(_Shortcut):
@@ -124,7 +128,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def _batch_norm(input: Tensor, running_mean, running_var, weight=None, bias=None, *rest, **options) -> Tensor:
-    return Norm.apply(input.shape, input, weight, bias)
+    return BatchNorm.apply(input.shape, input, weight, bias)
 
 
 def _layer_or_group_norm(input: Tensor, sizes=None, weight=None, bias=None, *rest, **options) -> Tensor:

@@ -383,6 +383,50 @@ def test_norms_written_by_hand_are_one_node_and_no_pooling():
     assert (graph.nodes[2].op, graph.nodes[2].norm_bias) == ("ln", "1.bias")
 
 
+class Functional(nn.Module):
+    """Parameters of its own in calls of ``torch.nn.functional``."""
+
+    def __init__(self):
+        super().__init__()
+        self.k, self.b = nn.Parameter(torch.ones(4, 3, 2, 2)), nn.Parameter(torch.ones(4))
+        self.grouped = nn.ParameterList([nn.Parameter(torch.ones(4, 1, 3, 3))])
+        self.g, self.o, self.s = (nn.Parameter(torch.ones(4)) for _ in range(3))
+        self.place = nn.Parameter(torch.ones(1, 16, 4))
+        self.heads = nn.ParameterDict({"w": nn.Parameter(torch.ones(5, 4)), "b": nn.Parameter(torch.ones(5))})
+
+    def forward(self, x):
+        x = F.batch_norm(F.conv2d(x, self.k, self.b, 2), None, None, self.g, self.o, True)
+        centred = self.grouped[0] - self.grouped[0].mean((1, 2, 3), keepdim=True)  # a standardised weight
+        x = F.conv2d(x, centred, padding=1, groups=4).flatten(2).mT + self.place
+        return F.linear(F.layer_norm(x, (4,), self.s).mean(1), self.heads["w"], self.heads["b"])
+
+
+@pytest.mark.parametrize("on_meta", [True, False])
+def test_parameters_of_functional_calls_are_what_they_are_used_as(on_meta, recwarn):
+    net = Functional()
+    if not on_meta:  # the functions of torch themselves, which tracing on the meta device does not run
+        net.register_forward_pre_hook(lambda module, inputs: float(inputs[0].sum()) and None)
+    graph = trace(net, (3, 8, 8))
+    assert not graph.skipped and bool(recwarn.list) is not on_meta
+    assert [(node.op, node.name, node.role, node.norm_bias) for node in graph.nodes if node.name] == [
+        ("conv", "k", Role.CONV, ""), ("bias", "b", Role.BIAS, ""), ("bn", "g", Role.NORM, "o"),
+        ("sep_conv", "grouped.0", Role.CONV, ""), ("pos_enc", "place", Role.POSITION, ""), ("ln", "s", Role.NORM, ""),
+        ("conv", "heads.w", Role.CLASS_WEIGHT, ""), ("bias", "heads.b", Role.CLASS_BIAS, ""),
+    ]  # fmt: skip
+    assert {("grouped.0", "sum"), ("place", "sum"), ("glob_avg", "heads.w")} <= set(edges(graph))
+    assert set(names(trace(Functional(), (3, 8, 8), "ghn3"))) == {"input", "glob_avg"}
+
+
+@pytest.mark.parametrize("use", [
+    lambda x, p: x * p[:, None, None], lambda x, p: F.conv2d(x, p.view(3, 1, 1, 1).expand(3, 3, 1, 1)),
+    lambda x, p: F.conv_transpose2d(x, p.view(3, 1, 1, 1).expand(3, 3, 1, 1)), lambda x, p: x + p[:, None, None],
+])  # fmt: skip
+def test_parameters_in_other_uses_have_no_nodes(use):
+    net = Net(lambda m, x: use(m.conv(x), m.p), conv=nn.Conv2d(3, 3, 1), p=nn.Parameter(torch.ones(3)))
+    with pytest.warns(UserWarning, match="1 parameters are no nodes"):
+        assert trace(net, SMALL).skipped == {"p": "unsupported layer Net"}
+
+
 def test_what_has_no_node_is_listed_with_its_reason():
     net = Net(lambda m, x: m.line(m.conv(m.gamma * m.up(x)).flatten(2)),
               up=nn.ConvTranspose2d(3, 3, 2), line=nn.Conv1d(3, 3, 1), unused=nn.Linear(2, 2),

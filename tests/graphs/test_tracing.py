@@ -447,7 +447,7 @@ def test_every_parameter_is_a_node_a_norm_bias_or_skipped(name):
     assert_sound(net, trace(net))
 
 
-@pytest.mark.parametrize("name", ["cls_token", "cls_token_1", "register_tokens", "dist_token"])
+@pytest.mark.parametrize("name", ["cls", "cls_token_1", "register_tokens", "dist_token"])
 def test_tokens_beside_the_image_are_named_as_such_without_a_warning(name, recwarn):
     net = Net(lambda m, x: m.fc(torch.cat([getattr(m, name).expand(len(x), -1, -1), m.conv(x).flatten(2).mT], 1)),
               conv=nn.Conv2d(3, 4, 8, 8), fc=nn.Linear(4, 2), **{name: nn.Parameter(torch.zeros(1, 1, 4))})  # fmt: skip

@@ -38,6 +38,8 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.follow and function is torch._C._set_grad_enabled:
             return None
+        if function == SET_REQUIRES_GRAD and args[0].requires_grad:  # of its input, which is no leaf here
+            return None
         asks, reads = _asks(function), False
         if not asks:
             for tensor in _tensors_among((*args, *kwargs.values())):
@@ -69,6 +71,7 @@ class Watch(TorchFunctionMode):
         )
 
 
+SET_REQUIRES_GRAD = torch.Tensor.requires_grad.__set__
 QUESTIONS = {"size", "dim", "numel", "stride", "is_floating_point", "is_complex", "ndimension", "get_device"}
 VIEWS = {"data", "T", "mT", "H", "mH", "real"}
 

@@ -447,7 +447,7 @@ def test_every_parameter_is_a_node_a_norm_bias_or_skipped(name):
     assert_sound(net, trace(net))
 
 
-@pytest.mark.parametrize("name", ["cls", "cls_token_1", "register_tokens", "dist_token"])
+@pytest.mark.parametrize("name", ["cls", "cls_token_1", "register_tokens", "dist_token", "distillation_token"])
 def test_tokens_beside_the_image_are_named_as_such_without_a_warning(name, recwarn):
     net = Net(lambda m, x: m.fc(torch.cat([getattr(m, name).expand(len(x), -1, -1), m.conv(x).flatten(2).mT], 1)),
               conv=nn.Conv2d(3, 4, 8, 8), fc=nn.Linear(4, 2), **{name: nn.Parameter(torch.zeros(1, 1, 4))})  # fmt: skip
@@ -658,6 +658,14 @@ def test_depth_is_not_limited_by_recursion():
 def test_layers_that_write_into_their_input_trace():
     net = nn.Sequential(nn.ReLU(inplace=True), nn.SiLU(inplace=True), nn.Conv2d(3, 2, 1))
     assert names(trace(net, SMALL)) == ["input", "2.weight", "2.bias"]
+
+
+def test_forwards_that_ask_for_the_inputs_gradient_trace():
+    def forward(net, x):
+        x.requires_grad = True
+        return net.fc(x.requires_grad_().flatten(1))
+
+    assert names(trace(Net(forward, fc=nn.Linear(12, 2)), (3, 2, 2))) == ["input", "fc.weight", "fc.bias"]
 
 
 def test_attention_kernels_of_other_devices_are_attention():

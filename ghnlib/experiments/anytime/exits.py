@@ -247,7 +247,7 @@ def draw_anytime(architecture: AnytimeArchitecture, ax: Axes) -> None:
     for name, place in zip(names, places):
         ax.annotate(name, place, (2, 5), textcoords="offset points", rotation=40, fontsize=7)
     ax.set(xlabel="node", ylabel="image's side / map's", yscale="log", yticks=(1, 2, 4), yticklabels=(1, 2, 4))
-    ax.margins(y=0.3)
+    ax.margins(x=0.08, y=0.3)
     ax.grid(False)
     ax.minorticks_off()
     ax.invert_yaxis()

@@ -12,18 +12,18 @@ FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list)
 """Tuples that may be given as lists, as JSON does."""
 
 
-def unless(wrong: Callable[[Any], bool], kind: str, message: str) -> AfterValidator:
-    """Refuses values that are wrong, with an error of this kind and message."""
+def unless(wrong: Callable[[Any], bool], message: str) -> AfterValidator:
+    """Refuses values that are wrong, with an error of this message."""
 
     def check(value: Any) -> Any:
         if wrong(value):
-            raise PydanticCustomError(kind, message)
+            raise PydanticCustomError("refused", message)
         return value
 
     return AfterValidator(check)
 
 
-DIFFERENT = unless(lambda values: len({*values}) < len(values), "repeated", "each may be named only once")
+DIFFERENT = unless(lambda values: len({*values}) < len(values), "each may be named only once")
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 """Lower case, digits, dots and dashes: it becomes part of file names."""
 TAKEN = {
@@ -31,13 +31,16 @@ TAKEN = {
     *("random", "orthogonal", "trained", "parameters", "one-shot"),
     *("null", "true", "false"),
 }
-"""Stages, rows and columns of the reports' tables, words of YAML: a variant of this name would be mistaken for them."""
-
+"""Stages, rows and columns of the reports' tables, words of YAML: a variant of this name would be mistaken for them, as
+would one for another's predictions after orthogonal processing, or with their class layer."""
 
 VariantName = Annotated[
     str,
     Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64),
-    unless(TAKEN.__contains__, "taken", "this name stands for something else, choose another"),
+    unless(
+        lambda name: name in TAKEN or name.endswith(("-orth", "-head")),
+        "this name stands for something else, choose another",
+    ),
 ]
 """No dots either: DVC reads them as the keys of mappings."""
 Folder = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", max_length=4096)]
@@ -78,7 +81,7 @@ Metrics = Annotated[
     tuple[Literal["accuracy", "balanced_accuracy", "macro_f1", "auc"], ...],
     Field(min_length=1),
     DIFFERENT,
-    unless(lambda metrics: metrics[0] != "accuracy", "first",
+    unless(lambda metrics: metrics[0] != "accuracy",
            "accuracy comes first: settings are chosen and claims decided by it"),
 ]  # fmt: skip
 Networks = Annotated[tuple[Name, ...], Field(max_length=100), DIFFERENT]
@@ -90,6 +93,6 @@ OwnNetworks = Annotated[tuple[OwnNetwork, ...], Field(max_length=100), DIFFERENT
 
 RatesByOptimizer = Annotated[
     dict[Literal["sgd", "adam", "adamw"], Annotated[tuple[Rate, ...], Field(max_length=100)]],
-    unless(lambda lrs: not any(lrs.values()), "too_short", "at least 1 rate of one optimizer is needed"),
+    unless(lambda lrs: not any(lrs.values()), "at least 1 rate of one optimizer is needed"),
 ]
 """Learning rates to choose from; an empty list leaves an optimiser out."""

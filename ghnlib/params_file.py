@@ -17,7 +17,7 @@ from ghnlib.params import Data, Params, Target, VanillaVariant
 from ghnlib.variants import Section, TrainVariant
 
 LARGEST, MOST_VALUES = 1 << 18, 20_000
-"""Bytes of a file and values in it, forty times those of params.yaml: more is a mistake, or would fill the memory."""
+"""Bytes of a file and values in it, many times those of params.yaml: more is a mistake, or would fill the memory."""
 NO_TENSORBOARD = "it is not installed here: pip install ghnlib[tensorboard], or set csv"
 CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000}
 DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)

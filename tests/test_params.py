@@ -85,6 +85,7 @@ def test_a_variant_is_what_all_share_with_its_changes(raw):
         ("train.seeds", list(range(101)), ["train.seeds", "at most 100"]),
         ("train.variants.null", {}, ["train.variants.null", "something else"]),
         ("train.variants.evaluate", {}, ["train.variants.evaluate", "something else"]),
+        ("train.variants.ghn3-orth", {}, ["train.variants.ghn3-orth", "something else"]),
         ("train.variants.a/b", {}, ["train.variants.a/b", "pattern"]),
         ("anytime.search.second.size", 8, ["unknown key anytime.search.second.size", "allowed here: source, root"]),
         (

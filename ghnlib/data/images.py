@@ -49,10 +49,9 @@ class ImageSet(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def side(self) -> int:
-        """Pixels a side."""
-        return next(self.batches(1))[0].shape[-1]
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Full batches of one pass, at least one."""
+        return max(1, len(self) // batch_size)
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass in order: images (B, 3, s, s) and labels (B,); the last batch may be smaller."""
@@ -85,6 +84,11 @@ class ImageSet(ABC):
 
     @property
     @abstractmethod
+    def side(self) -> int:
+        """Pixels a side of its batches."""
+
+    @property
+    @abstractmethod
     def device(self) -> torch.device:
         """Of its batches."""
 
@@ -104,6 +108,10 @@ class Images(ImageSet):
     """A set resident in memory. ``pixels``: uint8 (n, 3, s, s)."""
 
     pixels: Tensor
+
+    @property
+    def side(self) -> int:
+        return self.pixels.shape[-1]
 
     @property
     def device(self) -> torch.device:
@@ -139,6 +147,10 @@ class ImageFiles(ImageSet):
     paths: np.ndarray
     image_size: int
     device: torch.device = torch.device("cpu")
+
+    @property
+    def side(self) -> int:
+        return self.image_size
 
     def to(self, device: torch.device | str) -> Self:
         return replace(self, device=torch.device(device))

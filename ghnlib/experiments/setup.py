@@ -186,7 +186,7 @@ class Setup:
         name = _stage_name(self.stage, self.variant, self.training_seed)
         path = Path("reports", self.profile, "metrics", f"{name}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = {"claims": {name: measured._asdict() for name, measured in claims.items()}} if claims else {}
+        found = {"claims": claims} if claims else {}
         path.write_text(json.dumps(_without_nan({**metrics, **found}), indent=1, allow_nan=False) + "\n")
         for name, table in (tables or {}).items():
             Path("results").mkdir(exist_ok=True)
@@ -226,8 +226,10 @@ def _typed(name: str, value: Any) -> Any:
 
 
 def _without_nan(value: Any) -> Any:
-    """Nested mappings and lists without what is not a number, which JSON does not know; infinity (a crossover that
-    never came) is None."""
+    """Nested mappings, lists and named tuples without what is not a number, which JSON does not know; infinity (a
+    crossover that never came) is None."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
     if isinstance(value, Mapping):
         return {name: _without_nan(v) for name, v in value.items() if not (isinstance(v, float) and isnan(v))}
     if isinstance(value, (list, tuple)):

@@ -105,7 +105,9 @@ RECURRENT = re.compile(r"_[ih][hr]_l\d+(_reverse)?$")
 POSITION = re.compile(r"(^|[._])(abs_)?pos(ition)?(al)?_?(emb|enc)[a-z]*(_?\d+)?$")
 REASONS = (
     (
-        re.compile(r"(cls|class|dist(illation)?|det(ection)?|reg|mask)_?(token|embedding)s?(_\d+)?$|(^|\.)(register_tokens|token|cls)$"),
+        re.compile(
+            r"(cls|class|dist(illation)?|det(ection)?|reg|mask)_?(token|embedding)s?(_\d+)?$|(^|\.)(register_tokens|token|cls)$"
+        ),
         "class token",
     ),
     (re.compile(r"layer_scale|(^|\.)((gamma|lambda)(_?\d+)?|ls\d?(\.\w+)?)$"), "layer scale"),

@@ -3,8 +3,6 @@
 Public names stand on the first page, ghnlib.html, then the modules by room.
 """
 
-from __future__ import annotations
-
 import sys
 import warnings
 from importlib import import_module

@@ -1,7 +1,5 @@
 """All reports of a profile told as one article: what each found, its main figure, its main table."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The papers' claims (ghnlib/reporting/claims.yaml) joined with what the stages of a profile have recorded."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from math import inf, isnan, nan

@@ -3,8 +3,6 @@
 DVC's own page loads Vega from the network; its template here holds it.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """The pipeline as a picture: its stages in columns, arrows from what they write to what reads it."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping
 from html import escape

@@ -1,7 +1,5 @@
 """What a killed run leaves behind: processes that save before they end, locks that nobody holds."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

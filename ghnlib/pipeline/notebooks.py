@@ -1,7 +1,5 @@
 """Notebooks as plain, comparable files: sources without outputs, executed ones without traces of when and where."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable

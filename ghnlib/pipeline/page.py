@@ -1,7 +1,5 @@
 """An executed notebook as a page that needs no network."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from functools import partial

@@ -4,8 +4,6 @@
 trainings the one with the best accuracy on validation architectures and images, in half precision, and its model card.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -5,8 +5,6 @@
 state; edits made meanwhile do not reach it and the tree stays clean. Its reports come back to reports/NAME.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

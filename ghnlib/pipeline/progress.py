@@ -1,7 +1,5 @@
 """What a reader sees while the pipeline runs: a line when a stage has ended, and now and then how far a long one is."""
 
-from __future__ import annotations
-
 import re
 import threading
 import time

@@ -3,8 +3,6 @@
 Kept beside what the stages write (reports/PROFILE/provenance.json), not in it: equal runs give equal reports.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -2,8 +2,6 @@
 ``python -m ghnlib.pipeline.readme`` (``make readme``).
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping

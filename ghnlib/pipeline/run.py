@@ -5,8 +5,6 @@ A stage is a notebook executed with the validated parameters of params.yaml. The
 reports/PROFILE/, its HTML to site/PROFILE/. ``sources`` is the first stage.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -3,8 +3,6 @@
 ``python -m ghnlib.pipeline.site [PROFILE]`` (``make report``) writes it from the reports.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What ``dvc exp run -S`` writes to params.yaml stays there when it is refused; here it is taken back."""
 
-from __future__ import annotations
-
 import copy
 import subprocess
 import tempfile

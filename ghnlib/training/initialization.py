@@ -142,6 +142,7 @@ def _tensors(graph: Graph) -> Iterator[tuple[tuple, str]]:
         yield from (((node.role, node.shape, bias), name) for bias, name in names if name)
 
 
+@torch.no_grad()
 def orthogonalize(net: nn.Module, orth_from: float = 0.0) -> None:
     """Replace weights by their orthogonal factor, in place (GHN-orth section 3).
 
@@ -149,26 +150,25 @@ def orthogonalize(net: nn.Module, orth_from: float = 0.0) -> None:
     the last, the classifier, and the first share ``orth_from`` of them (GHN-orth: 36 of 54 in ResNet-50, 93 of 113 in
     ConvNeXt-B).
     """
-    with torch.no_grad():
-        for weight in _processed_weights(net, orth_from):
-            matrix, transposed = _tall_matrix(weight)
-            q, r = torch.linalg.qr(matrix)
-            q = q * torch.where(r.diagonal() < 0, -1.0, 1.0)
-            weight.copy_((q.T if transposed else q).reshape(weight.shape))
+    for weight in _processed_weights(net, orth_from):
+        matrix, transposed = _tall_matrix(weight)
+        q, r = torch.linalg.qr(matrix)
+        q = q * torch.where(r.diagonal() < 0, -1.0, 1.0)
+        weight.copy_((q.T if transposed else q).reshape(weight.shape))
 
 
+@torch.no_grad()
 def add_noise(net: nn.Module, beta: float, generator: torch.Generator, orth_from: float = 0.0) -> None:
     """Break the symmetry of tiled weights, in place: ``w <- w + beta sigma N(0, 1)`` (GHN-orth eq. 2, GHN-3 appendix).
 
     sigma is the deviation of the correlations between rows of the weight matrix; the rows are those of the taller
     orientation. Weights of a single column have no correlation and are left alone.
     """
-    with torch.no_grad():
-        for weight in _processed_weights(net, orth_from):
-            sigma = correlation_deviation(weight)
-            if sigma.isfinite():
-                noise = torch.randn(weight.shape, generator=generator)
-                weight.add_(beta * float(sigma) * noise.to(weight))
+    for weight in _processed_weights(net, orth_from):
+        sigma = correlation_deviation(weight)
+        if sigma.isfinite():
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.add_(beta * float(sigma) * noise.to(weight))
 
 
 def correlation_deviation(weight: Tensor) -> Tensor:

@@ -80,8 +80,9 @@ def train_job(job: Job) -> GHN:
     log = event_log(Path(job.folder, "events")) if job.logger == "tensorboard" else None
     augment = augmentation_of(job.data)
     return train_on(
-        *splits, images, job.ghn, job.recipe, job.training_seed, job.folder, augment, about, job.start_from, extra, log
-    )
+        *splits, images, job.ghn, job.recipe, job.training_seed, job.folder, augment, about,
+        start_from=job.start_from, extra=extra, log=log,
+    )  # fmt: skip
 
 
 def architecture_of(start_from: str, stated: Mapping[str, object]) -> GHNConfig:

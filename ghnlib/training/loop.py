@@ -248,18 +248,14 @@ def _loop(trainer, architectures, extra, images, seed, augment, validate, folder
             logged = step % recipe.log_every == 0 or validated
             if logged:
                 seconds = time.monotonic() - started
-                window = pd.DataFrame(progress["window"]).replace(math.inf, math.nan)  # of a step without an update
-                deviation = float(window["grad_norm"].std(ddof=0))
-                row = {"step": step, **window.mean().to_dict(), "grad_norm_deviation": deviation}
+                row = {"step": step, **_means(progress["window"])}
                 progress["window"] = []
                 if validate and validated:
                     row |= validate(trainer.ghn)
                 progress["history"].append(row)
                 if log and is_first_rank():
                     log(dict(row))
-                untold = {"step", "grad_norm_deviation"} | ({"skipped"} if not row["skipped"] else set())
-                values = "  ".join(f"{name} {value:.3g}" for name, value in row.items() if name not in untold)
-                say(f"step {step:>{len(str(recipe.steps))}}/{recipe.steps}  {values}")
+                say(_in_words(row, recipe.steps))
             stop = sum_over_ranks(terminated(), device)  # one that stopped alone would leave the others waiting
             if (logged or stop) and is_first_rank():
                 save({**trainer.state_dict(), "progress": progress, "identity": identity}, folder)
@@ -270,6 +266,18 @@ def _loop(trainer, architectures, extra, images, seed, augment, validate, folder
                 sum_over_ranks(0, device)  # after one process has ended, torchrun ends the others: wait for the save
                 say(f"asked to stop: saved after step {step}; started again, it resumes")
                 raise SystemExit(143)
+
+
+def _means(window: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of the numbers of several steps, with the deviation of the gradient's norm."""
+    table = pd.DataFrame(window).replace(math.inf, math.nan)  # of a step without an update
+    return {**table.mean().to_dict(), "grad_norm_deviation": float(table["grad_norm"].std(ddof=0))}
+
+
+def _in_words(row: Mapping[str, float], steps: int) -> str:
+    untold = {"step", "grad_norm_deviation"} | ({"skipped"} if not row["skipped"] else set())
+    values = "  ".join(f"{name} {value:.3g}" for name, value in row.items() if name not in untold)
+    return f"step {row['step']:>{len(str(steps))}}/{steps}  {values}"
 
 
 def _stop_if_diverged(recent: Sequence[int], meta_batch: int) -> None:

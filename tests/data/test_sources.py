@@ -137,10 +137,16 @@ def test_one_tree_is_split_by_seed_with_every_class_everywhere(tree):
     assert splits.train.pixels.shape[1:] == (3, 6, 6)
 
 
+def test_an_epoch_has_a_step_even_of_fewer_images_than_a_batch(digits):
+    count = len(digits.train)
+    assert [digits.train.steps_per_epoch(size) for size in (count // 2, count, count + 1)] == [2, 1, 1]
+    assert len(next(digits.train.stream(count + 1, 0))[1]) == count
+
+
 def test_large_sets_are_read_by_a_loader_with_the_same_interface(tree):
     resident = load_images("folder", tree, seed=0, image_size=8)
     files = load_images("folder", tree, seed=0, image_size=8, resident_gib=0)
-    assert isinstance(files.train, ImageFiles)
+    assert isinstance(files.train, ImageFiles) and files.train.side == resident.train.side == 8
     images, labels = everything(files.val.batches(4))
     assert images.shape == (6, 3, 8, 8) and torch.equal(labels, resident.val.labels)
     augment = Augment(flip=True)

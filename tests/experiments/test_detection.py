@@ -133,9 +133,9 @@ def test_where_every_backbone_fails_the_report_says_so():
 def test_each_initialisation_takes_the_rate_that_is_best_on_held_out_training_scenes(monkeypatch):
     called = []
 
-    def precision(network, start, lr, seed, scenes, *rest):
+    def precision(network, initialisation, ghn, lr, seed, scenes, *rest):
         called.append((lr, len(scenes.train), len(scenes.test)))
-        return {"ap": {0.1: math.nan, 0.2: 50.0 if start else 20.0, 0.3: 40.0}[lr]}
+        return {"ap": {0.1: math.nan, 0.2: 50.0 if initialisation == "orthogonal" else 20.0, 0.3: 40.0}[lr]}
 
     monkeypatch.setattr(detection, "_precision", precision)
     settings = few(lrs=(0.1, 0.2, 0.3), seeds=(0, 1))
@@ -145,11 +145,8 @@ def test_each_initialisation_takes_the_rate_that_is_best_on_held_out_training_sc
 
 
 def test_the_runs_of_a_seed_start_from_the_training_of_it(monkeypatch):
-    monkeypatch.setattr(
-        detection, "_precision", lambda network, start, lr, seed, *rest: {"ap": start.of if start else 0.0}
-    )
+    monkeypatch.setattr(detection, "_precision", lambda network, name, ghn, *rest: {"ap": ghn.of if ghn else 0.0})
     trainings = [SimpleNamespace(of=10.0), SimpleNamespace(of=20.0)]
-    monkeypatch.setattr(detection, "orthogonalize", None)
     found = detection.detect_from_each(
         {"net": None}, {"ghn3": trainings}, scenes_of(few(), 0), (0, 1), few(seeds=(4, 5, 6))
     )

@@ -253,7 +253,7 @@ def predict_properties(
     fitted = ~of_test(setup, trained).to_numpy()[sound]
     logs = np.log10(table[["parameters", "FLOPs"]].to_numpy())
     targets = table[keys].assign(FLOPs=logs[:, 1])[sound]
-    graphs = [graph for graph, finite in zip(trained.graphs, sound) if finite]
+    graphs = [graph for graph, is_sound in zip(trained.graphs, sound) if is_sound]
 
     def by_features(inputs: Mapping[str, np.ndarray]) -> dict[str, dict[str, Predicted]]:
         return {name: {key: predict_property(features[sound], targets[key].to_numpy(), fitted, setup.analysis.svr)

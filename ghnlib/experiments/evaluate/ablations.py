@@ -1,7 +1,5 @@
 """Hypernetworks that differ in one thing: rows of the papers' ablation tables, and claims that one option is better."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import permutations, product

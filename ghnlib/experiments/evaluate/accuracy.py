@@ -1,7 +1,5 @@
 """The report on accuracy without training: networks with predicted parameters, yardsticks trained from random ones."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -163,14 +161,14 @@ def validation_accuracy(setup: Setup, variant: str) -> pd.DataFrame:
 
 def predict_and_evaluate(
     setup: Setup,
-    chosen: Mapping[str, Mapping[int, Architecture]],
+    chosen: Mapping[str, Mapping[int | str, Architecture]],
     statistics: tuple[ImageSet, int, int] | None = None,
     bits: int | None = None,
 ) -> pd.DataFrame:
     """Test accuracy with the predictions of each hypernetwork.
 
     Args:
-        chosen: split -> index -> architecture.
+        chosen: split -> index (or a name) -> architecture.
         statistics, bits: of batch norm and of weights, see ``evaluate_predictions``.
 
     Returns:
@@ -178,11 +176,11 @@ def predict_and_evaluate(
     """
     places = pd.DataFrame([(split, i) for split, members in chosen.items() for i in members], columns=KEYS[2:])
     networks = [architecture for members in chosen.values() for architecture in members.values()]
-    batch_size, metrics, parts = setup.evaluate.batch_size, setup.metrics[1:], []
+    options = {"statistics": statistics, "metrics": setup.metrics[1:], "bits": bits, **setup.kept}
+    parts = []
     for variant, trainings in setup.hypernetworks.items():
-        images, processes, folder = setup.images.test, setup.processes, setup.folder
         for seed, ghn in trainings.items():
-            rows = evaluate_predictions(ghn, networks, images, batch_size, processes, folder, statistics, metrics, bits)
+            rows = evaluate_predictions(ghn, networks, setup.images.test, setup.evaluate.batch_size, **options)
             parts.append(places.join(rows.drop(columns="index")).assign(method=variant, seed=seed))
     return pd.concat(parts, ignore_index=True)
 
@@ -198,7 +196,7 @@ def train_from_random(setup: Setup, splits: Mapping[str, Sequence[Architecture]]
         it diverged), ``error``.
     """
     section, images = setup.evaluate, setup.images
-    epoch = len(images.train) // section.sgd.batch_size
+    epoch = images.train.steps_per_epoch(section.sgd.batch_size)
     runs = []
     names = {0: "random", 1: "SGD, 1 epoch"}
     for epochs in sorted({*names, section.epochs}):

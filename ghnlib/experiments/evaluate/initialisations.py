@@ -129,8 +129,8 @@ def compare_initialisations(
     runs = [_run(name, seed, i, architecture, replace(recipe, **tuned[name]), trainings[seed])
             for name, seed in cases for i, architecture in enumerate(architectures)]  # fmt: skip
     rows = run_all(runs, images.train, Accuracy(images.test), (0,), **setup.kept)
-    counted = min(architectures, key=lambda a: len(a.graph))
-    run = _run("random", 0, 0, counted, recipe, next(iter(trainings.values())))
+    smallest = min(architectures, key=lambda a: len(a.graph))
+    run = _run("random", 0, 0, smallest, recipe, next(iter(trainings.values())))
     tasks = [({"initialisation": name}, (name,)) for name in names]
     costs = rows_kept(initialisation_cost, tasks, (run,), **setup.kept).set_index("initialisation")
     return ComparedInitialisations(rows, costs["cost"], section.initialised_lrs)

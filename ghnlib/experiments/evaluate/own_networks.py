@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ghnlib.architectures.vision import own_networks
-from ghnlib.experiments.evaluate.accuracy import Evaluation
+from ghnlib.experiments.evaluate.accuracy import Evaluation, predict_and_evaluate
 from ghnlib.experiments.setup import Setup
-from ghnlib.measuring.accuracy import evaluate_predictions
 from ghnlib.reporting.statistics import with_deviation
 
 GROUPS = "trained on", "unseen"
@@ -55,16 +54,10 @@ def evaluate_own_networks(setup: Setup, evaluation: Evaluation) -> OwnNetworks:
     such. Raises DataError, see ``own_networks``."""
     counted = evaluation.counted[evaluation.counted["split"] == "test"]
     test = counted.groupby(["method", "seed"])["accuracy"].mean().loc[list(evaluation.variants)]
-    parts = [pd.DataFrame(columns=["method", "seed", "group", "network", "accuracy", "error"])]
-    if any(setup.train.recipe_of(name).extra_share for name in setup.train.variants):
-        names = dict(zip(GROUPS, (setup.deepnets.extra, setup.evaluate.unseen)))
-        places = pd.DataFrame([(group, name.rpartition(":")[2]) for group in names for name in names[group]],
-                              columns=["group", "network"])  # fmt: skip
-        sizes = len(setup.images.classes), setup.images.side
-        networks = own_networks([name for group in GROUPS for name in names[group]], *sizes)
-        for variant, trainings in setup.hypernetworks.items():
-            for seed, ghn in trainings.items():
-                batch_size = setup.evaluate.batch_size
-                rows = evaluate_predictions(ghn, networks, setup.images.test, batch_size, **setup.kept)
-                parts.append(places.join(rows[["accuracy", "error"]]).assign(method=variant, seed=seed))
-    return OwnNetworks(pd.concat(parts[1:] or parts), test)
+    if not any(setup.train.recipe_of(name).extra_share for name in setup.train.variants):
+        return OwnNetworks(pd.DataFrame(columns=["method", "seed", "group", "network", "accuracy", "error"]), test)
+    sizes = len(setup.images.classes), setup.images.side
+    chosen = {group: dict(zip(names, own_networks(names, *sizes)))
+              for group, names in zip(GROUPS, (setup.deepnets.extra, setup.evaluate.unseen))}  # fmt: skip
+    rows = predict_and_evaluate(setup, chosen).rename(columns={"split": "group", "index": "network"})
+    return OwnNetworks(rows.assign(network=rows["network"].str.rpartition(":")[2]), test)

@@ -1,8 +1,6 @@
 """What the training of hypernetworks costs and gives by size and meta-batch, a part of the report on accuracy without
 training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pandas as pd
 
 from ghnlib.architectures.vision import NamedNetwork
-from ghnlib.experiments.finetune.tuning import Budgets
+from ghnlib.experiments.finetune.tuning import Budgets, recipe_of
 from ghnlib.experiments.setup import Setup
 from ghnlib.reporting.statistics import Measured, over_trainings
-from ghnlib.training.networks import Accuracy, TrainingRecipe, best_settings, grid_of, initial_runs, run_all
+from ghnlib.training.networks import Accuracy, best_settings, grid_of, initial_runs, run_all
 
 
 def compare_on_resnet50(setup: Setup) -> pd.DataFrame:
@@ -23,7 +23,7 @@ def compare_on_resnet50(setup: Setup) -> pd.DataFrame:
     settings, images, steps = setup.finetune, setup.images, setup.finetune.resnet50_steps
     if not steps:
         return pd.DataFrame()
-    recipe = TrainingRecipe(steps, lr=1.0, batch_size=settings.batch_size, augment=setup.augment)
+    recipe = recipe_of(setup, steps)
     network = NamedNetwork(len(images.classes), images.side)
     hypernetworks = setup.trainings_of(settings.resnet50_variants)
     seeds = settings.seeds[: len(setup.train.seeds)]

@@ -46,7 +46,7 @@ class Budgets:
     @classmethod
     def of(cls, setup: Setup) -> Self:
         """Those of ``finetune.budgets``, in epochs."""
-        epoch = len(setup.images.train) // setup.finetune.batch_size
+        epoch = setup.images.train.steps_per_epoch(setup.finetune.batch_size)
         return cls(tuple(sorted({max(1, round(epochs * epoch)) for epochs in setup.finetune.budgets})), epoch)
 
     @property
@@ -109,14 +109,14 @@ def tune_settings(setup: Setup, networks: Networks) -> dict[tuple[str, int], Set
     first = {name: trainings[:1] for name, trainings in setup.trainings_of(setup.finetune.variants).items()}
     for family, members in networks.tuning.items():
         for steps in budgets.steps:
-            runs = initial_runs(members, _recipe(setup, steps), [setup.seed], first)
+            runs = initial_runs(members, recipe_of(setup, steps), [setup.seed], first)
             tuned[family, steps] = tune(runs, grid, setup.images.train, setup.images.val, **setup.kept)
             print(f"{family}, {steps} steps: {len(runs)} runs tuned", flush=True)
     return tuned
 
 
-def _recipe(setup: Setup, steps: int) -> TrainingRecipe:
-    """Its learning rate is to be tuned."""
+def recipe_of(setup: Setup, steps: int) -> TrainingRecipe:
+    """Fine-tuning for so many steps; its learning rate is to be tuned."""
     settings = setup.finetune
     return TrainingRecipe(
         steps, lr=1.0, batch_size=settings.batch_size, schedule=settings.schedule, augment=setup.augment,
@@ -215,7 +215,7 @@ def train_networks(setup: Setup, networks: Networks, tuned: Mapping[tuple[str, i
     hypernetworks = setup.trainings_of(settings.variants)
     for family, members in networks.chosen.items():
         for budget in budgets.steps:
-            runs = initial_runs(members, _recipe(setup, budget), settings.seeds, hypernetworks, tuned[family, budget])
+            runs = initial_runs(members, recipe_of(setup, budget), settings.seeds, hypernetworks, tuned[family, budget])
             part = run_all(
                 runs, images.train, Accuracy(images.test, metrics=setup.metrics[1:]), budgets.checkpoints(budget),
                 loss_every=max(1, budget // 10), **setup.kept,

@@ -6,7 +6,7 @@ Shapes: images (3, h, w) with values 0 to 1; boxes (n, 4) as left, top, right, b
 import contextlib
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle, product
@@ -34,8 +34,8 @@ from ghnlib.reporting.statistics import (
     rate_in_words,
     with_deviation,
 )
-from ghnlib.training.initialization import NOISE, add_noise, orthogonalize
-from ghnlib.training.networks import best_settings
+from ghnlib.training.initialization import Sources
+from ghnlib.training.networks import Run, TrainingRecipe, best_settings, initial_network
 
 DECAY_EPOCHS = 3
 """After which the learning rate falls to a tenth (PPUDA)."""
@@ -129,10 +129,6 @@ def _coco_boxes(image: int, boxes: Mapping[str, Tensor]) -> list[dict]:
     return [{**common, "bbox": box, "area": box[2] * box[3], "score": score} for box, score in zip(sizes, scores)]
 
 
-Start = GHN | Callable[[nn.Module], None] | None
-"""What initialises a network with random parameters, in place: a hypernetwork, a function, nothing."""
-
-
 def detect_from_each(
     backbones: Mapping[str, Architecture | NamedNetwork],
     hypernetworks: Mapping[str, Sequence[GHN]],
@@ -154,16 +150,16 @@ def detect_from_each(
     ``training`` (that the seed stands for), ``ap`` (percent; NaN if the loss was not finite or there was an error),
     ``error`` ("" if none): what is wrong with a backbone ends only its own rows.
     """
-    starts: dict[str, Sequence[Start]] = {"random": [None], "orthogonal": [orthogonalize], **hypernetworks}
+    starts: dict[str, Sequence[GHN | None]] = {"random": [None], "orthogonal": [None], **hypernetworks}
     sides, lrs, seeds = list(product(backbones, starts)), settings.lrs, settings.seeds
     trainings = dict(zip(seeds, cycle(range(max(map(len, starts.values()))))))
 
     def precision(runs: Sequence[tuple[str, str, float, int]], scenes: Scenes) -> pd.DataFrame:
         columns, tasks = [*SIDE, "lr", "seed", "training"], []
         for backbone, name, lr, seed in runs:
-            start = starts[name][trainings[seed] % len(starts[name])]
+            ghn = starts[name][trainings[seed] % len(starts[name])]
             labels = dict(zip(columns, (backbone, name, lr, seed, trainings[seed])))
-            tasks.append((labels, (backbones[backbone], start, lr, seed)))
+            tasks.append((labels, (backbones[backbone], name, ghn, lr, seed)))
         rows = rows_kept(_precision, tasks, (scenes, statistics, settings), processes, folder)
         return rows.reindex(columns=[*columns, "ap", "error"])
 
@@ -177,25 +173,24 @@ def detect_from_each(
 
 
 def _precision(
-    network: Architecture, start: Start, lr: float, seed: int, scenes: Scenes, statistics: tuple, settings: Detection
+    network: Architecture | NamedNetwork,
+    initialisation: str,
+    ghn: GHN | None,
+    lr: float,
+    seed: int,
+    scenes: Scenes,
+    statistics: tuple,
+    settings: Detection,
 ) -> dict[str, float]:
-    detector = faster_rcnn(_initialised(network, start, seed), statistics, settings).to(scenes.device)
+    with torch.no_grad():
+        sources = Sources(parameters=ghn.predict(network.graph, predict_class_layers=False)) if ghn else Sources()
+    run = Run(network, TrainingRecipe(0, lr), seed, "ghn-noise" if ghn else initialisation, sources)
+    detector = faster_rcnn(initial_network(run), statistics, settings).to(scenes.device)
     if not train_detector(detector, scenes.train, settings, seed, lr):
         return {"ap": math.nan}
     detector.eval()
     with torch.no_grad():
         return {"ap": average_precision([detector([scene.image])[0] for scene in scenes.test], scenes.test)}
-
-
-def _initialised(network: Architecture, start: Start, seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    net = network.build(device="cpu", track_running_stats=True)
-    if isinstance(start, GHN):
-        start.initialize(net, predict_class_layers=False)
-        add_noise(net, NOISE, Generator().manual_seed(seed))
-    elif start is not None:
-        start(net)
-    return net
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from ghnlib.reporting.statistics import (
     claims_over_trainings,
     finite,
     mean_and_error,
-    mean_interval,
     paired_interval,
     rate_in_words,
     tables_over_trainings,
@@ -123,8 +122,8 @@ class Transferred(TrainedFamilies):
                 found[f"new-classes/{dataset}"] = leads["ghn3 - random"]
             found[f"orth/{dataset}"] = leads[f"{self.name}-orth - {self.name}"]
         for dataset in self.control:
-            trained, processed = (mean_interval(self.at_end.loc[dataset][x]) for x in ("trained", "trained-orth"))
-            found[f"orth-control/{dataset}"] = trained.over(processed)
+            rows = self.at_end.loc[dataset]
+            found[f"orth-control/{dataset}"] = paired_interval(rows["trained"], rows["trained-orth"])
         return finite(found)
 
     @property
@@ -169,15 +168,15 @@ class Transferred(TrainedFamilies):
 
     @property
     def metrics(self) -> dict[str, object]:
-        """Plain numbers: accuracies by target, initialisation and step, leads, settings, families, failed runs."""
+        """For ``Setup.publish``: accuracies by target, initialisation and step, leads, settings, families, failures."""
         accuracy: dict[str, dict[str, dict[str, object]]] = {}
         for (dataset, start, step), scores in self.per_network.groupby(level=[0, 1, 2], sort=False):
             accuracy.setdefault(dataset, {}).setdefault(start, {})[f"{step} steps"] = mean_and_error(scores)
         return {
             "accuracy": accuracy,
-            "paired": {d: {pair: lead._asdict() for pair, lead in leads.items()} for d, leads in self.leads.items()},
+            "paired": self.leads,
             "tuned": {dataset: self.tuned[dataset, DEEPNETS] for dataset in accuracy},
-            "control": {dataset: lead._asdict() for dataset, lead in self.control.items()},
+            "control": self.control,
             "families": {dataset: self.families.loc[dataset].T.to_dict() for dataset in self.families.index.unique(0)},
             "diverged": len(self.failed),
         }

@@ -131,7 +131,7 @@ def starts_from_source(
     starts from them diverges too; one that fails is named, and None.
     """
     transfer, images, seed = setup.transfer, source.images.train, setup.train.seeds[training]
-    epoch = max(1, len(images) // transfer.batch_size)
+    epoch = images.steps_per_epoch(transfer.batch_size)
     recipe = TrainingRecipe(epoch, transfer.source_lr, transfer.batch_size, augment=setup.augment)
     longer = replace(recipe, steps=epoch * transfer.oracle_epochs)
     runs = [

@@ -144,6 +144,8 @@ def _limits(params: Params) -> Iterator[tuple[str, float, float, str]]:
             used = recipe.architectures or pool
             yield f"{own}architectures", used, pool, f"there are so many to train on ({key})"
             yield f"{own}meta_batch", recipe.meta_batch, used, "so many architectures are trained on"
+    most = max(params.train.recipe_of(name).meta_batch for name in params.train.variants)
+    yield "train.devices", params.train.devices, most, "they share a meta-batch, of at most so many networks"
     transfer, detection = params.transfer, params.transfer.detection
     indices = [index for index in detection.backbones if isinstance(index, int)]
     last = params.deepnets.test - 1

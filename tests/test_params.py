@@ -82,6 +82,7 @@ def test_a_variant_is_what_all_share_with_its_changes(raw):
         ("deepnets.extra", ["My Net"], ["deepnets.extra", "'My Net'", "pattern"]),
         ("anytime.recipe.extra_share", 0.5, ["anytime.variants.vanilla: extra_share = 0.5: must be 0"]),
         ("train.seeds", [0, 1, 0], ["train.seeds", "only once"]),
+        ("train.devices", 2, ["train.devices = 2: at most 1", "share a meta-batch"]),
         ("train.seeds", list(range(101)), ["train.seeds", "at most 100"]),
         ("train.variants.null", {}, ["train.variants.null", "something else"]),
         ("train.variants.evaluate", {}, ["train.variants.evaluate", "something else"]),

@@ -5,15 +5,20 @@ What a copy of modules alone would lose is honoured: a ``forward`` replaced on a
 """
 
 import copy
+import copyreg
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import partial
 from sys import stdlib_module_names
+from threading import Lock, RLock
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.nn.quantized.dynamic import Linear as DynamicLinear
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -45,6 +50,11 @@ class LocalBatchNorm(nn.SyncBatchNorm):
         """Any input with channels will do."""
 
 
+SHARED = dict.fromkeys((ContextVar, type(Lock()), type(RLock())), lambda value: "itself")
+"""Types that cannot be copied and hold nothing of a network: reduced to a text, the copy has the same object."""
+
+
+@patch.dict(copyreg.dispatch_table, SHARED)
 def copy_of(net: nn.Module, on_meta: bool) -> nn.Module:
     """A copy, all of it trainable, with weights that are computed from others as parameters of their own; ``on_meta``:
     without values.
@@ -92,7 +102,7 @@ def _check(name: str, module: nn.Module) -> None:
     if any(hasattr(tensor, "device_mesh") for tensor in tensors):
         raise TraceError(f"{where} is sharded (DTensor): make the graph, or initialize, before the network is sharded")
     packed = ".quantized." in f"{type(module).__module__}." and not name.endswith("_packed_params")
-    if packed and not isinstance(module, DynamicLinear):
+    if packed and not isinstance(module, (DynamicLinear, FloatFunctional)):
         raise TraceError(
             f"{where} is quantised, so autograd cannot follow it: trace the network before it is quantised"
         )

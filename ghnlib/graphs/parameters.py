@@ -86,7 +86,7 @@ LAYERS = {
     "layer_norm": Layer(_is(nn.LayerNorm), "ln", Role.NORM, 1),
     "other_norm": Layer(_is(nn.GroupNorm, nn.RMSNorm, _InstanceNorm), "ln", Role.NORM, 1),
     "norm_by_name": Layer(lambda module: "norm" in type(module).__name__.lower(), "ln", Role.NORM, 1),
-    "recurrent": Layer(_is(nn.RNNBase), "conv", Role.LINEAR, 2),
+    "recurrent": Layer(_is(nn.RNNBase, nn.RNNCellBase), "conv", Role.LINEAR, 2),
     "embedding": Layer(_is(nn.Embedding), "pos_enc", Role.LINEAR, 2, biases=()),
     "pos_enc": Layer(_named("PosEnc"), "pos_enc", Role.POSITION, 4, biases=()),
     "vit_encoder": Layer(_named("Encoder"), "pos_enc", Role.POSITION, 3, ("pos_embedding",), ()),
@@ -100,8 +100,8 @@ CONVENTIONS = {
     "ppuda": Convention(_PPUDA_LAYERS, first_output=True, pool_by_keepdim=True, hard_gate=True, flags_by_position=True),
 }
 
-RECURRENT = re.compile(r"_[ih][hr]_l\d+(_reverse)?$")
-"""Ends of the names of a recurrent layer's weights and biases: ``weight_ih_l0``."""
+RECURRENT = re.compile(r"_[ih][hr](_l\d+(_reverse)?)?$")
+"""Ends of the names of a recurrent layer's weights and biases: ``weight_ih_l0``, of a cell ``weight_ih``."""
 POSITION = re.compile(r"(^|[._])(abs_)?pos(ition)?(al)?_?(emb|enc)[a-z]*(_?\d+)?$")
 REASONS = (
     (
@@ -118,14 +118,19 @@ REASONS = (
 
 
 def parameters_of(net: nn.Module, convention: Convention) -> Iterator[tuple[nn.Parameter, Parameter]]:
-    """Each distinct parameter tensor with what is known of it, in registration order."""
+    """Each distinct parameter tensor with what is known of it, in registration order. A tied one goes by the first of
+    its names under which a layer is known."""
     modules, names = dict(net.named_modules(remove_duplicate=False)), {}
     for name, tensor in net.named_parameters(remove_duplicate=False):
         names.setdefault(tensor, []).append(name)
     shapes = {name: tensor.shape for tensor, (name, *_) in names.items()}
-    for tensor, (name, *aliases) in names.items():
-        owner, _, attribute = name.rpartition(".")
-        parameter = classify(name, attribute, tuple(tensor.shape), modules[owner], convention)
+    for tensor, group in names.items():
+        as_named = []
+        for name in group[:1] if convention.flags_by_position else group:
+            owner, _, attribute = name.rpartition(".")
+            as_named.append(classify(name, attribute, tuple(tensor.shape), modules[owner], convention))
+        parameter = next((found for found in as_named if found.op), as_named[0])
+        aliases = [name for name in group if name != parameter.name]
         if shapes.get(parameter.norm_bias) != tensor.shape:  # a buffer, a flag, another layer's or of another shape
             parameter = parameter._replace(norm_bias="")
         yield tensor, parameter._replace(aliases=tuple(aliases))

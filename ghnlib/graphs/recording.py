@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,10 +125,15 @@ def record(
             reason = str(error.__cause__)[:120]
             text = f"{type(net).__name__} needs values to run ({reason}); this is its graph for a random input"
             warnings.warn(text, stacklevel=4)
-        used = dict(run.watch.used)
-        unused = run.reasons_of_disuse()
-    outputs.sort(key=lambda named: named[0] != LOGITS)
-    called_logits = sum(name == LOGITS for name, _ in outputs)
+        used, others = dict(run.watch.used), run.used_in_the_other_mode()
+        if run.shadow.training and len(others) > len(used) and others >= set(used):  # it skips layers at random
+            run.shadow.eval()
+            run.watch.used = {}
+            outputs = run.outputs()
+            used = dict(run.watch.used)
+        unused = run.reasons_of_disuse(set(used), others)
+    outputs.sort(key=lambda named: not named[0].startswith(LOGITS))
+    called_logits = sum(name.startswith(LOGITS) for name, _ in outputs)
     tensors = [tensor for _, tensor in outputs[:1] if first_output] or [tensor for _, tensor in outputs]
     steps = recorded_steps(tensors)
     place = {step.function: i for i, step in enumerate(steps)}
@@ -187,19 +193,27 @@ class _Run:
         args, kwargs = _with_tensors(self.call, Tensor.clone)  # a leaf would not stand an in-place first layer
         return self.shadow(*args, **kwargs)
 
-    def reasons_of_disuse(self) -> dict[int, str]:
-        """Of the parameters that no function took. Those that the other mode uses are found by a run in it."""
-        used = set(self.watch.used)
-        missing = {id(parameter) for parameter in self.shadow.parameters()} - used
-        if not missing:
-            return {}
+    def used_in_the_other_mode(self) -> set[int]:
+        """Parameters that a run in training instead of evaluation mode, or the reverse, uses, if this one left any out.
+        The copy is in its mode again."""
+        modes = {module: module.training for module in self.shadow.modules()}
+        used, self.watch.used = self.watch.used, {}
+        if len(used) < sum(1 for _ in self.shadow.parameters()):
+            with suppress(Exception), torch.no_grad():
+                self.shadow.train(not self.shadow.training)
+                self.forward()
+        others, self.watch.used = set(self.watch.used), used
+        for module, mode in modes.items():
+            module.training = mode
+        return others
+
+    def reasons_of_disuse(self, used: set[int], others: set[int]) -> dict[int, str]:
+        """Of the parameters that no function took. ``others``: those that the other mode uses."""
         reason = UNUSED if self.on_meta else f"{UNUSED} of a random input, by whose values it decides"
         mode, call = ("evaluation", "eval") if self.shadow.training else ("training", "train")
-        with suppress(Exception), torch.no_grad():
-            self.shadow.train(not self.shadow.training)
-            self.forward()
         other = f"runs in {mode} mode only, as auxiliary heads do: net.{call}() before tracing gives it a node"
-        return {key: other if key in self.watch.used else reason for key in missing}
+        missing = {id(parameter) for parameter in self.shadow.parameters()} - used
+        return {key: other if key in others else reason for key in missing}
 
     def failure(self, error: Exception) -> str:
         title = type(self.shadow).__name__
@@ -248,9 +262,17 @@ def _call(net: nn.Module, example: Any) -> tuple[tuple, dict[str, Any]]:
         return example, {}
     if isinstance(example, Mapping):
         with suppress(TypeError):  # its keys are not the names of arguments: it is the only one
-            inspect.signature(net.forward).bind(**example)
+            _signature(net).bind(**example)
             return (), dict(example)
     return (example,), {}
+
+
+def _signature(net: nn.Module) -> inspect.Signature:
+    """Of the forward of a network, or of the first that it wraps whose forward names its arguments."""
+    found = [inspect.signature(module.forward) for module in wrapped(net)]
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = (each for each in found if any(p.kind not in variable for p in each.parameters.values()))
+    return next(named, found[0])
 
 
 def _with_tensors(structure: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -267,6 +289,8 @@ def _tensors(result: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         result = result._asdict()
     if isinstance(result, (list, tuple)):
         parts = [(name, part) for part in result]
+    elif is_dataclass(result) and not isinstance(result, Mapping):
+        parts = [(each.name, getattr(result, each.name, None)) for each in fields(result)]
     else:
         parts = result.items() if isinstance(result, Mapping) else getattr(result, "__dict__", {}).items()
     for key, part in parts:
@@ -275,9 +299,13 @@ def _tensors(result: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 @contextmanager
 def _random_state_kept(net: nn.Module) -> Iterator[None]:
+    """Random choices of a forward pass are always the same, and the caller's go on as if there were none."""
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng({parameter.device for parameter in net.parameters() if parameter.is_cuda}):
+            torch.default_generator.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)
             yield
     finally:
         random.setstate(states[0])

@@ -155,16 +155,14 @@ def _like(name: str) -> Callable[..., Tensor]:
 
 
 def _recurrent(function: Callable) -> Callable:
-    """A stack of recurrent layers, as ``nn.LSTM`` and its like call it. ``function`` serves packed sequences and
-    projected states.
-    """
+    """A stack of recurrent layers, as ``nn.LSTM`` and its like call it. ``function`` serves packed sequences."""
 
     def run(input: Tensor, hx, weights, has_biases, layers, dropout, training, bidirectional, batch_first):
         directions = 2 if bidirectional else 1
-        size = (4 if has_biases else 2) * layers * directions
-        if not isinstance(weights, (list, tuple)) or len(weights) != size:
+        if not isinstance(has_biases, bool):  # of a packed sequence the arguments are others
             return function(input, hx, weights, has_biases, layers, dropout, training, bidirectional, batch_first)
-        cells = [weights[i : i + size // layers // directions] for i in range(0, size, size // layers // directions)]
+        size = len(weights) // layers // directions  # of inputs, states, biases, and of projected states
+        cells = [weights[i : i + size] for i in range(0, len(weights), size)]
         firsts, lasts = hx if isinstance(hx, (list, tuple)) else (hx,), []
         for layer in range(layers):
             pair = [
@@ -176,6 +174,13 @@ def _recurrent(function: Callable) -> Callable:
         return (input, *(torch.stack(lasts) for _ in firsts))
 
     return run
+
+
+def _cell(input: Tensor, hx, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None):
+    """One step of a recurrent layer, as ``nn.LSTMCell`` and its like call it."""
+    firsts = hx if isinstance(hx, (list, tuple)) else (hx,)
+    states = Recurrent.apply((*input.shape[:-1], w_hh.shape[1]), input, w_ih, w_hh, b_ih, b_hh, *firsts)
+    return (states, states) if len(firsts) > 1 else states
 
 
 def _written_out(function: FunctionType) -> Callable:
@@ -201,6 +206,7 @@ SHORTCUTS: dict[Callable, Callable] = {
     **dict.fromkeys((F.hardswish, F.hardsigmoid), _like("HardActivation")),
     F.dropout: _like("Dropout"),
     **{function: _recurrent(function) for function in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)},
+    **dict.fromkeys((torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell), _cell),
 }
 
 

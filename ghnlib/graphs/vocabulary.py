@@ -31,7 +31,7 @@ REGISTERED: dict[str, Registered] = {
     "conv3d": Registered((nn.Conv3d,), Role.CONV),
     "conv_transpose": Registered((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), Role.TRANSPOSED),
     "embedding": Registered((nn.Embedding,), Role.EMBEDDING),
-    "recurrent": Registered((nn.RNNBase,), Role.LINEAR),
+    "recurrent": Registered((nn.RNNBase, nn.RNNCellBase), Role.LINEAR),
     "prelu": Registered((nn.PReLU,), Role.SLOPE),
     "masked_msa": Registered((), Role.OPERATION),  # attention whose scores are masked, as causal attention's are
 }

@@ -254,4 +254,4 @@ def weight_scale(shape: tuple[int, ...], role: Role = Role.CONV, fan: str = "in"
     if role in (Role.POSITION, Role.EMBEDDING) or (is_image and shape[0] == 1 and shape[2] >= 11):
         return 1.0
     no_relu = len(shape) > 2 and shape[1] == 1 or is_image and shape[2] < shape[3]
-    return ((1 if no_relu else 2) / (shape[0 if fan == "out" else 1] * prod(shape[2:]))) ** 0.5
+    return ((1 if no_relu else 2) / max(1, shape[0 if fan == "out" else 1] * prod(shape[2:]))) ** 0.5

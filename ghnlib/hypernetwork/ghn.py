@@ -322,7 +322,8 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         the embedding of that number begin anew, all else is copied; itself if it is for so many."""
         if num_classes == self.config.num_classes:
             return self
-        new = GHN(self.config, num_classes=num_classes).to(self.embedding.op.weight.device)
+        weight = self.embedding.op.weight
+        new = GHN(self.config, num_classes=num_classes).to(weight.device, weight.dtype)
         begin_anew = lambda name: ".class_layer." in name or name == "embedding.channel.weight"
         kept = {name: value for name, value in self.state_dict().items() if not begin_anew(name)}
         new.load_state_dict(kept, strict=False)

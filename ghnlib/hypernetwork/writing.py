@@ -108,6 +108,8 @@ def protected(net: nn.Module, only: Patterns = None, exclude: Patterns = None) -
 
 def _matching(patterns: Patterns, names: list[str], keyword: str) -> set[str]:
     found: set[str] = set()
+    if isinstance(patterns, nn.Module):
+        raise TypeError(f"{keyword} is a {type(patterns).__name__}: it takes names of parameters, such as 'layer4.*'")
     for pattern in [patterns] if isinstance(patterns, str) else patterns or ():
         matches = {name for name in names if fnmatchcase(name, pattern)}
         if not matches:
@@ -200,6 +202,11 @@ def _batches(images: Tensor | Iterable, like: Tensor) -> Iterator:
     empty = True
     for batch in images:
         batch, empty = batch[0] if isinstance(batch, (list, tuple)) else batch, False
+        if not isinstance(batch, Tensor) or not batch.isfinite().all():
+            what = "values that are not finite" if isinstance(batch, Tensor) else f"a {type(batch).__name__}"
+            raise ValueError(
+                f"batch_norm has {what}: pass images (n, C, H, W), or batches of them, alone or with labels"
+            )
         yield batch.to(like.device, like.dtype if batch.is_floating_point() else batch.dtype)
     if empty:
         raise ValueError("batch_norm has no images; an iterator serves one network: pass a tensor, list or DataLoader")

@@ -1,6 +1,10 @@
 """What runs is what is traced: hooks, replaced forwards, attributes of parameters; and never the caller's network."""
 
+import copyreg
+from contextvars import ContextVar
 from functools import partial
+from threading import Lock, RLock
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -136,6 +140,27 @@ def test_what_a_hook_cannot_share_is_named():
         said = rf"module '1' \(BatchNorm2d\): its _forward_hooks \(.*{name}\).*generator.*remove"
         with pytest.raises(TraceError, match=said):
             trace(net, SMALL)
+
+
+STATE = SimpleNamespace(depth=ContextVar("depth", default=0), lock=RLock(), calls=[])
+
+
+def test_locks_and_context_variables_are_shared():
+    def hook(module, args, out):
+        with STATE.lock, module.lock:
+            STATE.calls.append(STATE.depth.get())
+
+    net = net_of()
+    net[1].lock = Lock()
+    net[1].register_forward_hook(hook)
+    assert names(trace(net, SMALL)) == PLAIN and not STATE.calls and untouched(net)
+    assert ContextVar not in copyreg.dispatch_table
+
+
+def test_float_layers_that_are_made_to_be_quantised_trace():
+    net = Net(lambda m, x: m.fc(m.sum.add_relu(m.a(x), m.b(x))), sum=torch.ao.nn.quantized.FloatFunctional(),
+              **{name: nn.Linear(4, 4) for name in ("a", "b", "fc")})  # fmt: skip
+    assert "sum" in [node.op for node in trace(net, (4,)).nodes]
 
 
 class Reaching:

@@ -1,8 +1,10 @@
 """What networks are called with, how their functions are called, and why a parameter has no node."""
 
+import random
 import re
 import warnings
 from collections import namedtuple
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -139,6 +141,30 @@ def test_recurrent_layers_are_chains_of_weights_and_biases(kind, gates):
     assert not graph.skipped
 
 
+@pytest.mark.parametrize("biased", [True, False])
+def test_projected_states_are_one_weight_more_whatever_the_length(biased):
+    rnn = nn.LSTM(4, 6, batch_first=True, proj_size=3, bias=biased)
+    graphs = [trace(Net(lambda m, x: m.fc(m.rnn(x)[0][:, -1]), rnn=rnn, fc=nn.Linear(3, 2)), (length, 4))
+              for length in (2, 9)]  # fmt: skip
+    weights = [f"rnn.weight_{part}_l0" for part in ("ih", "hh", "hr")]
+    assert [name for name in names(graphs[0]) if "weight" in name] == [*weights, "fc.weight"] and not graphs[0].skipped
+    assert names(graphs[0]) == names(graphs[1]) and edges(graphs[0]) == edges(graphs[1])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_cells_are_the_chain_of_a_layer_however_often_they_run(kind):
+    def forward(m, x):
+        state = None
+        for step in x.unbind(1):
+            state = m.cell(step, state)
+        return m.fc(state[0] if isinstance(state, tuple) else state)
+
+    with pytest.warns(UserWarning, match="repeatedly"):
+        graph = trace(Net(forward, cell=kind(4, 6), fc=nn.Linear(6, 2)), (5, 4))
+    chain = [f"cell.{part}" for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    assert names(graph) == ["input", *chain, "fc.weight", "fc.bias"] and not graph.skipped
+
+
 def test_directions_of_recurrent_layers_are_branches_and_layers_a_chain():
     rnn = nn.LSTM(4, 6, num_layers=2, bidirectional=True, bias=False)
     graph = trace(Net(lambda m, x: m.fc(m.rnn(x)[1][0][-1]), rnn=rnn, fc=nn.Linear(6, 2)), (5, 4))
@@ -188,6 +214,51 @@ def test_layers_of_the_other_mode_are_not_called_unused(training):
     assert skipped.keys() == {f"{other}.weight", f"{other}.bias"}
     assert f"net.{call}() before" in skipped[f"{other}.weight"]
     assert net.training is training
+
+
+def test_layers_that_training_skips_at_random_are_traced_in_evaluation_mode():
+    def forward(m, x):
+        for name in "abcdef":
+            if not (m.training and torch.rand(()) < 0.5):
+                x = x + m.get_submodule(name)(x)
+        return x
+
+    net = Net(forward, **{name: nn.Linear(4, 4) for name in "abcdef"})
+    graphs = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        graphs.append(trace(net, (4,)))
+    assert net.training and not any(graph.skipped for graph in graphs)
+    assert names(graphs[0]) == names(graphs[1]) == names(graphs[2]) == names(trace(net.eval(), (4,)))
+
+
+def test_random_choices_of_a_forward_pass_are_always_the_same():
+    net = Net(
+        lambda m, x: m.get_submodule(random.choice("abcdefgh"))(x), **{name: nn.Linear(4, 4) for name in "abcdefgh"}
+    )
+    assert len({tuple(names(trace(net, (4,)))) for _ in range(8)}) == 1
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: nn.ModuleDict({"net": net})])
+def test_a_dictionary_is_bound_to_the_forward_that_names_its_arguments(wrap):
+    inner = Net(lambda m, batch: m.fc(batch["image"]), fc=nn.Linear(4, 2))
+    net = wrap(inner)
+    if isinstance(net, nn.ModuleDict):
+        net.forward = lambda *args, **options: net["net"](*args, **options)
+    assert [name.rpartition("fc.")[2] for name in names(trace(net, example={"image": torch.zeros(2, 4)}))] == [
+        "input", "weight", "bias"
+    ]  # fmt: skip
+
+
+@dataclass(slots=True)
+class Result:
+    loss: object
+    logits: torch.Tensor
+
+
+def test_results_in_slots_are_outputs():
+    graph = trace(Net(lambda m, x: Result(None, m.fc(x)), fc=nn.Linear(4, 2)), (4,))
+    assert names(graph) == ["input", "fc.weight", "fc.bias"]
 
 
 def test_types_and_shapes_of_parameters_are_no_use():

@@ -471,6 +471,14 @@ def test_tied_weights_are_one_node_with_a_warning():
     assert graph.skipped["2.bias"] == "tied to 0.bias"
 
 
+def test_a_tied_parameter_goes_by_a_name_under_which_its_layer_is_known():
+    net = Net(lambda m, x: m.fc(x), table=nn.Parameter(torch.ones(2, 4)), fc=nn.Linear(4, 2))
+    net.fc.weight = net.table
+    with pytest.warns(UserWarning, match=r"fc\.weight = table"):
+        graph = trace(net, (4,))
+    assert names(graph) == ["input", "fc.weight", "fc.bias"] and graph.skipped == {"table": "tied to fc.weight"}
+
+
 def test_a_layer_applied_twice_stands_at_its_first_use():
     net = Net(lambda m, x: m.head(m.conv(m.conv(x))), conv=nn.Conv2d(3, 3, 1), head=nn.Conv2d(3, 2, 1))
     with pytest.warns(UserWarning, match=r"conv\.weight repeatedly"):

@@ -292,3 +292,7 @@ def test_torchvision_network_is_initialized_and_runs():
     report = tiny().initialize(net)
     assert not report.skipped
     assert net(torch.randn(2, 3, 64, 64)).isfinite().all()
+
+
+def test_other_classes_keep_the_precision():
+    assert tiny().half().for_classes(5).embedding.op.weight.dtype == torch.float16

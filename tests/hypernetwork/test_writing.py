@@ -349,10 +349,22 @@ def test_running_statistics_are_averages_over_batches_with_the_new_weights(given
     assert torch.equal(net.stem.weight, predicted_by(ghn, net)["stem.weight"])
 
 
+def test_patterns_are_names():
+    net = Residual()
+    with pytest.raises(TypeError, match="exclude is a Conv2d: it takes names"):
+        tiny().initialize(net, SHAPE, exclude=net.stem)
+
+
+def test_layers_without_channels_are_written():
+    net = nn.Sequential(nn.Linear(8, 0), nn.Linear(0, 10))
+    assert len(tiny().initialize(net, (8,)).predicted) == 4
+
+
 @pytest.mark.parametrize(("given", "error", "message"), [
     (images()[:0], ValueError, "no images"), ([], ValueError, "no images"), (iter([images()]), ValueError, "iterator"),
-    ([images(), images()[:, :2]], RuntimeError, "3 channels"),
-], ids=["empty", "no batch", "used up", "wrong channels"])  # fmt: skip
+    ([images(), images()[:, :2]], RuntimeError, "3 channels"), (images() / 0, ValueError, "not finite"),
+    (images().numpy(), ValueError, "a ndarray"),
+], ids=["empty", "no batch", "used up", "wrong channels", "not finite", "no tensor"])  # fmt: skip
 def test_nothing_is_written_if_statistics_cannot_be_made(given, error, message):
     nets = [Residual().eval(), Residual()]
     nets[0].blocks[0][1].momentum = 0.3

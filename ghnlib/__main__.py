@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from ghnlib.architectures.vision import network_by_name, torchvision_classifiers
+from ghnlib.architectures.vision import UnknownNetwork, network_by_name, torchvision_classifiers
 from ghnlib.graphs.recording import TraceError
 from ghnlib.hypernetwork.coverage import coverage
 from ghnlib.hypernetwork.ghn import GHN
@@ -68,9 +68,8 @@ def _parser() -> argparse.ArgumentParser:
 
     about = "table of many networks: share of parameters that are predicted, seconds, norm"
     table = commands.add_parser("coverage", parents=[common], help=about)
-    names = torchvision_classifiers()
-    about = f"importable names; default: the {len(names)} classifiers of torchvision"
-    table.add_argument("--models", nargs="+", metavar="MODEL", default=names, help=about)
+    about = "importable names; default: all classifiers of torchvision"
+    table.add_argument("--models", nargs="+", metavar="MODEL", help=about)
     table.add_argument("--csv", dest="file", type=Path, metavar="FILE", help="write the table there too")
     table.set_defaults(run=_coverage)
     return parser
@@ -105,7 +104,7 @@ def _network(ghn: GHN, model: str, options: argparse.Namespace) -> nn.Module:
     classes = options.num_classes or ghn.config.num_classes
     try:
         net = network_by_name(model, classes)
-    except ValueError:
+    except UnknownNetwork:
         raise
     except Exception as error:  # the code of others
         reason = f"{model}(num_classes={classes}) failed: {type(error).__name__}: {error}"
@@ -122,16 +121,16 @@ def _input_shape(options: argparse.Namespace) -> tuple[int, ...] | None:
 
 def _coverage(options: argparse.Namespace) -> int:
     """Print the table while it grows; the exit status is 1 if a network failed."""
-    ghn = GHN.from_pretrained(options.ghn)
+    ghn, models = GHN.from_pretrained(options.ghn), options.models or torchvision_classifiers()
     if known := ghn.config.primitives:
         print(f"beyond the papers' primitives it knows {', '.join(known)}")
-    width = max(len(model.removeprefix(TORCHVISION)) for model in options.models)
+    width = max(len(model.removeprefix(TORCHVISION)) for model in models)
     print(" " * 7, f"{'model':{width}}", *(f"{column:>{COLUMNS[column][0]}}" for column in COLUMNS))
     failed = 0
     with open(options.file or os.devnull, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, ["model", *COLUMNS])
         writer.writeheader()
-        for i, model in enumerate(options.models, 1):
+        for i, model in enumerate(models, 1):
             name = model.removeprefix(TORCHVISION)
             try:
                 row = _row(ghn, model, options)
@@ -141,8 +140,8 @@ def _coverage(options: argparse.Namespace) -> int:
             writer.writerow({"model": name, **row})
             file.flush()
             cells = [_cell(row.get(column), *COLUMNS[column]) for column in COLUMNS]
-            print(f"{i:3}/{len(options.models):<3}", f"{name:{width}}", *cells, flush=True)
-    print(f"{len(options.models) - failed} networks predicted, {failed} failed")
+            print(f"{i:3}/{len(models):<3}", f"{name:{width}}", *cells, flush=True)
+    print(f"{len(models) - failed} networks predicted, {failed} failed")
     return int(failed > 0)
 
 

@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from ghnlib.bounds import Batch, BelowOne, Bits, Classes, Depth, FromList, Kernel, NonNegative, Positive, Share, Width
 
-CHECKED = ConfigDict(strict=True)
+CHECKED = ConfigDict(strict=True, extra="forbid")
 MOST_PRIMITIVES = 100
 
 

@@ -65,6 +65,9 @@ def own_classes(width=16):
 def without_return(num_classes):
     net(num_classes)
 
+def refuses(num_classes):
+    raise ValueError("no")
+
 def größe(num_classes):
     return nn.ModuleDict({"größe": nn.Identity(), "net": net(num_classes)}).net
 
@@ -94,6 +97,7 @@ def models(tmp_path, monkeypatch):
     [
         ("own_classes", "unexpected keyword argument 'num_classes'"),
         ("without_return", "made a NoneType"),
+        ("refuses", "refuses(num_classes=10) failed: ValueError: no. Give a function"),
         ("none", "importable name"),
     ],
 )

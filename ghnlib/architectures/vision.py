@@ -218,17 +218,22 @@ def without_weights(make: Callable[[], nn.Module]) -> nn.Module:
         return make()
 
 
+class UnknownNetwork(ValueError):
+    """Nothing that can be imported has the name of a network."""
+
+
 def network_by_name(name: str, num_classes: int) -> nn.Module:
     """Call an importable function or class that makes a network, without memory for weights where that works.
 
     Raises:
-        ValueError: nothing has this name.
+        UnknownNetwork: nothing has this name, or its module cannot be imported.
     """
     module, _, function = name.rpartition(".")
     try:
         make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"no network {name!r}: give an importable name such as torchvision.models.resnet50") from error
+        text = f"no network {name!r} ({error}): give an importable name such as torchvision.models.resnet50"
+        raise UnknownNetwork(text) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return without_weights(partial(make, num_classes=num_classes))

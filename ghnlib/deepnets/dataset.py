@@ -90,15 +90,15 @@ class DeepNets:
         }
         self._file = None if path is None else OfficialFile(path, split)
         limit = None if self._file is None else len(self._file)
-        self._size = (limit or SPLITS[split].size) if size is None else size
+        self._size = size if size is not None else SPLITS[split].size if limit is None else limit
         limits = {"seed": (seed, 0), "size": (self._size, 0)} | {k: (v, 1) for k, v in self._arguments.items()}
         for name, (value, least) in limits.items():
             if not isinstance(value, Integral) or value < least:
                 raise ValueError(f"{name}={value!r}: a whole number of at least {least} is needed")
-        if split == "predefined":
+        if split == "predefined" and path is None:
             limit = len(PREDEFINED)
         if limit is not None and self._size > limit:
-            raise ValueError(f"there are {limit} architectures in {split!r}, not {size}")
+            raise ValueError(f"there are {limit} architectures in {split!r}, not {self._size}")
 
     def __len__(self) -> int:
         return self._size

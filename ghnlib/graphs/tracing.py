@@ -45,7 +45,10 @@ def trace(
     if problem:
         text = f"{type(net).__name__}: the released code of {convention} {problem}; this is the correct graph"
         warnings.warn(text, stacklevel=3)
-        return trace(net, input_shape, "correct", example, no_grad, ())
+        correct = CONVENTIONS["correct"]
+        if rules.first_output:
+            recording = record(net, input_shape, correct.first_output, example, no_grad)
+        reduction = Reduction(recording, correct)
     return reduction.traced(parts_in(net))
 
 

@@ -240,12 +240,19 @@ def _tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, grad=False
     return torch.as_strided(storage, size, stride, offset)
 
 
+def _size(sizes: tuple) -> tuple:
+    """A ``torch.Size``. Of a list it would be a copy, for which nothing in the file pays."""
+    if type(sizes) is not tuple:
+        raise pickle.UnpicklingError(f"it makes a size of a {type(sizes).__name__}")
+    return sizes
+
+
 _SAFE: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): lambda: {},
     ("joblib.numpy_pickle", "NumpyArrayWrapper"): _Array,
     ("numpy", "ndarray"): None,
     ("numpy", "dtype"): _DType,
-    ("torch", "Size"): tuple,
+    ("torch", "Size"): _size,
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): lambda tensor, grad, hooks: tensor,

@@ -5,7 +5,8 @@ import pytest
 import torch
 from shared import SHAPE, Residual, swept, tiny
 
-from ghnlib import DeepNets
+from ghnlib import DeepNets, GHNConfig
+from ghnlib.config import Recipe
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Node, Role
 from ghnlib.hypernetwork.decoders import weight_scale
@@ -223,3 +224,9 @@ def test_identity_adds_a_multiple_of_the_identity_to_every_decoded_matrix(decode
         added = (begun[name] - value) / weight_scale(tuple(value.shape))
         expected = 3 * torch.eye(*value.shape[:2])[..., None, None].expand(value.shape)
         np.testing.assert_allclose(added.detach(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [GHNConfig, Recipe])
+def test_unknown_options_are_errors(options):
+    with pytest.raises(ValueError, match="stepz"):
+        options(stepz=3)

@@ -182,6 +182,7 @@ PICKLES = {
     "tuple as ordered key": opcodes(b"ccollections\nOrderedDict\n]", TUPLES, b"N\x86a\x85R"),
     "tuple as configuration": opcodes(b"}(X\x0a\0\0\0state_dict}X\x06\0\0\0config}X\x03\0\0\0hid", TUPLES, b"su"),
     "colliding keys": opcodes(b"}(", b"".join(b"\x8a\x0c" + (i * (2**61 - 1)).to_bytes(12, "little") + b"N" for i in range(10**5)), b"u"),
+    "copies of a list": opcodes(b"ctorch\nSize\nq\x00](" + b"N" * 10**5 + b"eq\x010" + b"h\x00h\x01\x85R" * 1500),
     "text": opcodes(b"I" + b"9" * 10**6 + b"\n"),
     "attribute of a class": opcodes(b"cjoblib.numpy_pickle\nNumpyArrayWrapper\nN}X\x04\0\0\0readNs\x86b"),
     "numpy's own type": opcodes(b"cnumpy\ndtype\nX\x02\0\0\0f4\x85R(K\x03X\x01\0\0\0>NNNK\x00K\x00K\x00tb"),

@@ -354,9 +354,9 @@ def test_rows_of_an_ablation_stand_beside_their_base(setup):
     costs = pd.DataFrame({"parameters": range(5)}, index=list(variants))
     table = ablations.ablation_table(setup, tests, costs)
     assert table.reset_index().values.tolist() == [
-        ["ghn2", "", "", "55.0 ± 0.0", "", 1],
+        ["ghn2", "", "", "55.0", "", 1],
         ["ghn2-forward", "ghn2", "directions: forward", "47.0 ± 1.4", "-8.00 [-20.71, 4.71]", 2],
-        ["mlp", "ghn2", "encoder: mlp", "25.0 ± 0.0", "-30.00 [-30.00, -30.00]", 0],
+        ["mlp", "ghn2", "encoder: mlp", "25.0", "-30.00 [-30.00, -30.00]", 0],
     ]
     timed = replace(setup, evaluate=setup.evaluate.model_copy(update={"seconds": True}))
     for seed, networks in ((0, [4.0, 8.0]), (1, [16.0])):

@@ -16,7 +16,7 @@ from ghnlib.experiments.analysis.properties import Predicted, Trained
 from ghnlib.experiments.analysis.search import ranking_scores, rankings, search_costs
 from ghnlib.experiments.one_shot import CEILING, one_shot_scores, train_one_shot
 from ghnlib.experiments.setup import Setup
-from ghnlib.reporting.statistics import Measured, mean_interval, over_trainings, rank_correlations
+from ghnlib.reporting.statistics import Measured, mean_interval, over_trainings, rank_correlations, with_deviation
 from ghnlib.training.networks import TrainingRecipe
 
 
@@ -86,7 +86,7 @@ def test_the_ceiling_is_of_a_share_trained_with_another_seed(tmp_path):
     shown = search.ranking_table(found, ["ghn2"])
     rs = [each["all"].loc["ghn2", "r"] for each in found]
     assert shown.loc[CEILING, "tau, all"] == "n = 3"
-    assert shown.loc["ghn2", "R, all"] == f"{np.mean(rs):.2f} ± {np.std(rs, ddof=1):.2f}"
+    assert shown.loc["ghn2", "R, all"] == with_deviation(rs, 2)
 
 
 def test_what_a_search_chose_is_compared_within_a_choice():
@@ -97,7 +97,7 @@ def test_what_a_search_chose_is_compared_within_a_choice():
     chosen = Chosen(pd.DataFrame(rows, columns=names))
     one = [mean_interval([value, value + 1]).over(mean_interval([70.0, 71.0])) for value in (80.0, 90.0)]
     assert chosen.claims == dict.fromkeys(("chosen-over-darts", "chosen-over-darts-regularised"), over_trainings(one))
-    assert chosen.table.loc["ghn2"].tolist() == ["1.0 ± 0.0", "85.5 ± 7.1", "85.5 ± 7.1"]
+    assert chosen.table.loc["ghn2"].tolist() == ["1.0", "85.5 ± 7.1", "85.5 ± 7.1"]
     single = Chosen(chosen.rows[chosen.rows["choice"] == 0]).claims["chosen-over-darts"]
     assert single.verdict == "not decided (one training)"
 

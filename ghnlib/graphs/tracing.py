@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from ghnlib.graphs.classifier import Classifiers
 from ghnlib.graphs.nodes import Node, Role
-from ghnlib.graphs.parameters import CONVENTIONS, Convention, Parameter, conv_op, out_of_reach, parameters_of
+from ghnlib.graphs.parameters import CONVENTIONS, Convention, Parameter, out_of_reach, parameters_of
 from ghnlib.graphs.parametrized import parts_in
 from ghnlib.graphs.recording import ACCUMULATE, Recording, Step, record
+from ghnlib.graphs.uses import USES, known_by_use
 from ghnlib.graphs.vocabulary import check
 from ghnlib.graphs.wrappers import is_a, wrapped
 
@@ -68,26 +69,6 @@ CONSTANT = Value()
 IMAGE = Value(frozenset({0}))
 OUTPUT = -1  # stands for the network's output while nodes are contracted
 
-
-class Use(NamedTuple):
-    """How the function of a layer takes parameters: its places of weight and bias, and what such a weight is. The data
-    come just before the weight.
-    """
-
-    weight: int
-    bias: int
-    op: str
-    role: Role
-
-
-USES = {
-    "Convolution": Use(1, 2, "conv", Role.CONV),
-    **dict.fromkeys(("Linear", "Mm"), Use(1, 2, "conv", Role.LINEAR)),
-    "Addmm": Use(2, 0, "conv", Role.LINEAR),
-    **dict.fromkeys(("BatchNorm", "NativeBatchNorm", "CudnnBatchNorm"), Use(1, 2, "bn", Role.NORM)),
-    **dict.fromkeys(("Norm", "NativeLayerNorm", "NativeGroupNorm"), Use(1, 2, "ln", Role.NORM)),
-}
-AXES = {Role.CONV: 4, Role.LINEAR: 2, Role.NORM: 1}
 MASKING = {"MaskedFill", "Where", "Add", "Baddbmm"}
 """Functions by which scores are masked before a softmax; a constant is the mask."""
 POOLS = {"MaxPool2DWithIndices": "max_pool", "AvgPool2D": "avg_pool"}
@@ -155,53 +136,25 @@ class Reduction:
         if parameter is None:
             return CONSTANT
         self.seen.add(parameter.name)
-        if parameter.op == "pos_enc":  # positional encodings and embeddings are data: nothing flows into them
-            return Value(self.consume((parameter,), frozenset(), 0))
-        if parameter.role is Role.EMBEDDING:  # of tokens, or of positions alone
+        if parameter.role is Role.EMBEDDING:  # of tokens, or of positions alone: data too
             read = IMAGE.nodes if id(tensor) in self.recording.looked_up else frozenset()
             return Value(self.consume((parameter,), read, 0))
-        return Value(pending=(parameter,))
+        return self.value_of(parameter)
 
     def known_by_use(self, step: Step, inputs: list[Value]) -> list[Value]:
-        """The inputs, with the parameters of unsupported layers among them in the roles in which the function takes
-        them, or what is computed from one of them alone: a layer's weight and bias, a positional encoding."""
-        if step.kind == "Add":
-            return [self.as_position(step, i, inputs) or value for i, value in enumerate(inputs)]
-        use = USES.get(step.kind)
-        weight = self.unknown(step, use.weight, inputs) if use else None
-        if weight is None or len(weight.shape) != AXES[use.role] or getattr(step.function, "_saved_transposed", False):
+        """The inputs of a function, with parameters of unsupported layers in the roles in which it takes them."""
+        lone = [value.pending[0] if not value.nodes and len(value.pending) == 1 else None for value in inputs]
+        if step.kind == "Add" and not any(value.nodes for value in inputs):  # a sum of tables
             return inputs
-        bias = self.unknown(step, use.bias, inputs)
-        op = use.op
-        if use.role is Role.CONV:
-            op = conv_op(step.function._saved_groups, step.function._saved_dilation)
-        known = {use.weight: weight._replace(op=op, role=use.role)}
-        if bias and use.role is not Role.NORM:
-            known[use.bias] = bias._replace(op="bias", role=Role.BIAS)
-        elif bias and bias.shape == weight.shape:
-            known[use.weight] = known[use.weight]._replace(norm_bias=bias.name)
-        return [value._replace(pending=(known[i],)) if i in known else value for i, value in enumerate(inputs)]
+        sources = [None if i is None else self.recording.steps[i] for i in step.inputs]
+        known = known_by_use(step, sources, lone)
+        return [self.value_of(known[i]) if i in known else value for i, value in enumerate(inputs)]
 
-    def as_position(self, step: Step, slot: int, inputs: list[Value]) -> Value | None:
-        """A (1, tokens, channels) table that is added to data of that size, as what stands for its node."""
-        table = self.unknown(step, slot, inputs)
-        if table is None or len(table.shape) != 3 or min(table.shape[1:]) == 1 or table.shape[1:] != step.shape[1:]:
-            return None
-        if not any(value.nodes for value in inputs):  # a sum of tables
-            return None
-        return Value(self.consume((table._replace(op="pos_enc", role=Role.POSITION),), frozenset(), 0))
-
-    def unknown(self, step: Step, slot: int, inputs: list[Value]) -> Parameter | None:
-        """The one parameter of an unsupported layer behind an input that has its shape, transposed in a matrix product;
-        None if it is not so."""
-        if slot >= len(inputs) or inputs[slot].nodes or len(inputs[slot].pending) != 1:
-            return None
-        (parameter,), source = inputs[slot].pending, self.recording.steps[step.inputs[slot]]
-        product = step.kind in ("Addmm", "Mm") and slot == USES[step.kind].weight
-        if product and source.kind not in ("T", "Transpose", "Permute"):
-            return None
-        shape = source.shape[::-1] if product else source.shape
-        return parameter if parameter.reason.startswith("unsupported") and shape == parameter.shape else None
+    def value_of(self, parameter: Parameter) -> Value:
+        """Positional encodings are data, into which nothing flows; others wait for data."""
+        if parameter.op == "pos_enc":
+            return Value(self.consume((parameter,), frozenset(), 0))
+        return Value(pending=(parameter,))
 
     def add(self, node: Node, parents: frozenset[int], order: int) -> frozenset[int]:
         self.nodes.append(node)

@@ -1,6 +1,7 @@
 """Small things that tests of several rooms use; data are made when first asked for."""
 
 from collections import Counter
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -140,3 +141,15 @@ def assert_composed_is_traced(arch):
     assert Counter(composed.nodes) == Counter(traced.nodes)
     assert structure(composed) == structure(traced)
     assert set(composed.skipped) == set(traced.skipped)
+
+
+def file_number(path):
+    """None where there is no file, as of a checkpoint between the two renames of a save."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_ino
+
+
+def last_checkpoint(folder):
+    """Of a training that was killed, perhaps between the two renames of a save."""
+    path = folder / "checkpoint.pt"
+    return torch.load(path if path.exists() else folder / "checkpoint.previous.pt")

@@ -12,7 +12,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from shared import JOB
+from shared import JOB, file_number, last_checkpoint
 from torch import distributed, multiprocessing
 
 from ghnlib.training import ranks
@@ -61,15 +61,15 @@ def test_a_killed_rank_ends_the_others_and_any_number_resumes(tmp_path):
     for processes, killed in (2, True), (1, True), (3, False):
         process = torchrun(job, processes)
         if killed:
-            before = (folder / "checkpoint.pt").stat().st_ino if (folder / "checkpoint.pt").exists() else None
+            before = file_number(folder / "checkpoint.pt")
             until_saved(folder, process)
-            while (folder / "checkpoint.pt").stat().st_ino == before and process.poll() is None:
+            while file_number(folder / "checkpoint.pt") in (None, before) and process.poll() is None:
                 time.sleep(0.005)
             children = psutil.Process(process.pid).children(recursive=True)
             found = [child for child in children if RANK in child.cmdline() and child.pid != process.pid]
             found[-1].send_signal(signal.SIGKILL)
             output, status = ended(process)
-            assert status != 0 and 0 < torch.load(folder / "checkpoint.pt")["progress"]["step"] < 200
+            assert status != 0 and 0 < last_checkpoint(folder)["progress"]["step"] < 200
         else:
             output, status = ended(process)
             assert status == 0, output

@@ -55,4 +55,5 @@ class Classifiers:
 
 def _is_classifier(step: Step, weight: Parameter) -> bool:
     linear = weight.role in (Role.CONV, Role.LINEAR) and step.kind != "Recurrent"
-    return linear and all(side == 1 for side in weight.shape[2:])
+    is_out_by_in = weight.shape[0] in step.shape
+    return linear and is_out_by_in and all(side == 1 for side in weight.shape[2:])

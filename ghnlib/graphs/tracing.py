@@ -146,8 +146,7 @@ class Reduction:
         lone = [value.pending[0] if not value.nodes and len(value.pending) == 1 else None for value in inputs]
         if step.kind == "Add" and not any(value.nodes for value in inputs):  # a sum of tables
             return inputs
-        sources = [None if i is None else self.recording.steps[i] for i in step.inputs]
-        known = known_by_use(step, sources, lone)
+        known = known_by_use(step, self.recording.steps, lone)
         return [self.value_of(known[i]) if i in known else value for i, value in enumerate(inputs)]
 
     def value_of(self, parameter: Parameter) -> Value:

@@ -417,6 +417,40 @@ def test_parameters_of_functional_calls_are_what_they_are_used_as(on_meta, recwa
     assert set(names(trace(Functional(), (3, 8, 8), "ghn3"))) == {"input", "glob_avg"}
 
 
+PRODUCTS = {
+    "x @ w + b": lambda x, w, b: x @ w + b,
+    "b + w @ x": lambda x, w, b: (b[:, None] + w @ x.mT).mT,
+    "einsum": lambda x, w, b: torch.einsum("bnd,de->bne", x, w) + b,
+    "einsum, out by in": lambda x, w, b: torch.einsum("bnd,ed->bne", x, w) + b,
+    "tensordot": lambda x, w, b: torch.tensordot(x, w, 1) + b,
+    "addmm": lambda x, w, b: torch.addmm(b, x[:, 0], w)[:, None],
+    "baddbmm": lambda x, w, b: torch.baddbmm(b, x, w.expand(len(x), -1, -1)),
+}
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_matrices_that_data_are_multiplied_with_are_linear_layers(product, recwarn):
+    sides = (6, 4) if product in ("b + w @ x", "einsum, out by in") else (4, 6)
+    net = Net(lambda m, x: m.fc(PRODUCTS[product](m.conv(x).flatten(2).mT, m.w, m.b).relu().mean(1)),
+              conv=nn.Conv2d(3, 4, 4, 4), w=nn.Parameter(torch.ones(sides)), b=nn.Parameter(torch.ones(6)),
+              fc=nn.Linear(6, 2))  # fmt: skip
+    graph = trace(net, SMALL)
+    known = {node.name: (node.op, node.role, node.shape) for node in graph.nodes if node.name in ("w", "b")}
+    bias = {} if product == "b + w @ x" else {"b": ("bias", Role.BIAS, (6,))}  # a column: not what a layer adds
+    assert known == {"w": ("conv", Role.LINEAR, sides)} | bias
+    assert set(graph.skipped) == {"b"} - set(bias)
+
+
+def test_products_of_parameters_alone_and_with_parts_of_one_are_no_layers():
+    net = Net(lambda m, x: m.conv(x).mean((2, 3)) @ m.down @ m.table[:3] @ (m.a @ m.b), conv=nn.Conv2d(3, 4, 1),
+              down=nn.Parameter(torch.ones(4, 3)), table=nn.Parameter(torch.ones(5, 4)),
+              a=nn.Parameter(torch.ones(4, 2)), b=nn.Parameter(torch.ones(2, 7)))  # fmt: skip
+    with pytest.warns(UserWarning, match="3 parameters are no nodes"):
+        graph = trace(net, SMALL)
+    assert names(graph) == ["input", "conv.weight", "conv.bias", "glob_avg", "down"]
+    assert set(graph.skipped) == {"table", "a", "b"}
+
+
 @pytest.mark.parametrize("use", [
     lambda x, p: x * p[:, None, None], lambda x, p: F.conv2d(x, p.view(3, 1, 1, 1).expand(3, 3, 1, 1)),
     lambda x, p: F.conv_transpose2d(x, p.view(3, 1, 1, 1).expand(3, 3, 1, 1)), lambda x, p: x + p[:, None, None],

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ghnlib.architectures.vision import UnknownNetwork, network_by_name, torchvision_classifiers
+from ghnlib.graphs.parametrized import parts_in, unfold
 from ghnlib.graphs.recording import TraceError
 from ghnlib.hypernetwork.coverage import coverage
 from ghnlib.hypernetwork.ghn import GHN
@@ -91,19 +92,23 @@ def _check_writable(file: Path) -> None:
 def _predict(options: argparse.Namespace) -> int:
     ghn = GHN.from_pretrained(options.ghn)
     net = _network(ghn, options.model, options).eval()
+    about = _input_shape(options), "resize" if options.class_layers == "resize" else None
     with torch.no_grad():
-        class_layers = "resize" if options.class_layers == "resize" else None
-        parameters = ghn.predict(net, _input_shape(options), class_layers)
+        parameters = ghn.predict(net, *about)
+        if parts_in(net):  # of weights that are computed, by what is there: the file has the parts
+            net = _network(ghn, options.model, options, with_weights=True).eval()
+            ghn.initialize(net, *about)
+            parameters = {name: net.state_dict()[name] for name in unfold(net, parameters)}
     save_file({name: value.contiguous() for name, value in parameters.items()}, options.file)
     kept = [name for name, _ in net.named_parameters() if name not in parameters]
     print(f"{options.file}: {len(parameters)} tensors; {len(kept)} not predicted {', '.join(kept[:8])}")
     return 0
 
 
-def _network(ghn: GHN, model: str, options: argparse.Namespace) -> nn.Module:
+def _network(ghn: GHN, model: str, options: argparse.Namespace, with_weights: bool = False) -> nn.Module:
     classes = options.num_classes or ghn.config.num_classes
     try:
-        net = network_by_name(model, classes)
+        net = network_by_name(model, classes, with_weights)
     except UnknownNetwork:
         raise
     except Exception as error:  # the code of others

@@ -1,11 +1,13 @@
 """The command line and the public names."""
 
 import csv
+import importlib
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 import torchvision
 from safetensors.torch import load_file
 from shared import ROOT, tiny
@@ -71,6 +73,11 @@ def refuses(num_classes):
 def größe(num_classes):
     return nn.ModuleDict({"größe": nn.Identity(), "net": net(num_classes)}).net
 
+def parametrised(num_classes):
+    made = net(num_classes)
+    nn.utils.parametrizations.weight_norm(made[0])
+    return made
+
 class Wide(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
@@ -116,6 +123,17 @@ def test_places_that_cannot_be_written_are_found_before_the_work(tmp_path, capsy
         assert main([*command, str(tmp_path / place), "--ghn", "nothing.pt"]) == 1
         assert message in capsys.readouterr().err  # and not that there is no hypernetwork
     assert not (tmp_path / "missing").exists()
+
+
+@pytest.mark.usefixtures("models")
+def test_what_a_weight_is_computed_from_is_written_so_that_it_loads(folder, tmp_path, capsys):
+    out = tmp_path / "parameters.safetensors"
+    assert main(["predict", "--ghn", folder, "--model", "mynets.parametrised", "--out", str(out)]) == 0
+    assert "5 tensors; 0 not predicted" in capsys.readouterr().out
+    mynets = importlib.import_module("mynets")
+    net, predicted = mynets.parametrised(10), tiny().predict(mynets.net(10))
+    net.load_state_dict(load_file(out))
+    torch.testing.assert_close(net[0].weight, predicted["0.weight"])
 
 
 @pytest.mark.usefixtures("models")

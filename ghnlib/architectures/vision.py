@@ -222,8 +222,8 @@ class UnknownNetwork(ValueError):
     """Nothing that can be imported has the name of a network."""
 
 
-def network_by_name(name: str, num_classes: int) -> nn.Module:
-    """Call an importable function or class that makes a network, without memory for weights where that works.
+def network_by_name(name: str, num_classes: int, with_weights: bool = False) -> nn.Module:
+    """Call an importable function or class that makes a network, without memory for weights where that works, or with.
 
     Raises:
         UnknownNetwork: nothing has this name, or its module cannot be imported.
@@ -236,4 +236,6 @@ def network_by_name(name: str, num_classes: int) -> nn.Module:
         raise UnknownNetwork(text) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return without_weights(partial(make, num_classes=num_classes))
+        return (
+            make(num_classes=num_classes) if with_weights else without_weights(partial(make, num_classes=num_classes))
+        )

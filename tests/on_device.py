@@ -131,6 +131,8 @@ def fine_tuned(device, folder):
     runs.append(Run(networks()[0], chosen, 3, labels={"initialisation": "regularised"}, auxiliary=True))
     yield run_all(runs, images(device).train, Accuracy(images(device).test), (0, 1), folder=folder, loss_every=1)
     yield [initialisations.initialisation_cost(name, runs[0])["cost"] for name in ("gradinit", "ghn")]
+    learnt = initialisations._start(next(run for run in runs if run.initialisation == "gradinit"))
+    yield [value.double().norm().item() for value in learnt.values()]
 
 
 def transferred(device, folder):
@@ -157,7 +159,9 @@ def detected(device, folder):
         update={"train_scenes": 2, "test_scenes": 1, "epochs": 1, "batch_size": 2, "backbones": (0,), "hidden": 16,
                 "proposals": 20}))  # fmt: skip
     source = Source(images(device), {}, "ghn3", [hypernetwork(device)], [50.0])
-    yield detection.detect(setup, source).rows
+    found = detection.detect(setup, source)
+    yield found.rows
+    yield str(found.scenes.device)  # they are drawn
 
 
 def analysed(device, folder):

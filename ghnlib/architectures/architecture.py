@@ -37,12 +37,14 @@ class Architecture(Buildable):
     """One network of DeepNets-1M: the arguments it is built from (PPUDA appendix A.1).
 
     Args:
+        genotype: operations of the two kinds of cells. n_cells: how many there are.
         C: channels of the first cells. C_mult: factor on them at each of the two reduction cells.
         ks: kernel size of the first convolution. stem_type: 0 (one convolution, then max pooling if ``stem_pool``)
             or 1 (three convolutions, the third halves the resolution); without effect on visual transformers.
         norm: "bn" or None. preproc: whether cells project their inputs to their own width.
         fc_layers: 1, or 2 with ``fc_dim`` hidden units. glob_avg: global average before the classifier, else flatten.
         imagenet_stride: of the first convolution on images of 64 pixels and more.
+        num_classes: logits. input_size: pixels a side of the images.
 
     Raises:
         ValueError: the arguments contradict each other.

@@ -102,15 +102,10 @@ def reduction_cells(n_cells: int) -> tuple[int, ...]:
 def _network_liveness(genotype: Genotype, n_cells: int) -> tuple[list[Liveness], list[bool]]:
     """Per cell its liveness; per source (stem twice, then the cells) whether the output depends on it."""
     present, cells, reductions = [True, True], [], reduction_cells(n_cells)
-    known: dict[tuple, tuple[Liveness, bool]] = {}  # most cells repeat, and a genotype is slow to hash
     for k in range(n_cells):
-        key = reduction, first, second = k in reductions, present[k], present[k + 1]
-        if key not in known:
-            ops, concat = genotype.cell(reduction)
-            cell = cell_liveness(ops, concat, (first, second))
-            known[key] = cell, True in [cell.present[i] for i in concat]
-        cells.append(known[key][0])
-        present.append(known[key][1])
+        ops, concat = genotype.cell(k in reductions)
+        cells.append(cell_liveness(ops, concat, (present[k], present[k + 1])))
+        present.append(any(cells[k].present[i] for i in concat))
     if not present[-1]:
         raise ValueError("the last cell has no operation with a value: 'none' cuts this architecture in two")
     needed = [False] * len(present)

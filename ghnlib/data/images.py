@@ -60,8 +60,8 @@ class ImageSet(ABC):
     def stream(
         self, batch_size: int, seed: int, start: int = 0, augment: Augment | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Full batches without end, reshuffled at each pass. Batch i depends on the seed and i alone, so that a resumed
-        training continues exactly with ``start``."""
+        """Full batches without end, images (B, 3, s, s) and labels (B,), reshuffled at each pass. Batch i depends on
+        the seed and i alone, so that a resumed training continues exactly with ``start``."""
         return self._load(endless(len(self), min(batch_size, len(self)), seed, start), augment)
 
     def subset(self, classes: Sequence[int]) -> Self:
@@ -73,7 +73,7 @@ class ImageSet(ABC):
         return replace(kept, labels=labels, classes=tuple(self.classes[i] for i in classes))
 
     def few_shot(self, per_class: int, seed: int) -> Self:
-        """``per_class`` images of each class, drawn by seed."""
+        """``per_class`` images of each class, drawn by seed. Raises DataError if a class has fewer."""
         labels = self.labels.cpu().numpy()
         fewest = np.bincount(labels, minlength=len(self.classes)).min()
         if fewest < per_class:
@@ -142,7 +142,8 @@ class Images(ImageSet):
 
 @dataclass(frozen=True)
 class ImageFiles(ImageSet):
-    """A set too large for memory, decoded by DataLoader workers at ``image_size`` pixels a side."""
+    """A set too large for memory, decoded by DataLoader workers. ``paths``: (n,) of the files; ``image_size``: pixels a
+    side."""
 
     paths: np.ndarray
     image_size: int
@@ -226,7 +227,7 @@ def cut_out(images: Tensor, side: int, generator: Generator | None = None) -> Te
 
 
 def endless(n: int, batch_size: int, seed: int, start: int) -> Iterator[tuple[Tensor, int]]:
-    """Indices of batches, reshuffled at each pass, and a seed for each, from batch ``start`` on."""
+    """Indices (B,) of batches, reshuffled at each pass, and a seed for each, from batch ``start`` on."""
     per_pass = n // batch_size
     order, order_of = None, -1
     for step in count(start):
@@ -243,7 +244,7 @@ def mix(*numbers: int) -> int:
 
 
 def decode(path: str) -> Image.Image:
-    """An image file in RGB."""
+    """An image file in RGB. Raises DataError if it cannot be read."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")

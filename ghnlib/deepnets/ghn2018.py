@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 from ghnlib.architectures.architecture import Architecture, Buildable
 from ghnlib.architectures.composing import compose, parameter_nodes
 from ghnlib.architectures.genotypes import Genotype
-from ghnlib.architectures.layers import RELU, Linear, conv, make_chain, make_layer, norm, pool
+from ghnlib.architectures.layers import RELU, Linear, conv, make_block, make_chain, make_layer, norm, pool
 from ghnlib.architectures.network import Network
 from ghnlib.deepnets.spaces import DesignSpace, Draws
 from ghnlib.graphs.graph import Graph
@@ -84,8 +83,7 @@ class BlockArchitecture(Architecture):
     def num_params(self) -> int:
         """Number of scalars in the network's parameters, shared ones counted once."""
         nodes = parameter_nodes(self.plan)
-        own = [node for name, node in nodes.items() if name == first_use(name)]
-        return sum(prod(node.shape) * (2 if node.norm_bias else 1) for node in own)
+        return make_block([node for name, node in nodes.items() if name == first_use(name)]).size
 
 
 @dataclass(frozen=True)
@@ -225,7 +223,8 @@ class AnytimeNetwork(nn.Module):
         return node._replace(shrink=1) if node.name else node
 
     def forward(self, x: Tensor, exits: int | None = None) -> list[Tensor]:
-        """``exits``: how many to go to, computing no node after them; None: all."""
+        """Images (B, 3, s, s) -> logits (B, classes) of each exit. ``exits``: how many to go to, computing no node
+        after them; None: all."""
         maps, logits = [self.stem(x)], []
         for classifier, chosen in zip(self.classifiers, self.exits[:exits]):
             while len(maps) <= max(chosen):

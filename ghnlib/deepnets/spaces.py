@@ -49,6 +49,9 @@ class DesignSpace:
         cells: (min, max) number of cells. steps: (min, medium, max) number of sums in a cell; up to max in networks
             with no more cells than a threshold drawn from ``thresholds``, else up to medium.
         operations: candidates, each equally likely. Without "msa" there are no transformers.
+        only_pool: probability that reduction cells draw from ``WITHOUT_WEIGHTS`` alone. drop_concat: that each inner
+            state is left out of the output with probability 0.5.
+        kernels, C_mults, fc_layers: candidates of the fields ks, C_mult and fc_layers of ``Architecture``.
         no_norm: probability of a network without batch norm, if it has few cells (at most min + ``no_norm_margin``).
         no_glob_avg: probability of flattening before the classifier, in networks that may.
         preproc: probability of projections where they may be left out: (without, with attention).

@@ -38,16 +38,15 @@ def train_variant(setup: Setup) -> Training:
     """
     name = training_name(setup.variant, setup.training_seed)
     target, job = Path("models", name), setup.job(setup.variant, setup.training_seed, setup.folder)
-    if not setup.by_hand:
-        run_job(job, setup.train.devices)
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(setup.folder / "model", target)
-        shutil.copy(setup.folder / "history.csv", target)
-    elif target.exists():
+    if setup.by_hand and target.exists():
         print(f"{target} is there: it is shown, not trained. `dvc repro --force train@{name}` trains it anew.")
     else:
         run_job(job, setup.train.devices)
-        target = setup.folder / "model"
+        if setup.by_hand:
+            target = setup.folder / "model"
+        else:
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(setup.folder / "model", target)
         shutil.copy(setup.folder / "history.csv", target)
     return Training(GHN.from_pretrained(target), pd.read_csv(target / "history.csv"))
 

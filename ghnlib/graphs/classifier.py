@@ -31,7 +31,7 @@ class Classifiers:
 
     def _behind(self, place: int, pooled: bool = False) -> list[Parameter]:
         """The weight, and the bias if any, that produce what flows out of a step; of all classifiers that are added,
-        as in distillation. None if no linear layer or 1x1 convolution produces it, or an activation follows.
+        as in distillation. Empty if no linear layer or 1x1 convolution produces it, or an activation follows.
         ``pooled``: whether a pooling follows.
         """
         biases: list[Parameter] = []

@@ -304,7 +304,7 @@ class Reduction:
         skipped = self.skipped()
         self.warn(skipped)
         classifier = self.classifier()
-        order = self.sorted(classifier)
+        order = self.order(classifier)
         position = {node: i for i, node in enumerate(order)}
         edges = sorted((position[source], position[target]) for source, target in self.wiring.edges)
         nodes = [self.nodes[i] for i in order]
@@ -348,7 +348,7 @@ class Reduction:
                 found = nodes
         return found
 
-    def sorted(self, classifier: list[int]) -> list[int]:
+    def order(self, classifier: list[int]) -> list[int]:
         """Topological order by forward execution; a classifier that nothing follows comes last."""
         for i, senders in self.wiring.in_degree:
             if i and not senders:  # a positional encoding stands where it is first used

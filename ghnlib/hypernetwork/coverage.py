@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ghnlib.graphs.parametrized import parts_in
 from ghnlib.hypernetwork.ghn import GHN
 
 
@@ -51,7 +52,9 @@ class Coverage:
 
 
 @torch.no_grad()
-def coverage(ghn: GHN, net: nn.Module, input_shape: tuple[int, ...] | None = None, *, example: Any = None) -> Coverage:
+def coverage(
+    ghn: GHN, net: nn.Module, input_shape: int | tuple[int, ...] | None = None, *, example: Any = None
+) -> Coverage:
     """Predict a network's parameters and report on them. The network is not touched; it may be on the meta device.
     ``input_shape``, ``example``: see ``Graph.from_module``. Raises TraceError if the network cannot be traced."""
     start = time.perf_counter()
@@ -62,11 +65,12 @@ def coverage(ghn: GHN, net: nn.Module, input_shape: tuple[int, ...] | None = Non
     squares = (torch.linalg.vector_norm(value, dtype=torch.float64).item() ** 2 for value in values.values())
     roles = {name: str(node.role) for node in graph.nodes for name in (node.name, node.norm_bias)}
     sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
+    whole = {name: name for name in sizes} | parts_in(net)
     return Coverage(
         len(graph),
         sizes,
-        predicted={name: roles[name] for name in sizes if name in values},
-        skipped={name: ghn.why_skipped(name, graph) for name in sizes if name not in values},
+        predicted={name: roles[whole[name]] for name in sizes if whole[name] in values},
+        skipped={name: ghn.why_skipped(name, graph) for name in sizes if whole[name] not in values},
         norm=sum(squares) ** 0.5,
         trace_seconds=traced - start,
         predict_seconds=done - traced,

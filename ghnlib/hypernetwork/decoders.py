@@ -165,13 +165,15 @@ def _by_label(function: Callable, labels: Sequence[Hashable], inputs: Sequence[T
 
 def slice_of(role: Role, shape: tuple[int, ...], max_shape: tuple[int, int, int, int]) -> Slice:
     """What to decode for a tensor with two or more axes. Of convolutions see ``as_planes``; the rows of an embedding
-    over M_o are read in blocks of so many, each from a position of its own, so that M_o * S * S rows differ.
+    over M_o are read in blocks of so many, each from a position of its own, so that M_o * S * S rows differ: columns of
+    the map first, because the low-rank decoder has fewer rows for higher kernels.
     """
     shape = as_planes(role, shape)
-    largest_out, largest_in = max_shape[:2]
+    largest_out, largest_in, side, _ = max_shape
     if role == Role.EMBEDDING:
-        side = ceil(ceil(shape[0] / largest_out) ** 0.5)
-        return Slice((side, side), min(shape[0], largest_out), min(shape[1], largest_in))
+        blocks = ceil(shape[0] / largest_out)
+        positions = ceil(blocks / side), min(blocks, side)
+        return Slice(positions, min(shape[0], largest_out), min(shape[1], largest_in))
     if role == Role.CLASS_WEIGHT:
         return Slice((1, 1), largest_out, min(shape[1], largest_in), classes=True)
     out, in_ = (1, shape[2]) if len(shape) == 3 else shape[:2]

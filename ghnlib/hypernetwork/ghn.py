@@ -124,7 +124,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         return states.index_copy(0, torch.tensor(rows, device=states.device), edges)
 
     @without_autocast()
-    def embed(self, networks, input_shape: tuple[int, ...] | None = None, *, example: Any = None) -> Tensor:
+    def embed(self, networks, input_shape: int | tuple[int, ...] | None = None, *, example: Any = None) -> Tensor:
         """(B, d): each architecture as the mean of its node states (PPUDA section 5.2). Arguments as of ``predict``."""
         graphs = [self.graph_of(network, input_shape, example) for network in _as_list(networks)]
         states = self.encode(graphs).split([len(graph) for graph in graphs])
@@ -134,7 +134,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
     def predict(
         self,
         networks: nn.Module | Graph | Iterable[nn.Module | Graph],
-        input_shape: tuple[int, ...] | None = None,
+        input_shape: int | tuple[int, ...] | None = None,
         predict_class_layers: ClassLayers = None,
         *,
         example: Any = None,
@@ -154,7 +154,8 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
             Parameter name -> tensor; a list of such dicts for a meta-batch.
 
         Raises:
-            ValueError: another value of ``predict_class_layers``, or an impossible ``input_shape``.
+            ValueError: another value of ``predict_class_layers``, an impossible ``input_shape``, or a graph with a
+                primitive that the hypernetwork does not know.
             TypeError: neither a network nor a graph.
             TraceError: a network cannot be traced.
         """
@@ -187,7 +188,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
     def initialize(
         self,
         networks: nn.Module | Iterable[nn.Module],
-        input_shape: tuple[int, ...] | None = None,
+        input_shape: int | tuple[int, ...] | None = None,
         predict_class_layers: ClassLayers = None,
         *,
         example: Any = None,
@@ -227,16 +228,25 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
                     with contextlib.suppress(TraceError):  # it writes to its parameters there: they keep their values
                         graph = self.graph_of(net, input_shape, example, no_grad=False)
                 values = self.predict(graph, predict_class_layers=predict_class_layers)
-                names = {name: name for name in (*dict(net.named_parameters(remove_duplicate=False)), *graph.skipped)}
-                names = {name: whole for name, whole in (names | parts_in(net)).items() if name not in values}
-                reasons = {
-                    n: self.why_skipped(n if whole in values else whole, graph, predict_class_layers)
-                    for n, whole in names.items()
-                }
-                reasons |= {n: NO_WAY_BACK.format(whole) for n, whole in names.items() if whole in values.keys() - kept}
-                predictions.append(Prediction(net, values, reasons | kept))
+                predictions.append(Prediction(net, values, self._kept(net, graph, values, kept, predict_class_layers)))
         reports = write(predictions, batch_norm)
         return reports[0] if isinstance(networks, nn.Module) else reports
+
+    def _kept(
+        self, net: nn.Module, graph: Graph, values: Mapping[str, Tensor], protected: Mapping[str, str],
+        predict_class_layers: ClassLayers,
+    ) -> dict[str, str]:  # fmt: skip
+        """Why each parameter that is not written keeps its value; a part of a computed tensor goes by that tensor."""
+        names = {name: name for name in (*dict(net.named_parameters(remove_duplicate=False)), *graph.skipped)}
+        reasons = {}
+        for name, whole in (names | parts_in(net)).items():
+            if name in values:
+                continue
+            if whole in values and whole not in protected:
+                reasons[name] = NO_WAY_BACK.format(whole)
+            else:
+                reasons[name] = self.why_skipped(name if whole in values else whole, graph, predict_class_layers)
+        return reasons | dict(protected)
 
     def why_skipped(self, name: str, graph: Graph, predict_class_layers: ClassLayers = None) -> str:
         """The reason that a parameter of the graph's network is not predicted."""
@@ -251,7 +261,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         return f"class layer; the hypernetwork predicts {self.config.num_classes} classes, the network has {counts}"
 
     def graph_of(
-        self, network: nn.Module | Graph, input_shape: tuple[int, ...] | None = None, example: Any = None,
+        self, network: nn.Module | Graph, input_shape: int | tuple[int, ...] | None = None, example: Any = None,
         no_grad: bool = True,
     ) -> Graph:  # fmt: skip
         """The graph that the hypernetwork reads of a network. Arguments: see ``Graph.from_module``."""
@@ -347,8 +357,9 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         """Load a hypernetwork.
 
         Args:
-            source: a folder of ``save_pretrained`` or the file of weights in it, a hub repository, or an official file
-                of PPUDA or GHN-3 (a path, or a released name such as "ghn3tm8.pt").
+            source: the name of a hypernetwork that comes with the package ("digits", "cifar10"), a folder of
+                ``save_pretrained`` or the file of weights in it, a hub repository, or an official file of PPUDA or
+                GHN-3 (a path, or a released name such as "ghn3tm8.pt").
             map_location: the device that it is put on.
             revision, token, cache_dir, local_files_only, force_download: of downloads, see ``hf_hub_download``.
             config_overrides: fields of ``GHNConfig`` that replace what the file says or implies.

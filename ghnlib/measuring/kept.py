@@ -65,11 +65,6 @@ def rows_kept(
     return pd.DataFrame(table)
 
 
-def one_line(error: Exception) -> str:
-    """Its type and message."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
 def _call(key: str, function: Callable, arguments: tuple):
     torch.set_num_threads(1)
     return function(*arguments)
@@ -79,7 +74,7 @@ def _attempt(call: Callable, key: str, function: Callable, arguments: tuple):
     try:
         return call(key, function, arguments)
     except Exception as error:
-        return one_line(error)
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 class _Hasher(NumpyHasher):

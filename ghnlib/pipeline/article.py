@@ -1,5 +1,6 @@
 """All reports of a profile told as one article: what each found, its main figure, its main table."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -108,7 +109,7 @@ def _told(stage: str, reports: Mapping[str, NotebookNode]) -> list[str]:
     first: dict[str, str] = {}
     for name in reports:
         if name == stage or name.startswith(f"{stage}-"):
-            first.setdefault(name.rpartition("-")[0], name)
+            first.setdefault(re.sub(r"-\d+$", "", name), name)
     return list(first.values())
 
 

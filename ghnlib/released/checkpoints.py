@@ -126,7 +126,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     try:
         state, stated = _contents(read_tensors(path))
-        if sum(value.numel() * value.element_size() for value in state.values()) > path.stat().st_size:
+        if sum(value.nbytes for value in state.values()) > path.stat().st_size:
             raise ValueError("its tensors are larger than the file")
         own = "embedding.op.weight" in state
         state = {our_name(name): value for name, value in state.items()}

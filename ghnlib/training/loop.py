@@ -220,45 +220,34 @@ def _seen(architectures: Sequence[Architecture], images: ImageSet | Sequences, e
 
 
 def _loop(trainer, architectures, extra, images, seed, augment, validate, folder, identity, progress, log) -> None:
+    """Train from the step that ``progress`` has reached; with every line of the log it is saved."""
     recipe, device = trainer.recipe, next(trainer.ghn.parameters()).device
     batches = images.stream(recipe.batch_size, seed, progress["step"], augment)
     # On a processor a thread would take its time from the step.
     ahead = AHEAD if device.type == "cuda" else 0
     networks = meta_batches(architectures, recipe, seed, progress["position"], trainer.prepare, ahead, extra)
     hidden = None if is_first_rank() else True
+    keep = lambda: save({**trainer.state_dict(), "progress": progress, "identity": identity}, folder)
     with (
         tqdm(total=recipe.steps, initial=progress["step"], disable=hidden, unit="step") as bar,
         termination_noted() as terminated,
         closing(networks),
     ):
         if is_first_rank() and not (folder / "checkpoint.pt").exists():  # from which the first steps can be taken again
-            save({**trainer.state_dict(), "progress": progress, "identity": identity}, folder)
+            keep()
         since, started = progress["step"], time.monotonic()
         while progress["step"] < recipe.steps:
-            step = progress["step"]
-            chosen, progress["position"] = next(networks)
-            progress["window"].append(trainer.step(chosen, *next(batches), seed=mix(seed, 2, step)))
-            progress["skipped"] = [*progress["skipped"], progress["window"][-1]["skipped"]][-RECENT:]
-            progress["step"] = step = step + 1
+            _take_step(trainer, networks, batches, seed, progress)
             bar.update()
-            _stop_if_diverged(progress["skipped"], recipe.meta_batch)
-            progress["losses"] = [*progress["losses"], progress["window"][-1]["loss"]][-JUDGED:]
-            _stop_if_worse_than_guessing(progress["losses"], step, recipe, trainer.ghn.config.num_classes)
+            step = progress["step"]
             validated = step % recipe.validate_every == 0 or step == recipe.steps
             logged = step % recipe.log_every == 0 or validated
             if logged:
                 seconds = time.monotonic() - started
-                row = {"step": step, **_means(progress["window"])}
-                progress["window"] = []
-                if validate and validated:
-                    row |= validate(trainer.ghn)
-                progress["history"].append(row)
-                if log and is_first_rank():
-                    log(dict(row))
-                say(_in_words(row, recipe.steps))
+                _add_row(trainer, progress, validate if validated else None, log)
             stop = sum_over_ranks(terminated(), device)  # one that stopped alone would leave the others waiting
             if (logged or stop) and is_first_rank():
-                save({**trainer.state_dict(), "progress": progress, "identity": identity}, folder)
+                keep()
             if logged:
                 _note_throughput(folder, since, step, seconds, recipe)  # steps that are saved: no other is taken again
                 since, started = step, time.monotonic()
@@ -266,6 +255,29 @@ def _loop(trainer, architectures, extra, images, seed, augment, validate, folder
                 sum_over_ranks(0, device)  # after one process has ended, torchrun ends the others: wait for the save
                 say(f"asked to stop: saved after step {step}; started again, it resumes")
                 raise SystemExit(143)
+
+
+def _take_step(trainer, networks, batches, seed: int, progress: dict) -> None:
+    """One update, noted in ``progress``. Raises TrainingError if the losses say that the training has diverged."""
+    chosen, progress["position"] = next(networks)
+    found = trainer.step(chosen, *next(batches), seed=mix(seed, 2, progress["step"]))
+    progress["step"] += 1
+    progress["window"].append(found)
+    progress["skipped"] = [*progress["skipped"], found["skipped"]][-RECENT:]
+    progress["losses"] = [*progress["losses"], found["loss"]][-JUDGED:]
+    recipe, classes = trainer.recipe, trainer.ghn.config.num_classes
+    _stop_if_diverged(progress["skipped"], recipe.meta_batch)
+    _stop_if_worse_than_guessing(progress["losses"], progress["step"], recipe, classes)
+
+
+def _add_row(trainer, progress: dict, validate, log) -> None:
+    """The window's means as a row of the history, with what ``validate`` (None: nothing) says; logged and printed."""
+    row = {"step": progress["step"], **_means(progress["window"])} | (validate(trainer.ghn) if validate else {})
+    progress["window"] = []
+    progress["history"].append(row)
+    if log and is_first_rank():
+        log(dict(row))
+    say(_in_words(row, trainer.recipe.steps))
 
 
 def _means(window: Sequence[Mapping[str, float]]) -> dict[str, float]:

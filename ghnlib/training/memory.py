@@ -42,7 +42,7 @@ def training_bytes(ghn: GHN, recipe: Recipe, architectures: Sequence[Architectur
     parts = [architectures[i : i + together] for i in range(0, len(architectures), together)]
     predicted = max(_prediction_bytes(shadow, part) for part in parts)
     batch = data.new_empty(recipe.batch_size, *data.shape[1:], device="meta")
-    parameters = sum(p.numel() * p.element_size() for p in ghn.parameters())
+    parameters = sum(p.nbytes for p in ghn.parameters())
     return {
         "hypernetwork": STATES * parameters,
         "predictions": predicted,
@@ -59,8 +59,8 @@ def describe(parts: dict[str, int]) -> str:
 def _prediction_bytes(ghn: GHN, architectures: Sequence[Architecture]) -> int:
     found: list[dict[str, Tensor]] = []
     saved = saved_bytes(lambda: found.extend(ghn([architecture.graph for architecture in architectures])))
-    own = sum(p.numel() * p.element_size() for p in ghn.parameters())
-    values = sum(value.numel() * value.element_size() for prediction in found for value in prediction.values())
+    own = sum(p.nbytes for p in ghn.parameters())
+    values = sum(value.nbytes for prediction in found for value in prediction.values())
     return max(0, saved - own) + 2 * values
 
 
@@ -70,5 +70,5 @@ def _network_bytes(architecture: Architecture, recipe: Recipe, batch: Tensor) ->
     def lost() -> Tensor:
         return sum(F.cross_entropy(logits, logits.argmax(1)) for logits in exits_of(net(batch)))
 
-    own = sum(p.numel() * p.element_size() for p in net.parameters())
+    own = sum(p.nbytes for p in net.parameters())
     return max(0, saved_bytes(lost) - own)

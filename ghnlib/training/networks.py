@@ -30,7 +30,8 @@ class TrainingRecipe:
     """Training of one network (PPUDA section 5, GHN-3 section 5.2).
 
     Attributes:
-        steps: updates.
+        steps: updates. lr: the peak rate. batch_size: images of a step.
+        momentum: of "sgd" alone. clip: the largest norm of a gradient.
         schedule: a key of ``SCHEDULES``.
         optimizer: "sgd" (with momentum), "adam" (weight decay coupled) or "adamw" (decoupled).
         bn_batches: batches of EVALUATION_BATCH training images, of one pass at most, from which batch-norm statistics

@@ -8,6 +8,13 @@ from torch import nn
 from ghnlib.hypernetwork.coverage import coverage
 
 
+def test_weights_that_are_computed_count_as_what_they_are_computed_from():
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 1)), nn.Flatten(), nn.Linear(256, 10))
+    report = coverage(tiny(), net, (3, 8, 8))
+    parts = {f"0.parametrizations.weight.original{i}": "convolution" for i in (0, 1)}
+    assert not report.skipped and parts.items() <= report.predicted.items()
+
+
 def test_a_report_says_what_is_predicted_and_why_the_rest_is_not():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.PReLU(4), nn.Flatten(), nn.Linear(256, 7))
     ghn = tiny()

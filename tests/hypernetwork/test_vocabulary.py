@@ -75,6 +75,13 @@ def test_signals_keep_their_size_through_relu_and_any_convolution(layer, channel
     assert inner.std().item() == pytest.approx(1, rel=0.15)
 
 
+@pytest.mark.parametrize("decoder", ["conv", "mlp", "lowrank"])
+@pytest.mark.parametrize("rows", [100, 250, 400])
+def test_rows_of_a_table_over_the_decoders_differ(decoder, rows):
+    table = decoded(tiny(**WIDE, decoder=decoder), "embedding", (rows, 8), Role.EMBEDDING)
+    assert len(table.unique(dim=0)) == rows
+
+
 def test_rows_of_a_long_table_differ_until_there_are_more_than_decoded_values():
     ghn = tiny(**WIDE)
     table = decoded(ghn, "embedding", (16 * 25, 8), Role.EMBEDDING)

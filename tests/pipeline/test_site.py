@@ -180,6 +180,8 @@ def test_the_article_takes_summary_first_figure_first_table_and_claims():
     ]
     cells[4].outputs = [shown(text_html="table 3")]
     report = nbformat.v4.new_notebook(cells=cells)
+    of_one_seed = article(dict.fromkeys(("2_train-ghn1", "2_train-mlp", "3_evaluate"), report), "digits")
+    assert all(f"[{name}]({name}.html)" in str(of_one_seed) for name in ("2_train-ghn1", "2_train-mlp"))
     told = article(dict.fromkeys(("2_train-ghn2-0", "2_train-mlp-1", "2_train-mlp-2", "3_evaluate"), report), "digits")
     outputs = [
         [next(iter(output.data.values())) for output in cell.outputs] for cell in told.cells if cell.cell_type == "code"

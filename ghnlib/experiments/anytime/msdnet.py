@@ -54,7 +54,7 @@ class MSDNet(nn.Module):
                 self.classifiers.append(Linear(wide, num_classes, device=device))
 
     def forward(self, x: Tensor, exits: int | None = None) -> list[Tensor]:
-        """``exits``: how many to go to; None: all."""
+        """Images (B, 3, s, s) -> logits (B, classes) of each exit. ``exits``: how many to go to; None: all."""
         maps, logits = [], []
         for block in self.first:
             maps.append(block(maps[-1] if maps else x))

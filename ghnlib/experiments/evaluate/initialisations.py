@@ -151,7 +151,7 @@ def _run(
 
 def _start(run: Run) -> dict[str, Tensor]:
     """Initial parameters: to learn scales takes longer than a run, and is the same for each rate."""
-    return on_cpu(initial_network(run).named_parameters())
+    return on_cpu(initial_network(run, run.sources.images.device).named_parameters())
 
 
 def initialisation_cost(name: str, run: Run) -> Mapping[str, float]:

@@ -269,4 +269,4 @@ def detect(setup: Setup, source: Source) -> Detected:
     scenes = scenes_of(settings, setup.seed).to(setup.device)
     statistics = images.train.mean, images.train.std
     rows = detect_from_each(backbones, {source.name: source.trainings}, scenes, statistics, settings, **setup.kept)
-    return Detected(rows, scenes, source.name, settings.lrs)
+    return Detected(rows, scenes.to("cpu"), source.name, settings.lrs)

@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from ghnlib.architectures.layers import Block, bias, chain_block, layer_node, make_block, weight
-from ghnlib.architectures.operations import Spec, primitive
+from ghnlib.architectures.operations import Spec, operation
 from ghnlib.architectures.plan import Plan, PlannedCell, PlannedOp
 from ghnlib.graphs.graph import Graph
 from ghnlib.graphs.nodes import Node, Role
@@ -18,7 +18,7 @@ JOINS = {"sum": Node("sum"), "concat": Node("concat")}
 @lru_cache(maxsize=1 << 14)  # architectures share most of what stands at a given place; these are some 20 MB
 def placed(name: str, spec: Spec, prefix: str) -> Block:
     """The block of the operation ``name``, with the full names of its parameters."""
-    block = primitive(name, spec).block
+    block = operation(name, spec).block
     nodes = (
         Node(op, prefix + name, shape, role, prefix + norm_bias if norm_bias else "") if name else Node(op, "", shape)
         for op, name, shape, role, norm_bias, *_ in block.nodes

@@ -1,6 +1,6 @@
 """The candidate operations of DeepNets-1M: as modules, and as the pieces of graph that they contribute.
 
-An operation is registered once, as a function from a ``Spec`` to a ``Primitive``: its ``Block`` (nodes and edges,
+An operation is registered once, as a function from a ``Spec`` to a ``Operation``: its ``Block`` (nodes and edges,
 with shapes, from which graphs are composed and parameters counted) and a function that builds its module. Plain
 chains of layers get both from one list. Shapes: B images, a input channels, b output channels, H x W pixels.
 """
@@ -47,7 +47,7 @@ class Spec(NamedTuple):
     norm: bool = True
 
 
-class Primitive(NamedTuple):
+class Operation(NamedTuple):
     """An operation's piece of graph and ``build(track_running_stats, device)``, which makes its module."""
 
     block: Block
@@ -56,13 +56,13 @@ class Primitive(NamedTuple):
 
 # Operations ----------------------------------------------------------------------------------------------------------
 
-REGISTRY: dict[str, Callable[[Spec], Primitive]] = {}
+REGISTRY: dict[str, Callable[[Spec], Operation]] = {}
 
 
 def register(name: str, **arguments) -> Callable:
-    """Decorator: makes a function from Spec (and ``arguments``) to Primitive known under ``name``."""
+    """Decorator: makes a function from Spec (and ``arguments``) to Operation known under ``name``."""
 
-    def add(function: Callable[..., Primitive]) -> Callable[..., Primitive]:
+    def add(function: Callable[..., Operation]) -> Callable[..., Operation]:
         REGISTRY[name] = partial(function, **arguments)
         return function
 
@@ -70,7 +70,7 @@ def register(name: str, **arguments) -> Callable:
 
 
 @lru_cache(maxsize=8192)
-def primitive(name: str, spec: Spec) -> Primitive:
+def operation(name: str, spec: Spec) -> Operation:
     """The operation ``name`` for the given channels and stride.
 
     Raises:
@@ -85,12 +85,12 @@ def build(name: str, spec: Spec, track_running_stats: bool = False, device=None)
     """The module of the operation ``name``."""
     if str(device) == "meta":
         return clone_meta(_template(name, spec, track_running_stats))
-    return primitive(name, spec).build(track_running_stats, device)
+    return operation(name, spec).build(track_running_stats, device)
 
 
 @lru_cache(maxsize=8192)
 def _template(name: str, spec: Spec, track: bool) -> nn.Module:
-    return primitive(name, spec).build(track, "meta")
+    return operation(name, spec).build(track, "meta")
 
 
 class Chain(nn.Module):
@@ -115,40 +115,40 @@ class Strided(nn.Module):
         return x if self.stride == 1 else x[:, :, :: self.stride, :: self.stride]
 
 
-def _chain(layers: Sequence[Layer]) -> Primitive:
-    return Primitive(chain_block(layers, "op."), partial(Chain, layers))
+def _chain(layers: Sequence[Layer]) -> Operation:
+    return Operation(chain_block(layers, "op."), partial(Chain, layers))
 
 
 @register("none")
 @register("subsample")
-def _unparametrised(spec: Spec) -> Primitive:
-    return Primitive(Block(), lambda track, device: Strided(spec.stride))
+def _unparametrised(spec: Spec) -> Operation:
+    return Operation(Block(), lambda track, device: Strided(spec.stride))
 
 
 @register("max_pool_3x3", kind="max_pool")
 @register("avg_pool_3x3", kind="avg_pool")
-def _pool(spec: Spec, kind: str) -> Primitive:
+def _pool(spec: Spec, kind: str) -> Operation:
     layer = pool(kind, spec.stride)
-    return Primitive(make_block([layer_node(layer, "")]), lambda track, device: make_layer(layer))
+    return Operation(make_block([layer_node(layer, "")]), lambda track, device: make_layer(layer))
 
 
 @register("conv_1x1", kernel=1)
 @register("conv_3x3", kernel=3)
 @register("conv_5x5", kernel=5)
 @register("conv_7x7", kernel=7)
-def _conv(spec: Spec, kernel: int) -> Primitive:
+def _conv(spec: Spec, kernel: int) -> Operation:
     return _chain([RELU, conv(spec.c_in, spec.c_out, kernel, spec.stride), norm(spec.c_out, spec.norm)])
 
 
 @register("conv_7x1_1x7")
-def _two_convs(spec: Spec) -> Primitive:
+def _two_convs(spec: Spec) -> Operation:
     a, b, stride, normalise = spec
     return _chain([RELU, conv(a, a, (1, 7), (1, stride)), conv(a, b, (7, 1), (stride, 1)), norm(b, normalise)])
 
 
 @register("sep_conv_3x3", kernel=3)
 @register("sep_conv_5x5", kernel=5)
-def _sep_conv(spec: Spec, kernel: int) -> Primitive:
+def _sep_conv(spec: Spec, kernel: int) -> Operation:
     a, b, stride, normalise = spec
     first = [RELU, conv(a, a, kernel, stride, groups=a), conv(a, a), norm(a, normalise)]
     return _chain(first + [RELU, conv(a, a, kernel, groups=a), conv(a, b), norm(b, normalise)])
@@ -156,7 +156,7 @@ def _sep_conv(spec: Spec, kernel: int) -> Primitive:
 
 @register("dil_conv_3x3", kernel=3)
 @register("dil_conv_5x5", kernel=5)
-def _dil_conv(spec: Spec, kernel: int) -> Primitive:
+def _dil_conv(spec: Spec, kernel: int) -> Operation:
     a, b, stride, normalise = spec
     spatial = conv(a, a, kernel, stride, padding=kernel - 1, dilation=2, groups=a)
     return _chain([RELU, spatial, conv(a, b), norm(b, normalise)])
@@ -180,7 +180,7 @@ class FactorizedReduce(nn.Module):
 
 
 @register("skip_connect")
-def _skip(spec: Spec) -> Primitive:
+def _skip(spec: Spec) -> Operation:
     if spec.stride == 1:
         return _unparametrised(spec)
     half = (spec.c_out // 2, spec.c_in, 1, 1)
@@ -188,7 +188,7 @@ def _skip(spec: Spec) -> Primitive:
     edges = [(-1, 0), (-1, 1), (0, 2), (1, 2)]
     if spec.norm:
         nodes, edges = nodes + [norm_node("bn", spec.c_out)], edges + [(2, 3)]
-    return Primitive(make_block(nodes, edges), partial(FactorizedReduce, spec))
+    return Operation(make_block(nodes, edges), partial(FactorizedReduce, spec))
 
 
 class SqueezeExcitation(nn.Module):
@@ -206,12 +206,12 @@ class SqueezeExcitation(nn.Module):
 
 
 @register("cse")
-def _cse(spec: Spec) -> Primitive:
+def _cse(spec: Spec) -> Operation:
     a, half = spec.c_in, spec.c_in // 2
     linear = partial(weight, role=Role.LINEAR)
     nodes = [linear("fc1", half, a), bias("fc1", half), linear("fc2", a, half), bias("fc2", a), Node("cse")]
     edges = [(-1, 0), (0, 1), (1, 2), (2, 3), (3, 4), (-1, 4)]
-    return Primitive(make_block(nodes, edges), partial(SqueezeExcitation, spec))
+    return Operation(make_block(nodes, edges), partial(SqueezeExcitation, spec))
 
 
 class SelfAttention(nn.Module):
@@ -259,7 +259,7 @@ class Transformer(nn.Module):
 
 
 @register("msa")
-def _msa(spec: Spec) -> Primitive:
+def _msa(spec: Spec) -> Operation:
     a, b = spec.c_in, spec.c_out
     linear = partial(weight, role=Role.LINEAR)
     nodes = [norm_node("ln1", a, "ln"), linear("attn.to_qkv", 3 * a, a), Node("msa")]
@@ -267,4 +267,4 @@ def _msa(spec: Spec) -> Primitive:
     nodes += [norm_node("ln2", a, "ln"), linear("ff.net.0", b, a), bias("ff.net.0", b)]
     nodes += [linear("ff.net.3", a, b), bias("ff.net.3", a), Node("sum")]
     edges = [(i - 1, i) for i in range(len(nodes))] + [(-1, 5), (5, 11)]
-    return Primitive(make_block(nodes, edges), partial(Transformer, spec))
+    return Operation(make_block(nodes, edges), partial(Transformer, spec))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ghnlib.architectures.genotypes import Genotype, Operations
 from ghnlib.architectures.layers import Layer
-from ghnlib.architectures.operations import Spec, primitive
+from ghnlib.architectures.operations import Spec, operation
 
 IMAGENET_FORM = 64
 """Images of at least this many pixels a side get the ImageNet form of a network."""
@@ -173,5 +173,5 @@ def _plan_cell(
         PlannedOp(shrink if halve else project, 0, first, live and liveness.inputs[0]),
         PlannedOp(project, 1, Spec(last, width, 1, norm), live and liveness.inputs[1]),
     )
-    size = sum([primitive(op.name, op.spec).block.size for op in (*preprocess, *planned)])
+    size = sum([operation(op.name, op.spec).block.size for op in (*preprocess, *planned)])
     return PlannedCell(preprocess, planned, concat, live, len(concat) * width, size)

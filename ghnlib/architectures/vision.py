@@ -17,7 +17,7 @@ from ghnlib.architectures.architecture import Buildable
 from ghnlib.architectures.plan import IMAGENET_FORM
 from ghnlib.data.images import DataError
 from ghnlib.graphs.graph import Graph
-from ghnlib.graphs.nodes import Role
+from ghnlib.graphs.nodes import CLASS_ROLES
 
 
 def keep_resolution(net: nn.Module) -> None:
@@ -86,6 +86,17 @@ def _own(name: str, input_size: int) -> Callable[..., nn.Module]:
     return partial(make, image_size=input_size) if sized else make
 
 
+def _maker(name: str, input_size: int) -> Callable[..., nn.Module]:
+    if ":" in name:
+        return _own(name, input_size)
+    if name in SMALL_FAMILIES:
+        return partial(_small, name)
+    from torchvision import models  # takes seconds, and only this needs it
+
+    slow = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # minutes of drawing
+    return partial(models.get_model, name, **slow)
+
+
 @dataclass(frozen=True)
 class NamedNetwork(Buildable):
     """A classifier of torchvision by name, one of ``SMALL_FAMILIES``, or what a "module:function" makes, called with
@@ -107,16 +118,12 @@ class NamedNetwork(Buildable):
               drop_path=0.0) -> nn.Module:  # fmt: skip
         """As ``Architecture.build``. Raises ValueError for an unknown name, an auxiliary head or drop path, TypeError
         for what is no network."""
-        from torchvision import models  # takes seconds, and only this needs it
-
         if auxiliary or drop_path:
             raise ValueError(f"{self.name} has no auxiliary head and no drop path")
         size = input_size or self.input_size
         name = self.name.removeprefix("torchvision.models.")
-        slow = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # minutes of drawing
-        small, own = name in SMALL_FAMILIES, ":" in name
-        make = _own(name, size) if own else partial(_small if small else models.get_model, name, **slow)
-        make, device = partial(make, num_classes=num_classes or self.num_classes), torch.device(device or "cpu")
+        make = partial(_maker(name, size), num_classes=num_classes or self.num_classes)
+        device = torch.device(device or "cpu")
         try:
             with device:
                 net = make()
@@ -127,7 +134,7 @@ class NamedNetwork(Buildable):
                 net = without_weights(make).to(device)
         if not isinstance(net, nn.Module):
             raise TypeError(f"{name} returns a {type(net).__name__}, not a torch.nn.Module")
-        if size < IMAGENET_FORM and not own and not small:
+        if size < IMAGENET_FORM and ":" not in name and name not in SMALL_FAMILIES:
             with device:
                 keep_resolution(net)
         if not track_running_stats:
@@ -171,7 +178,7 @@ def _why_not(network: NamedNetwork) -> str:
         graph = network.graph
     except Exception as error:  # whatever their code raises
         return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-    classes = {node.shape[0] for node in graph.nodes if node.role in (Role.CLASS_WEIGHT, Role.CLASS_BIAS)}
+    classes = {node.shape[0] for node in graph.nodes if node.role in CLASS_ROLES}
     if classes != {network.num_classes}:
         return f"its output comes from no classification layer for {network.num_classes} classes"
     return ""

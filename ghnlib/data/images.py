@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
-Plan = Iterable[tuple[Tensor, int]]
+BatchPlan = Iterable[tuple[Tensor, int]]
 """What to load: for each batch the indices of its images and the seed of its augmentation."""
 
 
@@ -100,7 +100,7 @@ class ImageSet(ABC):
     def _take(self, index: Tensor) -> Self: ...
 
     @abstractmethod
-    def _load(self, plan: Plan, augment: Augment | None) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def _load(self, plan: BatchPlan, augment: Augment | None) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Images(ImageSet):
         index = index.to(self.labels.device)
         return replace(self, pixels=self.pixels[index], labels=self.labels[index])
 
-    def _load(self, plan: Plan, augment: Augment | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def _load(self, plan: BatchPlan, augment: Augment | None) -> Iterator[tuple[Tensor, Tensor]]:
         for index, seed in plan:
             index = index.to(self.labels.device, non_blocking=True)
             pixels, generator = self.pixels[index], Generator().manual_seed(seed)
@@ -159,7 +159,7 @@ class ImageFiles(ImageSet):
     def _take(self, index: Tensor) -> Self:
         return replace(self, paths=self.paths[index.numpy()], labels=self.labels[index])
 
-    def _load(self, plan: Plan, augment: Augment | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def _load(self, plan: BatchPlan, augment: Augment | None) -> Iterator[tuple[Tensor, Tensor]]:
         # each image has a seed of its own: the number of workers changes nothing
         keys = ([(i, seed + k) for k, i in enumerate(index.tolist())] for index, seed in plan)
         files = _Decoded(self, _file_transform(self, augment))

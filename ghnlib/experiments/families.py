@@ -11,7 +11,7 @@ import pandas as pd
 from ghnlib.architectures.vision import NamedNetwork
 from ghnlib.data.images import DataError
 from ghnlib.graphs.graph import Graph
-from ghnlib.graphs.nodes import Role
+from ghnlib.graphs.nodes import CLASS_ROLES
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.measuring.kept import rows_kept
 from ghnlib.reporting.statistics import counted
@@ -73,7 +73,7 @@ def _predicted(network: NamedNetwork, ghn: GHN) -> dict[str, object]:
 
 def class_layers(graph: Graph) -> list[str]:
     """Names of the parameters of a network's classification layer; DataError if it has none."""
-    names = [node.name for node in graph.nodes if node.role in (Role.CLASS_WEIGHT, Role.CLASS_BIAS)]
+    names = [node.name for node in graph.nodes if node.role in CLASS_ROLES]
     if not names:
         last = [node.name for node in graph.nodes if node.name][-1:]
         raise DataError(f"a network without classification layer: its last parameter is {last or 'missing'}.")

@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import shortest_path
 from torch import nn
 
-from ghnlib.graphs.nodes import Node, Role
+from ghnlib.graphs.nodes import CLASS_ROLES, Node
 from ghnlib.graphs.tracing import trace
 
 MAX_DISTANCE = 250
@@ -46,7 +46,7 @@ class Graph:
         return len(self.nodes)
 
     def __repr__(self) -> str:
-        classes = [node.name for node in self.nodes if node.role in (Role.CLASS_WEIGHT, Role.CLASS_BIAS)]
+        classes = [node.name for node in self.nodes if node.role in CLASS_ROLES]
         layer = f"class layer {', '.join(classes)}" if classes else "no class layer"
         return f"Graph({len(self)} nodes, {len(self.edges)} edges, {layer})"
 

@@ -28,6 +28,10 @@ class Role(StrEnum):
     OPERATION = "operation"
 
 
+CLASS_ROLES = (Role.CLASS_WEIGHT, Role.CLASS_BIAS)
+"""Of the class layer's tensors."""
+
+
 class Node(NamedTuple):
     """One primitive. ``op``: a name of PRIMITIVES or a registered one. ``name``: the parameter's qualified name, "" for
     operations. ``shape``: the parameter's shape; (1, 1, kh, kw) for pooling; None otherwise.

@@ -56,7 +56,7 @@ def conv_op(groups: int, dilation: Sequence[int]) -> str:
     return "dil_conv" if min(dilation) > 1 else "sep_conv"
 
 
-class Layer(NamedTuple):
+class LayerKind(NamedTuple):
     """One kind of layer: how to recognise it, its weights' primitive and role, its parameters' names and rank."""
 
     matches: Callable[[nn.Module], bool]
@@ -77,19 +77,19 @@ def _named(*names: str) -> Callable[[nn.Module], bool]:
 
 ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 LAYERS = {
-    "conv": Layer(_is(nn.Conv2d), "conv", Role.CONV, 4),
-    "linear": Layer(_is(nn.Linear), "conv", Role.LINEAR, 2),
-    "conv1d_hf": Layer(_named("Conv1D"), "conv", Role.LINEAR, 2),
-    "attention": Layer(_is(nn.MultiheadAttention), "conv", Role.LINEAR, 2, ATTENTION_WEIGHTS, ("in_proj_bias",)),
-    "bn2d": Layer(_is(nn.BatchNorm2d, nn.SyncBatchNorm), "bn", Role.NORM, 1),
-    "bn": Layer(_is(_BatchNorm), "bn", Role.NORM, 1),
-    "layer_norm": Layer(_is(nn.LayerNorm), "ln", Role.NORM, 1),
-    "other_norm": Layer(_is(nn.GroupNorm, nn.RMSNorm, _InstanceNorm), "ln", Role.NORM, 1),
-    "norm_by_name": Layer(lambda module: "norm" in type(module).__name__.lower(), "ln", Role.NORM, 1),
-    "recurrent": Layer(_is(nn.RNNBase, nn.RNNCellBase), "conv", Role.LINEAR, 2),
-    "embedding": Layer(_is(nn.Embedding), "pos_enc", Role.LINEAR, 2, biases=()),
-    "pos_enc": Layer(_named("PosEnc"), "pos_enc", Role.POSITION, 4, biases=()),
-    "vit_encoder": Layer(_named("Encoder"), "pos_enc", Role.POSITION, 3, ("pos_embedding",), ()),
+    "conv": LayerKind(_is(nn.Conv2d), "conv", Role.CONV, 4),
+    "linear": LayerKind(_is(nn.Linear), "conv", Role.LINEAR, 2),
+    "conv1d_hf": LayerKind(_named("Conv1D"), "conv", Role.LINEAR, 2),
+    "attention": LayerKind(_is(nn.MultiheadAttention), "conv", Role.LINEAR, 2, ATTENTION_WEIGHTS, ("in_proj_bias",)),
+    "bn2d": LayerKind(_is(nn.BatchNorm2d, nn.SyncBatchNorm), "bn", Role.NORM, 1),
+    "bn": LayerKind(_is(_BatchNorm), "bn", Role.NORM, 1),
+    "layer_norm": LayerKind(_is(nn.LayerNorm), "ln", Role.NORM, 1),
+    "other_norm": LayerKind(_is(nn.GroupNorm, nn.RMSNorm, _InstanceNorm), "ln", Role.NORM, 1),
+    "norm_by_name": LayerKind(lambda module: "norm" in type(module).__name__.lower(), "ln", Role.NORM, 1),
+    "recurrent": LayerKind(_is(nn.RNNBase, nn.RNNCellBase), "conv", Role.LINEAR, 2),
+    "embedding": LayerKind(_is(nn.Embedding), "pos_enc", Role.LINEAR, 2, biases=()),
+    "pos_enc": LayerKind(_named("PosEnc"), "pos_enc", Role.POSITION, 4, biases=()),
+    "vit_encoder": LayerKind(_named("Encoder"), "pos_enc", Role.POSITION, 3, ("pos_embedding",), ()),
 }
 _PPUDA_LAYERS = frozenset({"conv", "linear", "bn2d", "layer_norm", "pos_enc"})
 _GHN3_LAYERS = _PPUDA_LAYERS | {"conv1d_hf", "attention", "embedding", "vit_encoder"}
@@ -153,11 +153,11 @@ def classify(name: str, attribute: str, shape: tuple[int, ...], module: nn.Modul
     return Parameter(name, shape, reason=_reason(name, module, convention))
 
 
-def _known(convention: Convention) -> Iterator[Layer]:
+def _known(convention: Convention) -> Iterator[LayerKind]:
     """Registered layers first: they may be more special than what else knows them."""
     for op in convention.primitives:
         layers, role, weights, biases = REGISTERED[op]
-        yield from (Layer(_is(*layers), op, role, rank, weights, biases) for rank in RANKS.get(role, ()))
+        yield from (LayerKind(_is(*layers), op, role, rank, weights, biases) for rank in RANKS.get(role, ()))
     yield from (layer for kind, layer in LAYERS.items() if kind in convention.layers)
 
 

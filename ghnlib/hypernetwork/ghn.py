@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ghnlib.config import GHNConfig
 from ghnlib.graphs.graph import Graph
-from ghnlib.graphs.nodes import Node, Role
+from ghnlib.graphs.nodes import CLASS_ROLES, Node, Role
 from ghnlib.graphs.parametrized import parts_in
 from ghnlib.graphs.recording import NO_GRAD, TraceError
 from ghnlib.graphs.vocabulary import check
@@ -32,7 +32,6 @@ IDENTITY = 3.0
 """Weight of the identity at the start of a training with ``initialization: identity``; other decoded values have a
 deviation of about 0.1."""
 VECTORS = (Role.NORM, Role.BIAS, Role.CLASS_BIAS, Role.SLOPE)
-CLASSES = (Role.CLASS_WEIGHT, Role.CLASS_BIAS)
 ClassLayers = bool | Literal["resize"] | None
 """Whether classification layers are predicted, see ``GHN.predict``."""
 ENCODERS = {"mlp": lambda config: MLP(config.hid), "gated_gnn": GatedGNN, "graphormer": Graphormer}
@@ -174,7 +173,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         for index, graph in enumerate(graphs):
             with_classes = self._predicts_classes(graph, predict_class_layers)
             for node in graph.nodes:
-                if node.name and (with_classes or node.role not in CLASSES) and not self._is_too_long(node):
+                if node.name and (with_classes or node.role not in CLASS_ROLES) and not self._is_too_long(node):
                     groups.setdefault((node.role, node.shape), []).append(_Target(row, index, node))
                 row += 1
         predictions: list[dict[str, Tensor]] = [{} for _ in graphs]
@@ -252,7 +251,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         """The reason that a parameter of the graph's network is not predicted."""
         if any(node.name == name and self._is_too_long(node) for node in graph.nodes):
             return f"embedding of more rows than the {self._rows} that the hypernetwork can tell apart"
-        classes = {node.name: node.shape[0] for node in graph.nodes if node.role in CLASSES}
+        classes = {node.name: node.shape[0] for node in graph.nodes if node.role in CLASS_ROLES}
         if name not in classes:
             return graph.skipped.get(name, "no node in the graph")
         if predict_class_layers is False:
@@ -284,7 +283,7 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
             raise ValueError(f"predict_class_layers={wanted!r}: None, True, False or 'resize' is possible")
         if wanted is not None:
             return bool(wanted)
-        classes = [node.shape[0] for node in graph.nodes if node.role in CLASSES]
+        classes = [node.shape[0] for node in graph.nodes if node.role in CLASS_ROLES]
         return all(count == self.config.num_classes for count in classes)
 
     def _decode(self, states: Tensor, groups: dict) -> Iterator[tuple[list[_Target], str, Tensor]]:

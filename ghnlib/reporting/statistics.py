@@ -23,7 +23,7 @@ class Measured(NamedTuple):
     n: int | None = None
     trainings: int | None = None
 
-    def over(self, other: Self) -> Self:
+    def minus(self, other: Self) -> Self:
         """The difference, its interval that of independent estimates (MOVER, Zou 2007): wide if they share networks."""
         value = self.value - other.value
         low = value - hypot(self.value - self.low, other.high - other.value)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ghnlib.data.images import DataError, ImageSet
 from ghnlib.graphs.graph import Graph
-from ghnlib.graphs.nodes import Role
+from ghnlib.graphs.nodes import CLASS_ROLES
 from ghnlib.hypernetwork.ghn import GHN
 from ghnlib.training.learned_scales import gradinit, learn_scales, nio
 
@@ -113,8 +113,7 @@ def predicted_shuffled(net: nn.Module, sources: Sources) -> None:
 
 def shuffle(graph: Graph, seed: int) -> Graph:
     """The same nodes, and so names and shapes, at other places: all but input and classifier permuted, edges kept."""
-    fixed = (Role.CLASS_WEIGHT, Role.CLASS_BIAS)
-    places = [i for i, node in enumerate(graph.nodes) if i and node.role not in fixed]
+    places = [i for i, node in enumerate(graph.nodes) if i and node.role not in CLASS_ROLES]
     nodes = list(graph.nodes)
     for place, origin in zip(places, np.random.default_rng(seed).permutation(places)):
         nodes[place] = graph.nodes[origin]

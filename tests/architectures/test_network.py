@@ -8,7 +8,7 @@ from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.genotypes import GENOTYPES, Genotype
 from ghnlib.architectures.layers import Conv2d, Layer, make_layer
 from ghnlib.architectures.network import Cell
-from ghnlib.architectures.operations import REGISTRY, FactorizedReduce, SelfAttention, Spec, build, primitive, register
+from ghnlib.architectures.operations import REGISTRY, FactorizedReduce, SelfAttention, Spec, build, operation, register
 from ghnlib.architectures.plan import cell_liveness, reduction_cells
 from ghnlib.deepnets.dataset import PREDEFINED
 
@@ -151,7 +151,7 @@ def test_every_operation_keeps_its_promises(name, stride):
     """Output shape, parameter names and sizes of the block against the module, on an odd size too."""
     spec = Spec(16, 16, stride)
     net = build(name, spec, device="meta")
-    block = primitive(name, spec).block
+    block = operation(name, spec).block
     shapes = {node.name: node.shape for node in block.nodes if node.name}
     shapes |= {node.norm_bias: node.shape for node in block.nodes if node.norm_bias}
     assert {k: tuple(p.shape) for k, p in net.named_parameters()} == shapes

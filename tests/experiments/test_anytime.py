@@ -329,7 +329,7 @@ def test_what_a_search_finds_is_compared_with_random_blocks(setup):
     found = search_of([9, 8, 7, 6, 5], [50.0, 60.0, 70.0, 20.0, 22.0], best=[[0, 1], [1, 2]], drawn=[3, 4])
     assert found.top_best == [0, 1]
     claim = found.claims["blocks-top"]
-    expected = [mean_interval(best).over(mean_interval([20, 22])) for best in ([50, 60], [60, 70])]
+    expected = [mean_interval(best).minus(mean_interval([20, 22])) for best in ([50, 60], [60, 70])]
     assert claim == over_trainings(expected) and claim.value == 39
     table = blocks.search_table(setup, found)
     assert table["test accuracy (%)"].tolist() == ["21.0 (n = 2)", "60.0 ± 7.1", "55.0 ± 7.1"]
@@ -419,7 +419,7 @@ def test_claims_are_differences_of_mean_areas_within_a_training_and_what_diverge
     found = comparison_of(areas, best=[[2, 1, 0], [1, 0]])
     assert found.failed == ["network 2"]
     claims, random = exits.claims_of_areas(found), mean_interval([41, 42])
-    assert claims["anytime-random"] == over_trainings([mean_interval([50, 54]).over(random)] * 2)
+    assert claims["anytime-random"] == over_trainings([mean_interval([50, 54]).minus(random)] * 2)
     assert claims["anytime-geometry"].value == 2 and claims["anytime-msdnet"].value == -8
     assert claims["anytime-msdnet"].trainings == 2
     assert found.mean_curves(3)[CHOSEN].tolist() == [52.0] * 3

@@ -95,7 +95,7 @@ def test_what_a_search_chose_is_compared_within_a_choice():
             for seed in (0, 1) for choice in (0, 1)]  # fmt: skip
     names = ["choice", "architecture", "parameters", "training", "seed", "accuracy"]
     chosen = Chosen(pd.DataFrame(rows, columns=names))
-    one = [mean_interval([value, value + 1]).over(mean_interval([70.0, 71.0])) for value in (80.0, 90.0)]
+    one = [mean_interval([value, value + 1]).minus(mean_interval([70.0, 71.0])) for value in (80.0, 90.0)]
     assert chosen.claims == dict.fromkeys(("chosen-over-darts", "chosen-over-darts-regularised"), over_trainings(one))
     assert chosen.table.loc["ghn2"].tolist() == ["1.0", "85.5 ± 7.1", "85.5 ± 7.1"]
     single = Chosen(chosen.rows[chosen.rows["choice"] == 0]).claims["chosen-over-darts"]

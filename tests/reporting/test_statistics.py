@@ -27,9 +27,9 @@ def test_verdicts_follow_the_interval(measured, verdict, text):
 
 
 def test_the_interval_of_a_difference_adds_those_of_both():
-    found = Measured(5.0, 2.0, 9.0, 10).over(Measured(1.0, -3.0, 4.0, 7))
+    found = Measured(5.0, 2.0, 9.0, 10).minus(Measured(1.0, -3.0, 4.0, 7))
     assert found[:4] == (4.0, pytest.approx(4 - math.hypot(3, 3)), pytest.approx(4 + math.hypot(4, 4)), 7)
-    assert Measured(5.0, n=3).over(Measured(1.0, 0.0, 2.0)).verdict == "not decided (no interval)"
+    assert Measured(5.0, n=3).minus(Measured(1.0, 0.0, 2.0)).verdict == "not decided (no interval)"
 
 
 def test_means_leave_out_networks_that_failed():

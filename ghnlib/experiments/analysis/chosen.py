@@ -47,7 +47,7 @@ def _chosen_claims(rows: pd.DataFrame) -> dict[str, Measured]:
         by_seed = rows[rows["training"] == training].pivot(index="seed", columns="architecture", values="accuracy")
         if {"ghn2", "DARTS"} <= set(by_seed):
             ours, theirs = (mean_interval(by_seed[name]) for name in ("ghn2", "DARTS"))
-            found[claim] = ours.over(theirs)
+            found[claim] = ours.minus(theirs)
     return finite(found)
 
 

@@ -306,7 +306,7 @@ def claims_of_properties(found: Sequence[Predictions], trained: Trained) -> dict
     rows = trained.table[trained.sound]
     spot = sweet_spot(rows["path"], 100 - rows["test accuracy"])
     noisy = tau_of(rows["accuracy"].corr(rows["noisy accuracy"], "kendall"), len(rows))
-    single = {"clean-and-noisy": Measured(0.0, 0.0, 0.0).over(noisy)}
+    single = {"clean-and-noisy": Measured(0.0, 0.0, 0.0).minus(noisy)}
     single |= {"error-and-path": spot.curvature} if spot else {}
     return finite(claims_over_trainings([_property_claims(each) for each in found]) | single)
 
@@ -315,7 +315,7 @@ def _property_claims(found: Predictions) -> dict[str, Measured]:
     if "ghn2" not in found:
         return {}
     of_ghn2, of_predictor = (found[name]["accuracy"].tau for name in ("ghn2", PREDICTOR))
-    return {"property-accuracy": of_ghn2, "property-over-neural-predictor": of_ghn2.over(of_predictor)}
+    return {"property-accuracy": of_ghn2, "property-over-neural-predictor": of_ghn2.minus(of_predictor)}
 
 
 class NeuralPredictor(nn.Module):

@@ -144,11 +144,11 @@ def _ranking_claims(found: Mapping[str, pd.DataFrame], properties: Predictions, 
         "ranking-ghn1-one-shot": (rs, "ghn1", ONE_SHOT),
         "top-half-ghn1-one-shot": (half, "ghn1", ONE_SHOT),
     }
-    claims = {name: of[a].over(of[b]) for name, (of, a, b) in pairs.items() if a in of and b in of}
+    claims = {name: of[a].minus(of[b]) for name, (of, a, b) in pairs.items() if a in of and b in of}
     claims |= {"ranking-ghn3": every["ghn3"]} if "ghn3" in every else {}
     claims |= {"top-half-ghn1": half["ghn1"]} if "ghn1" in half else {}
     if "ghn2" in tested and "ghn2" in properties:
-        claims["property-over-prediction"] = properties["ghn2"]["accuracy"].tau.over(tested["ghn2"])
+        claims["property-over-prediction"] = properties["ghn2"]["accuracy"].tau.minus(tested["ghn2"])
     return claims
 
 

@@ -199,7 +199,7 @@ def claims_of_ranking(ranking: Ranking) -> dict[str, Measured]:
     claims = []
     for every, half in zip(ranking.correlations(), ranking.correlations(half=True)):
         own = {"blocks-stacked": every.get(PUBLISHED), "blocks-top-half": half.get(PUBLISHED)}
-        own |= {claim: every[a].over(every[b]) for claim, (a, b) in pairs.items() if {a, b} <= set(every)}
+        own |= {claim: every[a].minus(every[b]) for claim, (a, b) in pairs.items() if {a, b} <= set(every)}
         claims.append(finite({name: found for name, found in own.items() if found}))
     return claims_over_trainings(claims)
 
@@ -249,7 +249,7 @@ class Search(NamedTuple):
     def claims(self) -> dict[str, Measured]:
         """Points by which the chosen are ahead of random ones (Table 1)."""
         drawn = mean_interval(self.tested[self.drawn])
-        leads = [mean_interval(self.tested[best]).over(drawn) for best in self.best]
+        leads = [mean_interval(self.tested[best]).minus(drawn) for best in self.best]
         return claims_over_trainings([finite({"blocks-top": lead}) for lead in leads])
 
 
@@ -301,7 +301,7 @@ class TransferredBlocks(NamedTuple):
         """Points by which the best block is ahead of random ones; the same source at another resolution is no second
         dataset."""
         tested = self.rows["test accuracy"]
-        leads = [Measured(*[tested[i]] * 3).over(mean_interval(tested[self.drawn])) for i in self.best]
+        leads = [Measured(*[tested[i]] * 3).minus(mean_interval(tested[self.drawn])) for i in self.best]
         return claims_over_trainings([finite({"blocks-transfer": lead}) for lead in leads]) if self.differs else {}
 
 

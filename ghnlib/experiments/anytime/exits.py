@@ -230,7 +230,7 @@ def claims_of_areas(comparison: ComparedAnytime) -> dict[str, Measured]:
     names = {"anytime-random": RANDOM, "anytime-geometry": GEOMETRY, "anytime-msdnet": MSDNET}
     others = {claim: mean_interval(comparison.areas[comparison.groups[group]]) for claim, group in names.items()}
     chosen = [mean_interval(comparison.areas[best]) for best in comparison.best]
-    leads = [finite({claim: ours.over(other) for claim, other in others.items()}) for ours in chosen]
+    leads = [finite({claim: ours.minus(other) for claim, other in others.items()}) for ours in chosen]
     return claims_over_trainings(leads)
 
 

@@ -253,7 +253,7 @@ def claims_without_training(evaluation: Evaluation) -> dict[str, Measured]:
     with_norm = evaluation.scores("ghn2", "test", batch_norm=True)
     without = evaluation.scores("ghn2", "bnfree", batch_norm=False)
     if with_norm and without:
-        losses = [mean_interval(a).over(mean_interval(b)) for a, b in zip(with_norm, without)]
+        losses = [mean_interval(a).minus(mean_interval(b)) for a, b in zip(with_norm, without)]
         found["without-batch-norm"] = over_trainings(losses)
     return found
 

@@ -45,4 +45,4 @@ def norm_gap(evaluation: Evaluation) -> Measured:
     ]
     parts = ([mean_interval(own.loc[own["batch_norm"] == normed, "accuracy"]) for normed in (True, False)]
              for _, own in rows.groupby("seed"))  # fmt: skip
-    return over_trainings([with_norm.over(without) for with_norm, without in parts])
+    return over_trainings([with_norm.minus(without) for with_norm, without in parts])

@@ -176,7 +176,7 @@ class FineTuned(TrainedFamilies):
         found, wide = {}, self.scores(top).unstack("initialisation")
         for moment in self.moments:
             own, others = (wide.xs(moment, level="moment")[side] for side in (name, "random"))
-            found[moment] = mean_interval(own).over(mean_interval(others)) if top else paired_interval(own, others)
+            found[moment] = mean_interval(own).minus(mean_interval(others)) if top else paired_interval(own, others)
         return found
 
     def wins(self, name: str, against: str | None = None) -> pd.DataFrame:

@@ -203,7 +203,8 @@ def _merged(path: str | Path, overlay: str | Path, above: tuple[Path, ...]) -> d
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML 1.2 mapping, as DVC reads it (1e-3 is a number), of text, numbers, truth values, nulls."""
+    """A YAML 1.2 mapping, as DVC reads it (1e-3 is a number), of text, numbers, truth values, nulls. Raises ParamsError
+    for any other file."""
     try:
         values = _load(Path(path).read_bytes())
     except OSError as error:

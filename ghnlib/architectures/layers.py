@@ -146,7 +146,8 @@ def clone_meta(module: nn.Module) -> nn.Module:
 
 
 def make_layer(layer: Layer, track: bool = True, device=None) -> nn.Module:
-    """The module of one layer; ``track``: whether batch norms keep running statistics."""
+    """The module of one layer; ``track``: whether batch norms keep running statistics. Raises ValueError for an unknown
+    kind."""
     match layer.kind:
         case "conv":
             return Conv2d(*layer[1:6], layer.dilation, layer.groups, bias=False, device=device)

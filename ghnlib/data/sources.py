@@ -89,9 +89,13 @@ def load_images(
             own. The original CIFAR batches keep the papers' last 5,000 instead.
         test_share: the same for test, of all images of a class.
         test_per_class: of the test images of each class only so many, drawn by seed; None: all.
+        seed: of the splits and of what ``test_per_class`` draws.
         download: whether CIFAR may be fetched into the root.
         resident_gib: folders whose images take no more memory, as uint8 at ``image_size``, are read at once and stay in
             it (augmented by shifts); larger ones are decoded image by image (random crops, as the papers' ImageNet).
+
+    Raises:
+        DataError: an unknown source, no folder, no or damaged images there, or too few of a class.
     """
     if source not in SOURCES:
         raise DataError(f"data.source: no source named {source!r}; there are {', '.join(SOURCES)}.")
@@ -106,7 +110,8 @@ NO_DOWNLOAD = "The default profile (make repro without PROFILE) reads embedded d
 
 
 def stratified_split(labels: np.ndarray, shares: Sequence[float], seed: int) -> list[np.ndarray]:
-    """Indices of a remainder and of one part per share, each in random order, each with every class."""
+    """Indices of a remainder and of one part per share, each in random order, each with every class. Raises DataError
+    if a class has too few images for that."""
     rng = np.random.default_rng(seed)
     parts: list[list[np.ndarray]] = [[] for _ in (*shares, "remainder")]
     for label in np.unique(labels):

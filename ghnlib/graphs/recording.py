@@ -338,7 +338,8 @@ def recorded_steps(outputs: list[Tensor]) -> list[Step]:
 
 
 def kind_of(name: str) -> str:
-    """AddBackward0 is an Add; attention is Attention, whatever kernel the device and the version of torch chose."""
+    """AddBackward0 is an Add; attention is Attention, whatever kernel the device and the version of torch chose. Raises
+    TraceError for a function that hides others."""
     if name.startswith("CheckpointFunction"):
         raise TraceError("torch.utils.checkpoint hides layers from autograd: call it with use_reentrant=False")
     return "Attention" if name.startswith("ScaledDotProduct") else name.split("Backward")[0]

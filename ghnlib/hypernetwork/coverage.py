@@ -35,6 +35,7 @@ class Coverage:
 
     @property
     def parameters(self) -> int:
+        """How many numbers the network's parameters are."""
         return sum(self.sizes.values())
 
     @property

@@ -17,7 +17,8 @@ def load_pretrained(
     build: Callable[[GHNConfig], Net], source: str | Path, overrides: Mapping[str, Any], hub: Mapping[str, Any]
 ) -> Net:
     """A hypernetwork in evaluation mode, see ``GHN.from_pretrained``. ``build``: from a configuration to a
-    hypernetwork; ``overrides``: fields of the configuration; ``hub``: arguments of ``hf_hub_download``."""
+    hypernetwork; ``overrides``: fields of the configuration; ``hub``: arguments of ``hf_hub_download``. Raises
+    CheckpointError as that does."""
     path = locate(source, **hub)
     stored, state = read_checkpoint(path)
     config = GHNConfig(**{**stored, **overrides})

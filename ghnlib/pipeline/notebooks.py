@@ -38,7 +38,7 @@ def label(stage: str, training: str = "") -> str:
 
 
 def read(path: Path) -> NotebookNode:
-    """A notebook file, in the current format."""
+    """A notebook file, in the current format. Raises NotebookError if it is none."""
     try:
         return nbformat.read(path, as_version=4)
     except FileNotFoundError:

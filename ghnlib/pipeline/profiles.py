@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run_folder(root: Path, name: str = "", *more: str) -> Path:
-    """Folder of a profile's run, ``root`` if there is no name; the profile must exist."""
+    """Folder of a profile's run, ``root`` if there is no name. Raises ParamsError if there is no such profile."""
     if not name:
         return root
     names = sorted(path.stem for path in (root / "profiles").glob("*.yaml"))
@@ -89,7 +89,8 @@ def run_folder(root: Path, name: str = "", *more: str) -> Path:
 
 
 def prepare(root: Path, folder: Path) -> None:
-    """Copy the code and write the merged parameters; outputs of an earlier run stay, DVC sees what has changed."""
+    """Copy the code and write the merged parameters; outputs of an earlier run stay, DVC sees what has changed. Raises
+    ParamsError for a wrong profile."""
     overlay = root / "profiles" / f"{folder.name}.yaml"
     raw = read_merged(root / "params.yaml", overlay)
     params = validate(raw, f"profiles/{overlay.name}")

@@ -32,6 +32,7 @@ class Progress:
         self.told: dict[str, float] = {}
 
     def begin(self, stage: str) -> None:
+        """Note that a stage runs from now on."""
         self.started[stage] = time.monotonic()
 
     def read(self, stage: str, line: str) -> None:

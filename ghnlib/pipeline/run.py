@@ -118,7 +118,7 @@ def available(stage: str, training: str, params: Params) -> dict[str, Any]:
 
 
 def parameters_for(stage: str, training: str, params: Params, source: Path) -> dict[str, Any]:
-    """The values of the names in the notebook's parameters cell, as plain Python."""
+    """The values of the names in the notebook's parameters cell, as plain Python. Raises NotebookError for others."""
     values = available(stage, training, params)
     names = papermill.inspect_notebook(str(source))
     unknown = sorted(set(names) - set(values))

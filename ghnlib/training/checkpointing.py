@@ -31,7 +31,8 @@ def say(text: str) -> None:
 
 
 def save(state: dict, folder: Path) -> None:
-    """Write a checkpoint, then rename it: at any moment a kill or a full disk leaves a good one, this or the last."""
+    """Write a checkpoint, then rename it: at any moment a kill or a full disk leaves a good one, this or the last.
+    Raises TrainingError if it cannot be written."""
     new, last = folder / "checkpoint.new", folder / "checkpoint.pt"
     try:
         with new.open("wb") as file:
@@ -50,12 +51,14 @@ def save(state: dict, folder: Path) -> None:
 
 
 def write_history(rows: list[dict], folder: Path) -> None:
+    """Write history.csv anew, one row a line of the log."""
     pd.DataFrame(rows).to_csv(folder / "history.new", index=False)
     os.replace(folder / "history.new", folder / "history.csv")
 
 
 def resume_together(trainer: MetaTrainer, folder: Path, identity: str) -> dict:
-    """Progress of the last checkpoint, the same on all ranks. The first reads alone: it may set files aside."""
+    """Progress of the last checkpoint, the same on all ranks. The first reads alone: it may set files aside. Raises
+    TrainingError if not all ranks see its folder."""
     progress = _resume(trainer, folder, identity) if is_first_rank() else None
     device = next(trainer.ghn.parameters()).device
     step = sum_over_ranks(progress["step"] if progress else 0, device)
@@ -110,7 +113,7 @@ def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 @contextmanager
 def only_writer(folder: Path):
-    """Within, no other process trains in the folder."""
+    """Within, no other process trains in the folder. Raises TrainingError if one does."""
     try:
         with sole_holder(folder / "lock", f"a training in {folder}", ENDING, say) if is_first_rank() else nullcontext():
             yield

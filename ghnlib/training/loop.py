@@ -62,7 +62,8 @@ def sample_meta_batch(
 
     Architectures, the first ``recipe.architectures``, are drawn without replacement within a pass, in a new order each
     pass. Meta-batches with too many nodes are passed over, as in the papers. Then each is one of ``extra`` instead
-    with a probability of ``recipe.extra_share``.
+    with a probability of ``recipe.extra_share``. Raises TrainingError if there are too few architectures, or none of
+    few enough nodes.
     """
     count = len(architectures) if recipe.architectures is None else recipe.architectures
     if not recipe.meta_batch <= count <= len(architectures):

@@ -99,7 +99,8 @@ class Flatten(nn.Module):
         self.average = average
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3)) if self.average else x.flatten(1)
+        pooled = x.mean((2, 3), keepdim=True) if self.average else x  # the convention ppuda wants keepdim
+        return pooled.flatten(1)
 
 
 RELU, IDENTITY = Layer("relu"), Layer("identity")

@@ -88,14 +88,14 @@ class DeepNets:
             "num_classes": base.num_classes if num_classes is None else num_classes,
             "input_size": base.input_size if input_size is None else input_size,
         }
-        self._file = None if path is None else OfficialFile(path, split)
+        self._file = None if path is None or split == "predefined" else OfficialFile(path, split)
         limit = None if self._file is None else len(self._file)
         self._size = size if size is not None else SPLITS[split].size if limit is None else limit
         limits = {"seed": (seed, 0), "size": (self._size, 0)} | {k: (v, 1) for k, v in self._arguments.items()}
         for name, (value, least) in limits.items():
             if not isinstance(value, Integral) or value < least:
                 raise ValueError(f"{name}={value!r}: a whole number of at least {least} is needed")
-        if split == "predefined" and path is None:
+        if split == "predefined":
             limit = len(PREDEFINED)
         if limit is not None and self._size > limit:
             raise ValueError(f"there are {limit} architectures in {split!r}, not {self._size}")
@@ -108,7 +108,7 @@ class DeepNets:
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"index {index} is out of range for the {len(self)} architectures of {self.split!r}")
-        if self._file is None and self.split == "predefined":
+        if self.split == "predefined":
             return PREDEFINED[position](**self._arguments)
         draws = Draws(self.seed, SPLITS[self.split].stream, position)
         if self._file is None:
@@ -130,9 +130,8 @@ def architectures_of(
     sizes = {"train": deepnets.train_pool, "val": deepnets.val, "test": deepnets.test, "predefined": None}
     path = deepnets.path and Path(deepnets.path, FILES.get(split, "deepnets1m_eval.hdf5"))
     return DeepNets(
-        split, seed, deepnets.scale, num_classes, input_size, size or sizes.get(split, deepnets.ood),
-        None if split == "predefined" else path, widths=widths,
-    )  # fmt: skip
+        split, seed, deepnets.scale, num_classes, input_size, size or sizes.get(split, deepnets.ood), path, widths
+    )
 
 
 def sample(space: DesignSpace, split: str, draws: Draws, arguments: Mapping[str, Any]) -> Architecture:

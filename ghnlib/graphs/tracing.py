@@ -50,7 +50,7 @@ def trace(
         if rules.first_output:
             recording = record(net, input_shape, correct.first_output, example, no_grad)
         reduction = Reduction(recording, correct)
-    return reduction.traced(parts_in(net))
+    return reduction.traced(parts_in(net), rules.flags_by_position)
 
 
 class Value(NamedTuple):
@@ -299,8 +299,11 @@ class Reduction:
         self.wiring.remove_edges_from([(bias, pool), *product(features, [weight])])
         self.wiring.add_edges_from([(pool, weight), *product(features, [pool])])
 
-    def traced(self, parts: dict[str, str]) -> tuple[list[Node], list[tuple[int, int]], dict[str, str]]:
-        """``parts``: parameters that others are computed from -> name of what is computed."""
+    def traced(
+        self, parts: dict[str, str], flags_by_position: bool
+    ) -> tuple[list[Node], list[tuple[int, int]], dict[str, str]]:
+        """``parts``: parameters that others are computed from -> name of what is computed; ``flags_by_position``: see
+        ``Convention``, of the hypernetwork that reads the graph."""
         skipped = self.skipped()
         self.warn(skipped)
         classifier = self.classifier()
@@ -309,7 +312,7 @@ class Reduction:
         edges = sorted((position[source], position[target]) for source, target in self.wiring.edges)
         nodes = [self.nodes[i] for i in order]
         classes = [position[i] for i in classifier]
-        if self.rules.flags_by_position:  # released hypernetworks know it as last nodes that are called weight and bias
+        if flags_by_position:  # released hypernetworks know it as last nodes that are called weight and bias
             ends = enumerate((".weight", ".bias"), len(nodes) - 2)
             classes = [i for i, part in ends if i in classes and part in nodes[i].name]
         for i in classes:

@@ -322,8 +322,9 @@ class GHN(nn.Module, PyTorchModelHubMixin, library_name="ghnlib", repo_url="ghnl
         c, largest = self.config, self.weight_decoder.max_shape
         for i, values in self.weight_decoder([slice_of(*key, largest) for key in keys], states.split(sizes)):
             role, shape = keys[i]
-            if c.weight_norm:
-                values = values * weight_scale(shape, role, c.fan)
+            if c.weight_norm:  # released hypernetworks know a map of positions by its shape
+                by_shape = role == Role.POSITION and len(shape) == 4 and c.convention != "correct"
+                values = values * weight_scale(shape, Role.CONV if by_shape else role, c.fan)
             yield keys[i], "name", shaped(values, role, shape, c.max_shape[2])
 
     def for_classes(self, num_classes: int) -> GHN:

@@ -25,9 +25,10 @@ from ghnlib.measuring.metrics import METRICS, metrics_of
 SCORES = ("accuracy", "top5", *METRICS)
 
 
-def exits_of(output: Tensor | list[Tensor]) -> list[Tensor]:
-    """Logits (B, classes) of each of a network's exits; most networks have one."""
-    return output if isinstance(output, list) else [output]
+def exits_of(output: Tensor | list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
+    """Logits (B, classes) of each of a network's exits, which are a list; most networks have one. Of a tuple the first:
+    the others are auxiliary."""
+    return output if isinstance(output, list) else [output[0] if isinstance(output, tuple) else output]
 
 
 @torch.no_grad()

@@ -49,7 +49,8 @@ _NAMES = [
     (r"^gnn\.(\d+)\.attn\.to_out\.0\.", r"encoder.layers.\1.out."),
     (r"^gnn\.(\d+)\.ff\.net\.0\.", r"encoder.layers.\1.feed_forward.0."),
     (r"^gnn\.(\d+)\.ff\.net\.3\.", r"encoder.layers.\1.feed_forward.2."),
-    (r"^decoder\.fc\.0\.", "weight_decoder.fc."),
+    (r"^decoder\.fc\.0\.", "weight_decoder.fc."),  # with the MLP decoder fc1, see read_checkpoint
+    (r"^decoder\.fc\.2\.", "weight_decoder.fc2."),
     (r"^decoder\.conv\.0\.", "weight_decoder.conv1."),
     (r"^decoder\.conv\.2\.", "weight_decoder.conv2."),
     (r"^decoder\.class_layer_predictor\.1\.", "weight_decoder.class_layer."),
@@ -130,6 +131,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise ValueError("its tensors are larger than the file")
         own = "embedding.op.weight" in state
         state = {our_name(name): value for name, value in state.items()}
+        if "weight_decoder.fc2.weight" in state:
+            state = {name.replace("weight_decoder.fc.", "weight_decoder.fc1."): value for name, value in state.items()}
         # PPUDA keeps the decoder's 1x1 convolutions as such; here they are linear layers.
         state = {name: value.flatten(1) if value.ndim == 4 else value for name, value in state.items()}
         config = _beside(path) if own else _checked(_configuration(state, stated))
@@ -240,11 +243,18 @@ def _inferred(state: dict[str, Tensor]) -> dict[str, Any]:
     hid = state["embedding.op.weight"].shape[1]
     layers = len([name for name in state if re.fullmatch(r"encoder\.layers\.\d+\.norm1\.weight", name)])
     encoder = "graphormer" if layers else "gated_gnn" if "encoder.gru.weight_ih" in state else "mlp"
-    out = round(state["weight_decoder.conv2.weight"].shape[0] ** 0.5)
     side = 11 if state["embedding.spatial.weight"].shape[0] == 9 else 16
+    classes = state["weight_decoder.class_layer.weight"].shape[0]
+    decoder = "mlp" if "weight_decoder.fc2.weight" in state else "conv"
+    if decoder == "mlp":
+        out = round((state["weight_decoder.fc2.weight"].shape[0] / side**2) ** 0.5)
+        classes //= max(out, 1)
+    else:
+        out = round(state["weight_decoder.conv2.weight"].shape[0] ** 0.5)
     return {
         "encoder": encoder,
-        "num_classes": state["weight_decoder.class_layer.weight"].shape[0],
+        "decoder": decoder,
+        "num_classes": classes,
         "hid": hid,
         "layers": layers or 1,
         "heads": state["encoder.edge_bias.2.weight"].shape[0] if layers else 8,

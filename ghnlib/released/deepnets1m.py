@@ -27,6 +27,7 @@ LARGEST_META = 2**30
 """Bytes of a meta JSON: one of the million networks for training takes 400 to 800."""
 KERNEL_SIZES = re.compile(r"(_\d+x\d+)+$")
 ALIASES = {"fc-b": "bias", "bnorm": "bn"}
+WITH_WEIGHTS = ("conv", "sep_conv", "dil_conv", "bn", "ln", "pos_enc")
 Flag = bool | Literal[0, 1]
 Cell = Annotated[tuple[tuple[str, Annotated[int, Field(ge=0, le=100)]], ...], Field(max_length=100)]
 Concat = Annotated[tuple[Annotated[int, Field(ge=0, le=100)], ...], Field(min_length=1, max_length=100)]
@@ -157,10 +158,11 @@ class OfficialFile:
             # By way of JSON: there a list stands for a tuple, and nothing else is converted.
             net = StoredArguments.model_validate_json(json.dumps(self._nets[index]))
             arch = self._architecture(net, *self._arrays(index))
-            counted, described = numbers_of_parameters(arch), net.num_params
+            described = net.num_params or {}
+            counted = {form: number for form, number in numbers_of_parameters(arch).items() if form in described}
         except Exception as error:  # damaged and hostile files can raise any
             raise ValueError(f"{where} is damaged or incomplete: {one_line(error)}") from error
-        if described not in (None, counted):
+        if described != counted:
             raise ValueError(f"{where}: {counted} parameters, but {described} are described")
         return arch
 
@@ -173,7 +175,7 @@ class OfficialFile:
         if np.count_nonzero(adjacency == 1) > MAX_EDGES:
             raise ValueError(f"more than {MAX_EDGES:,} edges")
         rows = ((self._ops[op], cell, self._names[name]) for op, cell, name in nodes.tolist())
-        records = tuple((op, parameter_name(name, cell)) for op, cell, name in rows)
+        records = tuple((op, parameter_name(name, cell, op)) for op, cell, name in rows)
         genotype = Genotype(**dict(net.genotype))
         edges = np.argwhere(adjacency == 1).tolist()
         if not self._handle().attrs.get("repaired", False):
@@ -220,11 +222,14 @@ def primitive_name(extended: str) -> str:
     return name
 
 
-def parameter_name(stored: str, cell: int) -> str:
-    """A parameter's qualified name from the one in the file, which older code wrote; "" for operations."""
+def parameter_name(stored: str, cell: int, op: str = "") -> str:
+    """A parameter's qualified name from the one in the file, which older code wrote; "" for operations. ``op``: the
+    node's primitive: of those of ``WITH_WEIGHTS`` the name may lack ".weight"."""
     name = f"{stored}weight" if stored.endswith("to_out.0.") else stored
     if not name.endswith((".weight", ".bias")):
-        return ""
+        if not name or op not in WITH_WEIGHTS:
+            return ""
+        name += ".weight"
     for part in ("stem", "pos_enc"):
         if part in name:
             return name[name.index(part) :]

@@ -29,6 +29,7 @@ PREDICTED_TOGETHER = 4
 """Networks of a rank predicted at once: larger meta-batches are taken in parts, so that memory does not grow."""
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SCALING = {"init_scale": 65536.0, "growth_interval": 100}
+LEAST_SCALE = 1024.0
 """Of losses in float16 (GHN-3's training)."""
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -87,11 +88,12 @@ class MetaTrainer:
             mine = [i for i, is_used in zip(mine, used) if is_used]
             found, _ = self._add_gradients(architectures, mine, images, labels, seed)
         count, loss, correct, parameter_norm, grad_norm, scale = found  # not a number if there is no network left
+        overflow = count > 0 and scale > 1 and not math.isfinite(grad_norm)
         if count and math.isfinite(grad_norm):
             self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.scaler.is_enabled():  # without a network there is nothing to judge the scale by
+            self.scaler.update(scale if not count else LEAST_SCALE if overflow and scale < 2 * LEAST_SCALE else None)
         self.schedule.step()
-        overflow = scale > 1 and not math.isfinite(grad_norm)
         skipped = m - int(count) if math.isfinite(grad_norm) or overflow else m
         means = {"loss": loss, "accuracy": 100 * correct, "parameter_norm": parameter_norm}
         means |= {"grad_norm": grad_norm, "skipped": skipped}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared import assert_composed_is_traced
 
-from ghnlib import DeepNets
+from ghnlib import DeepNets, Graph
 from ghnlib.architectures.architecture import Architecture
 from ghnlib.architectures.genotypes import GENOTYPES, Genotype
 from ghnlib.deepnets.spaces import OPERATIONS
@@ -28,6 +28,14 @@ def test_composed_graphs_equal_traced_ones(split, space):
 def test_composed_graphs_equal_traced_ones_on_imagenet():
     for i in range(3):
         assert_composed_is_traced(DeepNets("train", num_classes=1000, input_size=224)[i])
+
+
+def test_networks_are_traced_for_ppuda_as_composed():
+    for arch in DeepNets("val", seed=3, size=12):
+        if "cse" not in arch.genotype.names:  # its rules lose some
+            traced = Graph.from_module(arch.build(), convention="ppuda")
+            assert sorted(node.op for node in traced.nodes) == sorted(node.op for node in arch.graph.nodes)
+            assert len(traced.edges) == len(arch.graph.edges)
 
 
 def test_composed_graphs_of_published_genotypes_equal_traced_ones():

@@ -90,3 +90,4 @@ def test_predefined():
     assert isinstance(resnet, NamedNetwork) and vit.num_params == 1_012_234
     assert (len(resnet.graph), len(resnet.graph.edges)) == (126, 141)
     assert vit.is_vit and len(vit.graph) == 129
+    assert [type(a) for a in DeepNets("predefined", path="no file has it")] == [type(resnet), type(vit)]

@@ -629,6 +629,13 @@ def test_released_flags_need_weight_and_bias_at_the_end():
     assert role_of(trace(net, SMALL, "ghn3"), "2.weight") is Role.CONV
 
 
+def test_released_flags_are_by_position_on_the_correct_graph_too():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 32**2, 4, bias=False))
+    assert role_of(trace(net, SMALL), "3.weight") is Role.CLASS_WEIGHT
+    with pytest.warns(UserWarning, match="correct graph"):
+        assert role_of(trace(net, SMALL, "ghn3"), "3.weight") is Role.LINEAR
+
+
 # --- the caller's state ----------------------------------------------------------------------------------------------
 
 

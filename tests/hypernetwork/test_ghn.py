@@ -296,3 +296,11 @@ def test_torchvision_network_is_initialized_and_runs():
 
 def test_other_classes_keep_the_precision():
     assert tiny().half().for_classes(5).embedding.op.weight.dtype == torch.float16
+
+
+@pytest.mark.parametrize(("side", "factor"), [(11, 1.0), (6, (2 / (8 * 36)) ** 0.5)])
+def test_released_hypernetworks_leave_maps_of_positions_from_11_rows_on_as_they_are(side, factor):
+    graph = Graph([Node("input"), Node("pos_enc", "pos", (1, 8, side, side), Role.POSITION)], [])
+    own, released = tiny(), tiny(convention="ghn3")
+    released.load_state_dict(own.state_dict())
+    torch.testing.assert_close(released.predict(graph)["pos"], own.predict(graph)["pos"] * factor)

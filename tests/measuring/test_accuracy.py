@@ -46,6 +46,13 @@ def test_top_1_and_top_5_count_labels_among_the_largest_scores():
     assert math.isnan(top_accuracies(net, few())["accuracy"])
 
 
+def test_of_several_outputs_in_a_tuple_the_first_counts():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    expected = top_accuracies(net, few())
+    net.register_forward_hook(lambda module, inputs, output: (output, -output))
+    assert top_accuracies(net, few()) == expected
+
+
 def test_predictions_score_as_the_network_that_is_initialised_with_them():
     ghn, architecture = tiny(), architectures()[0]
     net = architecture.build(device="cpu")

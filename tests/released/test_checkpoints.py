@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import zipfile
+from dataclasses import replace
 
 import joblib
 import numpy as np
@@ -65,6 +66,23 @@ def test_ghn3_training_files(tmp_path):
     torch.save(content, tmp_path / "ghn.pt")
     loaded = GHN.from_pretrained(tmp_path / "ghn.pt")
     assert loaded.config == GHNConfig(hid=16, layers=2, heads=2, max_shape=(16, 16, 11, 11), convention="ghn3")
+    assert_equal(loaded, ghn)
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_files_with_the_mlp_decoder(tmp_path, stated):
+    ghn = tiny("mlp", decoder="mlp", num_classes=7, window="corner", convention="ppuda" if stated else "ghn3")
+    own, names = ghn.state_dict(), {"fc1": "fc.0", "fc2": "fc.2", "class_layer": "class_layer_predictor.1"}
+    state = {name: own[our_name(name)] for name in NAMES["mlp"] if our_name(name) in own and "decoder.fc" not in name}
+    state |= {f"decoder.{theirs}.{part}": own[f"weight_decoder.{ours}.{part}"]
+              for ours, theirs in names.items() for part in ("weight", "bias")}  # fmt: skip
+    config = {**CONFIG, "num_classes": 7, "decoder": "mlp", "hypernet": "mlp"}
+    rest = (
+        {"config": {key: config[key] for key in config if key not in ("layers", "heads", "is_ghn2")}} if stated else {}
+    )
+    torch.save({"state_dict": state, **rest}, tmp_path / "mlp.pt")
+    loaded = GHN.from_pretrained(tmp_path / "mlp.pt")
+    assert replace(loaded.config, layers=ghn.config.layers, heads=ghn.config.heads) == ghn.config
     assert_equal(loaded, ghn)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +87,11 @@ def test_damaged_official_files_are_explained(official):
     meta.write_text(text.replace('"cifar10": ', '"cifar10": 9'))
     with pytest.raises(ValueError, match="parameters, but"):
         OfficialFile(path, "val").read(0)
+    meta.write_text(re.sub(r'"imagenet": \d+', '"other": 1', text))
+    with pytest.raises(ValueError, match="parameters, but"):
+        OfficialFile(path, "val").read(0)
+    meta.write_text(re.sub(r', "imagenet": \d+', "", text))
+    assert OfficialFile(path, "val").read(0)
     meta.write_text(text.replace('"genotype"', '"genes"'))
     with pytest.raises(ValueError, match="network 0 of .*genotype: Field required"):
         OfficialFile(path, "val").read(0)
@@ -193,6 +199,12 @@ def test_parameters_of_released_files_are_those_of_the_network(record):
 )
 def test_parameter_names_of_official_files(stored, name):
     assert parameter_name(stored, 2) == name
+
+
+def test_names_of_weights_may_lack_their_ending():
+    assert parameter_name("_ops.3.op.1", 2, "sep_conv") == "cells.2._ops.3.op.1.weight"
+    assert parameter_name("pos_enc", 0, "pos_enc") == "pos_enc.weight"
+    assert parameter_name("max_pool", 2, "max_pool") == parameter_name("", 2, "conv") == ""
 
 
 def test_primitive_names_of_official_files():

@@ -63,6 +63,25 @@ def test_an_overflow_skips_the_update_halves_the_scale_and_counts_no_network():
     assert take_step(trainer)["overflow"] == 0 and not all(map(torch.equal, before, trainer.ghn.parameters()))
 
 
+def test_the_scale_does_not_fall_below_that_of_ghn3():
+    trainer = half_precision(1500.0)
+    run = trainer._run_child
+    trainer._run_child = lambda *a: (run(*a)[0], [g * float("inf") for g in run(*a)[1]])
+    assert (take_step(trainer)["overflow"], trainer.scaler.get_scale()) == (1, 1024.0)
+
+
+@pytest.mark.parametrize("networks", [1, 2])
+def test_a_step_without_any_finite_network_keeps_the_scale_and_the_weights(networks):
+    trainer = half_precision()
+    before = [p.detach().clone() for p in trainer.ghn.parameters()]
+    images, labels = next(digits().train.batches(8))
+    for _ in range(2):
+        found = trainer.step(pool("train", 12)[:networks], images * float("nan"), labels, seed=0)
+        assert (found["overflow"], found["skipped"], trainer.scaler.get_scale()) == (0, networks, 65536.0)
+    assert all(map(torch.equal, before, trainer.ghn.parameters()))
+    assert take_step(trainer)["skipped"] == 0
+
+
 def test_gradients_that_no_scale_saves_count_as_dropped_networks():
     trainer = half_precision(1.0)
     run = trainer._run_child

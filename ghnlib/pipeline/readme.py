@@ -58,8 +58,7 @@ SECTIONS = {
     ),
     "digits-long": ProfileSection(
         "Handwritten digits, longer (`make repro PROFILE=digits-long`)",
-        ("evaluate", "finetune"), ("evaluate", "scaling"),
-        note="Of an earlier form of this profile: images of 16 pixels, 3,000 steps, an earlier design space.",
+        ("evaluate", "finetune", "transfer"), ("evaluate",),
     ),
     "cifar10-small": ProfileSection(
         "CIFAR-10, recompressed as JPEG (`make repro PROFILE=cifar10-small`)", ("evaluate", "finetune"), ("evaluate",),

@@ -3,6 +3,7 @@
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from ghnlib.reporting.statistics import number_of
 
 START = "<!-- results: written by `make readme` from reports/*/metrics -->"
 END = "<!-- end of results -->"
+ORDER = ("without-training-ghn2-ghn1", "without-training-ghn2-mlp", "without-training-ghn3-ghn2")
+"""Claims about the order of the four hypernetworks."""
 CAPTIONS = {
     "evaluate": "Accuracy over architectures and training steps",
     "scaling": "Accuracy over parameters and FLOPs of training",
@@ -98,7 +101,24 @@ def headline(root: Path) -> str:
     """For README.md: accuracy without training in the default profile, and how its claims stand."""
     name, section = next(iter(SECTIONS.items()))
     paragraphs = _part(root, name, section._replace(told=("evaluate",)), "reports/")
-    return "\n\n".join([*paragraphs[1:], *_over_profiles(verdicts(root))])
+    longer, over_profiles = _longer(root, "digits-long"), _over_profiles(verdicts(root))
+    return "\n\n".join([*paragraphs[1:-1], *longer, *paragraphs[-1:], *over_profiles])
+
+
+def _longer(root: Path, profile: str) -> list[str]:
+    """The same hypernetworks in a profile that trains them longer, on the test split, and their order."""
+    metrics, params = _metrics(root / "reports" / profile), params_of(root, profile)
+    if _trainings(metrics, params) < 2 or "evaluate" not in metrics:
+        return []
+    accuracy, trained, words = metrics["evaluate"]["accuracy"], _steps(metrics, params), verdicts(root).get(profile, {})
+    means = ", ".join(f"{name} {_mean(accuracy[name]['test'], True)}" for name in accuracy if name in trained)
+    found = {claim_of(key).claim: words[key].split(" ", 1) for key in ORDER if words.get(key)}
+    leads = [f"{re.split(': | [(]', claim)[1]} by {value} ({verdict})" for claim, (value, verdict) in found.items()]
+    return [
+        f"Trained for {max(trained.values()):,} steps on {params.deepnets.train_pool:,} architectures "
+        f"([{profile}](reports/{profile}/3_evaluate.ipynb), {_trainings(metrics, params)} trainings of each), they "
+        f"have {means} on test: {', '.join(leads)}."
+    ]
 
 
 def results(root: Path) -> str:

@@ -138,6 +138,9 @@ def test_claims_over_profiles_count_what_several_trainings_decide(tree):
             "attention": ["", "", "+2 held"],
         }.items()
     }
+    told = readme.headline(tree)
+    assert "Trained for 100 steps on 4,000 architectures ([digits-long](reports/digits-long/3_evaluate.ipynb)" in told
+    assert "they have ghn3 50.0 ± 2.0 on test: GHN-2 over MLP by -2 (not held)." in told
     (text,) = readme._over_profiles(table)
     assert text.startswith("Over the 3 profiles with several trainings, 4 of ") and "2 held, 1 not held, 1" in text
     assert "| GHN-3 Table 10 |  |  | +2 held |" in readme.results(tree)

@@ -152,7 +152,9 @@ def verdicts(root: Path) -> pd.DataFrame:
             }  # fmt: skip
     order = list(known_claims())
     found = {profile: of for profile, of in found.items() if of}
-    keys = sorted({key for of in found.values() for key in of}, key=lambda key: order.index(key.partition("/")[0]))
+    keys = sorted(
+        {key for of in found.values() for key in of}, key=lambda key: (order.index(key.partition("/")[0]), key)
+    )
     return pd.DataFrame(found, index=keys, dtype=object).fillna("")
 
 

@@ -117,8 +117,6 @@ ROWS = {
     "ghn3-no-attention": {"attention": False},
     "ghn3-m4": {"meta_batch": 4, "steps": 750},
     "ghn3-m4-misaligned": {"batching": "misaligned"},
-    "ghn3-m4-long": {"steps": 2250},
-    "ghn3-m4-long-misaligned": {"batching": "misaligned"},
 }
 
 
@@ -127,6 +125,14 @@ def test_rows_on_digits_differ_from_their_base_in_what_the_tables_say():
     options, base = options_of(train), bases(train)
     assert {name: changes(options[name], options[base[name]]) for name in base} == ROWS
     assert set(train.variants) == ROWS.keys() | {"ghn1", "ghn2", "ghn3"} and len(train.seeds) == 3
+
+
+def test_batches_of_the_released_code_are_tried_at_two_lengths():
+    shorter, longer = (options_of(params(profile).train) for profile in ("ablations", "batching"))
+    assert bases(params("batching").train) == {"ghn3-m4-misaligned": "ghn3-m4"}
+    assert {name: changes(options, shorter[name]) for name, options in longer.items()} == {
+        name: {"steps": 2250} for name in ("ghn3-m4", "ghn3-m4-misaligned")
+    }
 
 
 def test_bases_on_digits_are_the_variants_of_the_default_profile():

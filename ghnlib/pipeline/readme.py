@@ -45,6 +45,10 @@ SECTIONS = {
         "The hypernetwork of the package for digits (`make repro PROFILE=digits-pretrained`)",
         ("evaluate",), claims=("evaluate",),
     ),
+    "ablations": ProfileSection(
+        "One thing changed at a time (`make repro PROFILE=ablations`)", ("evaluate",), claims=("evaluate",),
+        note="Variants of fewer steps, and each beside its base and the papers' numbers: in the report on accuracy.",
+    ),
     "cifar10-pretrained": ProfileSection(
         "The first 50,000 steps of the package's hypernetwork for CIFAR-10 (`make repro PROFILE=cifar10-pretrained`)",
         ("evaluate",), ("evaluate",), claims=("evaluate",),

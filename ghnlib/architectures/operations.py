@@ -1,6 +1,6 @@
 """The candidate operations of DeepNets-1M: as modules, and as the pieces of graph that they contribute.
 
-An operation is registered once, as a function from a ``Spec`` to a ``Operation``: its ``Block`` (nodes and edges,
+An operation is registered once, as a function from a ``Spec`` to an ``Operation``: its ``Block`` (nodes and edges,
 with shapes, from which graphs are composed and parameters counted) and a function that builds its module. Plain
 chains of layers get both from one list. Shapes: B images, a input channels, b output channels, H x W pixels.
 """
@@ -60,7 +60,7 @@ REGISTRY: dict[str, Callable[[Spec], Operation]] = {}
 
 
 def register(name: str, **arguments) -> Callable:
-    """Decorator: makes a function from Spec (and ``arguments``) to Operation known under ``name``."""
+    """Decorator: makes a function from Spec (and ``arguments``) to an Operation known under ``name``."""
 
     def add(function: Callable[..., Operation]) -> Callable[..., Operation]:
         REGISTRY[name] = partial(function, **arguments)

@@ -3,7 +3,6 @@
 """
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -20,8 +19,12 @@ from ghnlib.reporting.statistics import number_of
 
 START = "<!-- results: written by `make readme` from reports/*/metrics -->"
 END = "<!-- end of results -->"
-ORDER = ("without-training-ghn2-ghn1", "without-training-ghn2-mlp", "without-training-ghn3-ghn2")
-"""Claims about the order of the four hypernetworks."""
+ORDER = {
+    "without-training-ghn2-ghn1": "GHN-2 over GHN-1",
+    "without-training-ghn2-mlp": "GHN-2 over MLP",
+    "without-training-ghn3-ghn2": "GHN-3 over GHN-2",
+}
+"""Claims about the order of the four hypernetworks, in short."""
 CAPTIONS = {
     "evaluate": "Accuracy over architectures and training steps",
     "scaling": "Accuracy over parameters and FLOPs of training",
@@ -47,14 +50,15 @@ SECTIONS = {
     ),
     "ablations": ProfileSection(
         "One thing changed at a time (`make repro PROFILE=ablations`)", ("evaluate",), claims=("evaluate",),
-        note="Variants of fewer steps, and each beside its base and the papers' numbers: in the report on accuracy.",
+        note="Variants of fewer steps, and each beside its base and the papers' numbers: in the report on accuracy. "
+        "The seconds a step there are of trainings beside other work, and compare nothing.",
     ),
     "cifar10-pretrained": ProfileSection(
         "The first 50,000 steps of the package's hypernetwork for CIFAR-10 (`make repro PROFILE=cifar10-pretrained`)",
         ("evaluate",), ("evaluate",), claims=("evaluate",),
     ),
     "cifar10-continued": ProfileSection(
-        "150,000 steps more of it (`make repro PROFILE=cifar10-continued`)",
+        "150,000 steps more of the package's hypernetwork for CIFAR-10 (`make repro PROFILE=cifar10-continued`)",
         ("evaluate",), ("evaluate",), claims=("evaluate",),
         note="It has the 50,000 steps above behind it.",
     ),
@@ -105,19 +109,23 @@ def headline(root: Path) -> str:
     """For README.md: accuracy without training in the default profile, and how its claims stand."""
     name, section = next(iter(SECTIONS.items()))
     paragraphs = _part(root, name, section._replace(told=("evaluate",)), "reports/")
-    longer, over_profiles = _longer(root, "digits-long"), _over_profiles(verdicts(root))
-    return "\n\n".join([*paragraphs[1:-1], *longer, *paragraphs[-1:], *over_profiles])
+    table = verdicts(root)
+    longer = _longer(root, "digits-long", table.get("digits-long", {}))
+    return "\n\n".join([*paragraphs[1:-1], *longer, *paragraphs[-1:], *_over_profiles(table)])
 
 
-def _longer(root: Path, profile: str) -> list[str]:
-    """The same hypernetworks in a profile that trains them longer, on the test split, and their order."""
+def _longer(root: Path, profile: str, found: Mapping[str, str]) -> list[str]:
+    """The same hypernetworks in a profile that trains them longer, on the test split, and their order. ``found``: the
+    profile's column of ``verdicts``."""
     metrics, params = _metrics(root / "reports" / profile), params_of(root, profile)
     if _trainings(metrics, params) < 2 or "evaluate" not in metrics:
         return []
-    accuracy, trained, words = metrics["evaluate"]["accuracy"], _steps(metrics, params), verdicts(root).get(profile, {})
+    accuracy, trained = metrics["evaluate"]["accuracy"], _steps(metrics, params)
     means = ", ".join(f"{name} {_mean(accuracy[name]['test'], True)}" for name in accuracy if name in trained)
-    found = {claim_of(key).claim: words[key].split(" ", 1) for key in ORDER if words.get(key)}
-    leads = [f"{re.split(': | [(]', claim)[1]} by {value} ({verdict})" for claim, (value, verdict) in found.items()]
+    leads = []
+    for key, words in ORDER.items():
+        value, _, verdict = found.get(key, "").partition(" ")
+        leads += [f"{words} by {value} ({verdict})"] if verdict else []
     return [
         f"Trained for {max(trained.values()):,} steps on {params.deepnets.train_pool:,} architectures "
         f"([{profile}](reports/{profile}/3_evaluate.ipynb), {_trainings(metrics, params)} trainings of each), they "

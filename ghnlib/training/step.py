@@ -29,8 +29,9 @@ PREDICTED_TOGETHER = 4
 """Networks of a rank predicted at once: larger meta-batches are taken in parts, so that memory does not grow."""
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SCALING = {"init_scale": 65536.0, "growth_interval": 100}
-LEAST_SCALE = 1024.0
 """Of losses in float16 (GHN-3's training)."""
+LEAST_SCALE = 1024.0
+"""Below it the scale of losses does not fall, whatever overflows."""
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
@@ -83,16 +84,19 @@ class MetaTrainer:
         mine = share_of_rank(range(m), cost=lambda i: len(architectures[i].graph))
         found, used = self._add_gradients(architectures, mine, images, labels, seed)
         if found[0] < m:  # of any rank: the step is made again without them, since their gradients are in the sum
-            if self.scaler.is_enabled():
-                self.scaler.update(self.scaler.get_scale())  # as if it had not unscaled yet
+            self.scaler.update(self.scaler.get_scale())  # as if it had not unscaled yet
             mine = [i for i, is_used in zip(mine, used) if is_used]
             found, _ = self._add_gradients(architectures, mine, images, labels, seed)
         count, loss, correct, parameter_norm, grad_norm, scale = found  # not a number if there is no network left
         overflow = count > 0 and scale > 1 and not math.isfinite(grad_norm)
         if count and math.isfinite(grad_norm):
             self.scaler.step(self.optimizer)
-        if self.scaler.is_enabled():  # without a network there is nothing to judge the scale by
-            self.scaler.update(scale if not count else LEAST_SCALE if overflow and scale < 2 * LEAST_SCALE else None)
+        if not count:  # nothing to judge the scale by
+            self.scaler.update(scale)
+        elif overflow and scale < 2 * LEAST_SCALE:
+            self.scaler.update(LEAST_SCALE)
+        else:
+            self.scaler.update()
         self.schedule.step()
         skipped = m - int(count) if math.isfinite(grad_norm) or overflow else m
         means = {"loss": loss, "accuracy": 100 * correct, "parameter_norm": parameter_norm}
